@@ -1,0 +1,65 @@
+# The environment is .venv, made from requirements.lock. `make PYTHON=python3.12 ...` chooses the Python that makes it.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.dformer-ready
+# Stands in the environment while it is being changed; where it is found, the run before was interrupted.
+UNFINISHED := $(VENV)/.dformer-unfinished
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help quickstart env test check lock clean
+
+help:
+	@echo 'make quickstart   install, train a small DFormer on generated data, evaluate it, segment four pictures'
+	@echo 'make env          only the environment ($(VENV))'
+	@echo 'make test         the tests; ARGS="-k schedule" passes arguments to pytest'
+	@echo 'make check        lint, format, types, import contracts'
+	@echo 'make lock         resolve the newest versions into requirements.lock (needs uv)'
+	@echo 'make clean        remove caches and build products; the environment and output/ stay'
+
+quickstart: $(READY)
+	$(BIN)/python tools/quickstart.py
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy dformer tools datasets
+	$(BIN)/lint-imports
+
+env: $(READY)
+
+$(READY): requirements.lock pyproject.toml tools/install_detectron2.py
+	@if [ -e $(UNFINISHED) ] || { [ -e $(VENV) ] && ! $(BIN)/python -m pip --version > /dev/null 2>&1; }; then \
+		echo '$(VENV) is half-made or broken: making it anew'; rm -rf $(VENV); \
+	fi
+	@if [ ! -e $(VENV) ]; then \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+			{ echo 'error: dformer needs Python 3.10 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)'; exit 2; }; \
+		$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
+			{ echo 'error: $(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv'; exit 2; }; \
+		echo 'making $(VENV) with $(PYTHON); about 5 GB of wheels follow'; \
+		mkdir -p $(VENV) && touch $(UNFINISHED) && $(PYTHON) -m venv $(VENV); \
+	fi
+	@rm -f $(READY); touch $(UNFINISHED)
+	@# The locked setuptools first: it builds what has no wheel, so that no other build tool is fetched.
+	$(BIN)/python -m pip install "$$(grep '^setuptools==' requirements.lock)"
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -r requirements.lock
+	$(BIN)/python tools/install_detectron2.py
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	@mv $(UNFINISHED) $(READY) && touch $(READY)
+
+# The platform's marker, the same in each line, is left out.
+lock:
+	uv pip compile --quiet --universal --upgrade --python-version 3.10 --extra dev --no-annotate --no-header \
+		--output-file requirements.lock.new pyproject.toml
+	@sed -Ei -e "s/ (and|;) platform_machine == 'x86_64' and sys_platform == 'linux'//" \
+		-e '1i # Made by `make lock`: what `make env` installs, on Linux x86-64 with Python 3.10 to 3.13.' requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find dformer tools datasets tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,116 @@
+"""One screen on the environment: versions, devices, operators, and what is missing.
+
+python -m dformer.env
+"""
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import dformer
+
+# Distribution -> its module, which may also have come by another distribution (opencv-python, a checkout, ...).
+REQUIRED = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "pillow": "PIL",
+    "opencv-python-headless": "cv2",
+    "pycocotools": "pycocotools",
+    "fvcore": "fvcore",
+    "panopticapi-lite": "panopticapi",
+    "detectron2": "detectron2",
+}
+ADDED_BY_TOOL = ("detectron2", "panopticapi-lite")
+
+
+def installed(name: str) -> str | None:
+    """Version of the distribution `name`; None where neither it nor its module is there."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "version unknown" if importlib.util.find_spec(REQUIRED[name]) else None
+
+
+def dformer_state() -> str:
+    """dformer's version, its commit where it is a git checkout, and its folder."""
+    folder = Path(dformer.__file__).parent
+    commit = ""
+    if (folder.parent / ".git").exists():
+        git = ["git", "-C", str(folder), "describe", "--always", "--dirty=, modified"]
+        try:
+            commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+        except (OSError, subprocess.TimeoutExpired):
+            commit = "unknown commit"
+    return f"{dformer.__version__}{f' (git {commit})' if commit else ''} in {folder}"
+
+
+def detectron2_state() -> str | None:
+    """Detectron2's version, whose it is, and its folder; None where it is missing. It is not imported."""
+    spec = importlib.util.find_spec("detectron2")
+    if spec is None or spec.origin is None:
+        return None
+    found = installed("detectron2") or ""
+    whose = "pure Python build of tools/install_detectron2.py" if "+dformer" in found else "your own"
+    return f"{found}, {whose}, in {Path(spec.origin).parent}"
+
+
+def cpu_model() -> str:
+    try:
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+
+
+def torch_lines() -> list[tuple[str, str]]:
+    """What only a running PyTorch can tell: CUDA, devices, operators."""
+    import torch
+
+    from dformer import ops
+
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU only"
+    lines = [("CUDA", f"{built}, {'usable' if torch.cuda.is_available() else 'no usable GPU here'}")]
+    lines.append(("CPU", f"{cpu_model()}, {os.cpu_count()} cores, PyTorch uses {torch.get_num_threads()} threads"))
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        capability = f"compute capability {gpu.major}.{gpu.minor}"
+        lines.append((f"GPU {index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {capability}"))
+    lines.append(("ms_deform_attn", ops.implementation()))
+    return lines
+
+
+def missing() -> dict[str, list[str]]:
+    """Command, to run in dformer's folder -> the missing distributions that it gets."""
+    absent: dict[str, list[str]] = {}
+    for name in REQUIRED:
+        if installed(name) is None:
+            command = "python tools/install_detectron2.py" if name in ADDED_BY_TOOL else "pip install -e ."
+            absent.setdefault(command, []).append(name)
+    return absent
+
+
+def report() -> str:
+    """The screen."""
+    lines = [("dformer", dformer_state()), ("Python", f"{platform.python_version()} at {sys.executable}")]
+    lines += [(name, installed(name) or "missing") for name in REQUIRED if name != "detectron2"]
+    lines.append(("detectron2", detectron2_state() or "missing"))
+    if installed("torch"):
+        try:
+            lines += torch_lines()
+        except (ImportError, OSError) as error:  # a library that PyTorch is linked to may be missing or unloadable
+            lines.append(("PyTorch", f"does not load: {error}"))
+    lines.append(("data sets", os.environ.get("DETECTRON2_DATASETS", "datasets (DETECTRON2_DATASETS is not set)")))
+    lines += [("to get", f"{', '.join(names)}: {command}") for command, names in missing().items()]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:{width}}  {text}" for name, text in lines)
+
+
+if __name__ == "__main__":
+    print(report())

@@ -1,0 +1,66 @@
+"""Multi-scale deformable self-attention over a feature pyramid (Deformable DETR, Zhu et al. 2021, Sec. 4.1)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dformer.layers.attention import FeedForward
+from dformer.ops import ms_deform_attn
+
+
+class DeformableAttention(nn.Module):
+    """Each query samples `num_points` points a head and level around its own place.
+
+    L levels, P points, M heads.
+    """
+
+    def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = num_points
+        self.offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
+        self.weights = nn.Linear(dim, num_heads * num_levels * num_points)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """At first each head looks in a direction of its own, its p-th point p cells away, with equal weights."""
+        angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        direction = torch.stack([angle.cos(), angle.sin()], dim=1)
+        direction = direction / direction.abs().amax(dim=1, keepdim=True)
+        distance = torch.arange(1, self.num_points + 1)[:, None]
+        points = (direction[:, None, None] * distance).expand(-1, self.num_levels, -1, -1)  # (M, L, P, 2)
+        with torch.no_grad():
+            self.offsets.bias.copy_(points.flatten())
+        for zero in (self.offsets.weight, self.weights.weight, self.weights.bias, self.value.bias, self.output.bias):
+            nn.init.zeros_(zero)
+        nn.init.xavier_uniform_(self.value.weight)
+        nn.init.xavier_uniform_(self.output.weight)
+
+    def forward(self, x: Tensor, pos: Tensor, reference: Tensor, shapes: Tensor) -> Tensor:
+        """Pyramid `x` (B, S, C), `pos` (S, C), `reference` (S, 2) in [0, 1], `shapes` (L, 2) -> (B, S, C)."""
+        query = x + pos
+        grid = (self.num_heads, self.num_levels, self.num_points)
+        offsets = self.offsets(query).unflatten(2, (*grid, 2))  # (B, S, M, L, P, 2), in cells of the level
+        weights = self.weights(query).unflatten(2, (self.num_heads, -1)).softmax(-1).unflatten(3, grid[1:])
+        size = shapes.flip(1).to(x.device)[:, None]  # (L, 1, 2): widths and heights
+        locations = reference[:, None, None, None] + offsets / size
+        value = self.value(x).unflatten(2, (self.num_heads, -1))
+        return self.output(ms_deform_attn(value, shapes, locations, weights))
+
+
+class DeformableEncoderLayer(nn.Module):
+    """Deformable self-attention, then feed-forward; both residual, normalised after the sum."""
+
+    def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.attention = DeformableAttention(dim, num_heads, num_levels, num_points)
+        self.norm = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim, ffn_dim)
+
+    def forward(self, x: Tensor, pos: Tensor, reference: Tensor, shapes: Tensor) -> Tensor:
+        """As `DeformableAttention`."""
+        return self.feed_forward(self.norm(x + self.attention(x, pos, reference, shapes)))

@@ -1,0 +1,52 @@
+"""Sinusoidal embeddings of positions and times."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sine_position(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """Position embedding of a feature map (DETR, App. A.4): the first dim/2 channels tell y, the others x.
+
+    Coordinates are normalised by the map's size, so that maps of different strides agree.
+
+    Returns:
+        (dim, height, width) float32; `dim` must divide by 4.
+    """
+    index = torch.arange(dim // 4, device=device, dtype=torch.float32)
+    frequency = 10000 ** (-4 * index / dim)
+
+    def encode(size: int) -> Tensor:
+        coordinate = torch.arange(1, size + 1, device=device, dtype=torch.float32) / (size + 1e-6) * 2 * math.pi
+        angle = coordinate[:, None] * frequency
+        return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1).T  # (dim/2, size)
+
+    y, x = encode(height), encode(width)
+    return torch.cat([y[:, :, None].expand(-1, -1, width), x[:, None, :].expand(-1, height, -1)])
+
+
+def sine_time(t: Tensor, dim: int) -> Tensor:
+    """Embedding (B, dim) of timesteps t (B,), 0..T-1: sines, then cosines, of geometrically spaced frequencies."""
+    half = dim // 2
+    frequency = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
+    angle = t[:, None].float() * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class TimeModulation(nn.Module):
+    """A timestep -> the scale and shift that modulate every query, the same ones in every decoder layer.
+
+    `dim` -> 4 `dim` -> 4 `dim` -> 2 `dim`, as published.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.embed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, 4 * dim))
+        self.project = nn.Sequential(nn.SiLU(), nn.Linear(4 * dim, 2 * dim))
+
+    def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps (B,) -> scale and shift, each (B, 1, dim); applied as x * (1 + scale) + shift."""
+        scale, shift = self.project(self.embed(sine_time(t, self.dim)))[:, None].chunk(2, dim=2)
+        return scale, shift

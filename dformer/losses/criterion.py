@@ -1,0 +1,174 @@
+"""The set-prediction loss: match, classify every prediction, shape the matched ones (DFormer, Eq. 4).
+
+Shapes: L supervised predictions (one a decoder layer), B images, N masks each, G_b ground-truth masks of H x W in
+image b, K classes, P points.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dformer.losses.matcher import LossWeights, assign, matching_cost
+from dformer.losses.points import random_points, sample_logits, sample_targets, uncertain_points
+
+
+class Target(NamedTuple):
+    """Ground truth of an image: `labels` (G,) int64 in 0..K-1, `masks` (G, H, W) bool on the padded canvas."""
+
+    labels: Tensor
+    masks: Tensor
+
+
+class Criterion(nn.Module):
+    """Hungarian matching and the three losses, for all layers at once."""
+
+    class_weight: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        weights: LossWeights,
+        no_object_weight: float,
+        num_points: int,
+        oversample_ratio: float,
+        importance_sample_ratio: float,
+    ) -> None:
+        super().__init__()
+        self.weights = weights
+        self.num_points = num_points
+        self.oversample_ratio = oversample_ratio
+        self.importance_sample_ratio = importance_sample_ratio
+        class_weight = torch.ones(num_classes + 1)
+        class_weight[-1] = no_object_weight
+        self.register_buffer("class_weight", class_weight, persistent=False)
+
+    def forward(
+        self,
+        logits: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        targets: list[Target],
+        generators: list[torch.Generator],
+    ) -> dict[str, Tensor]:
+        """Weighted losses, to be summed.
+
+        Args:
+            logits: L times (B, N, K + 1).
+            masks: L times (B, N, h, w), logits.
+            targets: B.
+            generators: one an image, of the points.
+
+        Returns:
+            `loss_ce`, `loss_mask`, `loss_dice` of the last layer, `loss_ce_0`, ... of the ones before.
+        """
+        class_logits = torch.stack([x.float() for x in logits])  # (L, B, N, K + 1)
+        mask_logits = torch.stack([x.float() for x in masks])  # (L, B, N, h, w)
+        matches = self.match(class_logits, mask_logits, targets, generators)
+        classes = classification_targets(class_logits, targets, matches)  # (L, B, N)
+        class_weight = self.class_weight[classes]
+        count = sum(len(target.labels) for target in targets)
+        # Several processes must get the same loss as one with the joint batch: the normalisers are means over the
+        # processes. (The published code does so for the masks alone.)
+        normalisers = mean_over_processes(
+            torch.cat([class_weight.sum(dim=(1, 2)), class_weight.new_tensor([float(count)])])
+        )
+        nll = F.cross_entropy(class_logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(class_weight)
+        loss_ce = (class_weight * nll).sum(dim=(1, 2)) / normalisers[:-1]
+        loss_mask, loss_dice = self.mask_losses(mask_logits, targets, matches, generators)
+        num_masks = normalisers[-1].clamp(min=1)
+        losses = {
+            "loss_ce": self.weights.classes * loss_ce,
+            "loss_mask": self.weights.mask * loss_mask / num_masks,
+            "loss_dice": self.weights.dice * loss_dice / num_masks,
+        }
+        names = [
+            "",
+            *(f"_{layer}" for layer in range(len(class_logits) - 1)),
+        ]  # as published: the last layer has no suffix
+        order = [-1, *range(len(class_logits) - 1)]
+        return {key + name: loss[i] for name, i in zip(names, order, strict=True) for key, loss in losses.items()}
+
+    @torch.no_grad()
+    def match(
+        self, logits: Tensor, masks: Tensor, targets: list[Target], generators: list[torch.Generator]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """For each image, which predictions (L, min(N, G_b)) go with which ground truth (L, min(N, G_b))."""
+        costs = []
+        for b, (target, generator) in enumerate(zip(targets, generators, strict=True)):
+            layers, queries = masks.shape[0], masks.shape[2]
+            if len(target.labels) == 0:
+                costs.append(masks.new_zeros(layers, queries, 0))
+                continue
+            points = random_points((1, self.num_points), generator)
+            predicted = sample_logits(masks[:, b].flatten(0, 1), points.expand(layers * queries, -1, -1))
+            index = torch.arange(len(target.masks), device=masks.device)
+            truth = sample_targets(target.masks, index, points.expand(len(index), -1, -1))
+            cost = matching_cost(
+                logits[:, b], predicted.unflatten(0, (layers, queries)), target.labels, truth, self.weights
+            )
+            costs.append(cost)
+        return assign(costs)
+
+    def mask_losses(
+        self,
+        masks: Tensor,
+        targets: list[Target],
+        matches: list[tuple[Tensor, Tensor]],
+        generators: list[torch.Generator],
+    ) -> tuple[Tensor, Tensor]:
+        """Binary cross-entropy and dice (L,), each the sum over the matched masks of a layer."""
+        loss_mask, loss_dice = masks.new_zeros(len(masks)), masks.new_zeros(len(masks))
+        for b, (target, (rows, columns), generator) in enumerate(zip(targets, matches, generators, strict=True)):
+            layers, matched = rows.shape
+            if matched == 0:
+                continue
+            index = torch.arange(layers, device=masks.device)[:, None]
+            predicted = masks[index, b, rows].flatten(0, 1)  # (L * matched, h, w)
+            points = uncertain_points(
+                partial(sample_logits, predicted.detach()),
+                layers * matched,
+                self.num_points,
+                self.oversample_ratio,
+                self.importance_sample_ratio,
+                generator,
+            )
+            truth = sample_targets(target.masks, columns.flatten(), points)
+            logits = sample_logits(predicted, points)
+            loss_mask = loss_mask + mask_bce(logits, truth).view(layers, matched).sum(1)
+            loss_dice = loss_dice + dice_loss(logits, truth).view(layers, matched).sum(1)
+        # Images without objects still reach every parameter, or processes would wait for each other's gradients.
+        nothing = 0.0 * masks.sum()
+        return loss_mask + nothing, loss_dice
+
+
+def classification_targets(logits: Tensor, targets: list[Target], matches: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The class (L, B, N) that each prediction should have: its match's, or K for "no object"."""
+    classes = torch.full(logits.shape[:3], logits.shape[3] - 1, device=logits.device)
+    index = torch.arange(len(logits), device=logits.device)[:, None]
+    for b, (target, (rows, columns)) in enumerate(zip(targets, matches, strict=True)):
+        classes[index, b, rows] = target.labels[columns]
+    return classes
+
+
+def mask_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross-entropy (M,) over points: logits (M, P), targets (M, P) in [0, 1]."""
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+
+
+def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """1 - dice coefficient (M,) over points, smoothed by 1: logits (M, P), targets (M, P) in [0, 1]."""
+    probability = logits.sigmoid()
+    return 1 - (2 * (probability * targets).sum(1) + 1) / (probability.sum(1) + targets.sum(1) + 1)
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of `x` over all processes of a distributed run; `x` itself elsewhere."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(x)
+        x = x / dist.get_world_size()
+    return x

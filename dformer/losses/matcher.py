@@ -1,0 +1,58 @@
+"""Bipartite matching of predicted to ground-truth masks (DETR, Carion et al. 2020; Mask2Former, Sec. 3.3).
+
+Shapes: N predictions, G ground-truth masks, K classes, P points; leading dimensions (...) are free.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+
+class LossWeights(NamedTuple):
+    """Weights of class cross-entropy, mask binary cross-entropy and dice, in the cost as in the loss."""
+
+    classes: float
+    mask: float
+    dice: float
+
+
+def matching_cost(
+    logits: Tensor, mask_logits: Tensor, labels: Tensor, target_masks: Tensor, weights: LossWeights
+) -> Tensor:
+    """Cost (..., N, G) of taking prediction n for ground truth g.
+
+    Args:
+        logits: (..., N, K + 1) of the classes.
+        mask_logits: (..., N, P) at points that all masks share.
+        labels: (G,) in 0..K-1.
+        target_masks: (G, P) in [0, 1] at the same points.
+    """
+    cost_class = -logits.softmax(-1)[..., labels]
+    # BCE(x, 1) = softplus(-x) and BCE(x, 0) = softplus(x) = softplus(-x) + x
+    outside = F.softplus(mask_logits)
+    cost_mask = (outside.sum(-1, keepdim=True) - mask_logits @ target_masks.T) / mask_logits.shape[-1]
+    probability = mask_logits.sigmoid()
+    overlap = probability @ target_masks.T
+    cost_dice = 1 - (2 * overlap + 1) / (probability.sum(-1, keepdim=True) + target_masks.sum(-1) + 1)
+    return weights.classes * cost_class + weights.mask * cost_mask + weights.dice * cost_dice
+
+
+def assign(costs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Optimal assignments for B cost tensors (L, N, G_b): indices (L, min(N, G_b)) of predictions and of ground truth.
+
+    All costs cross to the CPU in one copy. A cost that is not finite counts as very large: the losses that follow are
+    not finite then either, and it is theirs to be told.
+    """
+    flat = torch.cat([cost.detach().float().flatten() for cost in costs]).cpu().numpy()
+    flat = np.nan_to_num(flat, nan=1e9, posinf=1e9, neginf=-1e9)
+    ends = np.cumsum([cost.numel() for cost in costs])[:-1]
+    assignments = []
+    for cost, values in zip(costs, np.split(flat, ends), strict=True):
+        pairs = [linear_sum_assignment(layer) for layer in values.reshape(cost.shape)]
+        rows, columns = (torch.from_numpy(np.stack(index)).to(cost.device) for index in zip(*pairs, strict=True))
+        assignments.append((rows, columns))
+    return assignments

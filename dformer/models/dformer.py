@@ -1,0 +1,124 @@
+"""DFormer (Wang et al. 2023): segmentation as denoising of N masks.
+
+Shapes: B images of H x W (padded), N masks, noise h x w = H/stride x W/stride, C channels.
+Units: noisy masks given to the decoder are in [0, 1], as published; the diffusion itself runs on the signal in [-b, b].
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dformer.diffusion.masks import corrupt, to_signal, to_unit
+from dformer.diffusion.sampler import SamplingStep, sample
+from dformer.diffusion.schedule import alpha_bar_schedule
+from dformer.layers.embedding import TimeModulation
+from dformer.models.mask_decoder import MaskDecoder, Prediction
+from dformer.models.pixel_decoder import PixelDecoder, PixelFeatures
+
+
+class MaskDiffusion(NamedTuple):
+    """The settings: alpha_bar (T,), signal scale b, encoding "binary" or "random", image pixels a noise pixel."""
+
+    alpha_bar: Tensor
+    scale: float
+    encoding: str
+    stride: int
+
+    @classmethod
+    def create(cls, schedule: str, timesteps: int, scale: float, encoding: str, stride: int) -> "MaskDiffusion":
+        """With the noise schedule of that name."""
+        return cls(alpha_bar_schedule(schedule, timesteps), scale, encoding, stride)
+
+
+class DFormerHead(nn.Module):
+    """Backbone features and noisy masks -> predictions."""
+
+    def __init__(self, *, pixel_decoder: PixelDecoder, mask_decoder: MaskDecoder, diffusion: MaskDiffusion) -> None:
+        super().__init__()
+        mask_dim, hidden_dim = pixel_decoder.mask_projection.out_channels, mask_decoder.hidden_dim
+        if mask_dim != hidden_dim:
+            raise ValueError(f"queries are means of the pixel embedding, so {mask_dim=} must equal {hidden_dim=}")
+        self.pixel_decoder = pixel_decoder
+        self.mask_decoder = mask_decoder
+        self.time_modulation = TimeModulation(mask_decoder.hidden_dim)
+        self.diffusion = diffusion
+
+    def forward(self, features: list[Tensor], noisy_masks: Tensor, t: Tensor) -> list[Prediction]:
+        """Maps of strides 4, 8, 16, 32, noisy masks (B, N, h, w) in [0, 1], t (B,) -> predictions after each layer."""
+        return self.denoise(self.pixel_decoder(features), noisy_masks, t)
+
+    def denoise(self, features: PixelFeatures, noisy_masks: Tensor, t: Tensor) -> list[Prediction]:
+        """As `forward`, from the pixel decoder's features: the image is encoded once for all sampling steps."""
+        queries = pool_queries(features.embedding, noisy_masks)
+        return self.mask_decoder(queries, features, to_signal(noisy_masks, 1.0), self.time_modulation(t))
+
+    def corrupt(self, gt_masks: list[Tensor], generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Noisy masks (B, N, h, w) in [0, 1] and t (B,) for training, one t an image (Alg. 1).
+
+        Args:
+            gt_masks: B times (G, H, W) bool, on the padded canvas.
+            generators: one an image.
+        """
+        alpha_bar, scale, encoding, stride = self.diffusion
+        noisy, times = [], []
+        for masks, generator in zip(gt_masks, generators, strict=True):
+            t = int(torch.randint(len(alpha_bar), (1,), generator=generator, device=masks.device))
+            times.append(t)
+            noisy.append(
+                corrupt(
+                    masks,
+                    num_masks=len(self.mask_decoder.query_position),
+                    alpha_bar_t=float(alpha_bar[t]),
+                    scale=scale,
+                    encoding=encoding,
+                    stride=stride,
+                    generator=generator,
+                )
+            )
+        return torch.stack(noisy), torch.tensor(times, device=gt_masks[0].device)
+
+    def noise_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(N, h, w) of the noise for a padded image of that size."""
+        stride = self.diffusion.stride
+        return len(self.mask_decoder.query_position), -(-height // stride), -(-width // stride)
+
+    def sample(
+        self, features: list[Tensor], draw_noise: Callable[[], Tensor], steps: int, eta: float
+    ) -> Iterator[SamplingStep[list[Prediction]]]:
+        """Predictions from noise alone (Alg. 2), a step at a time; the last step's last prediction is the result.
+
+        Args:
+            features: maps of strides 4, 8, 16, 32.
+            draw_noise: standard normal noise (B, N, h, w), new at each call.
+            steps, eta: see `dformer.diffusion.sampler.sample`.
+        """
+        pixel_features = self.pixel_decoder(features)
+        alpha_bar, scale, _, _ = self.diffusion
+
+        def denoise(x_t: Tensor, t: int) -> tuple[Tensor, list[Prediction]]:
+            times = torch.full((len(x_t),), t, device=x_t.device)
+            predictions = self.denoise(pixel_features, to_unit(x_t, scale), times)
+            probability = predictions[-1].masks.float().sigmoid()
+            x0 = F.interpolate(probability, x_t.shape[-2:], mode="bilinear", align_corners=False)
+            return to_signal(x0, scale), predictions
+
+        return sample(denoise, draw_noise, alpha_bar, steps, eta)
+
+
+def pool_queries(embedding: Tensor, masks: Tensor) -> Tensor:
+    """The mean of the pixel embedding weighted by each mask (DFormer, Eq. 3).
+
+    Args:
+        embedding: (B, C, h, w).
+        masks: (B, N, h', w'), non-negative weights; an empty one gives zeros.
+
+    Returns:
+        (B, N, C).
+    """
+    weights = F.interpolate(masks, embedding.shape[-2:], mode="bilinear", align_corners=False).flatten(2)
+    total = weights.sum(dim=2, keepdim=True)
+    weights = weights / torch.where(total == 0, 1, total)
+    return torch.bmm(weights.to(embedding.dtype), embedding.flatten(2).mT)

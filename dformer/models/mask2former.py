@@ -1,0 +1,23 @@
+"""Mask2Former (Cheng et al. 2022): learned queries, no diffusion. The yardstick."""
+
+import torch
+from torch import Tensor, nn
+
+from dformer.models.mask_decoder import MaskDecoder, Prediction
+from dformer.models.pixel_decoder import PixelDecoder
+
+
+class Mask2FormerHead(nn.Module):
+    """Backbone features -> predictions from learned queries."""
+
+    def __init__(self, *, pixel_decoder: PixelDecoder, mask_decoder: MaskDecoder) -> None:
+        super().__init__()
+        self.pixel_decoder = pixel_decoder
+        self.mask_decoder = mask_decoder
+        self.query = nn.Parameter(torch.randn_like(mask_decoder.query_position))
+
+    def forward(self, features: list[Tensor]) -> list[Prediction]:
+        """Maps of strides 4, 8, 16, 32 -> predictions of the queries alone and after each layer."""
+        pixel_features = self.pixel_decoder(features)
+        queries = self.query.expand(len(features[0]), -1, -1)  # (B, N, C)
+        return self.mask_decoder(queries, pixel_features)

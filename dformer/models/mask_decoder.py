@@ -1,0 +1,123 @@
+"""The masked-attention transformer decoder, of Mask2Former (Cheng et al. 2022, Sec. 3.2) and of DFormer (Sec. 3.2).
+
+Shapes: B images, N queries, K classes, C hidden channels, E channels of the pixel embedding, L layers.
+The systems differ in what they start from: learned queries that first predict their own masks (Mask2Former), or
+queries and masks from noise and a modulation by the timestep (DFormer).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dformer.layers.attention import CrossAttention, FeedForward, SelfAttention
+from dformer.layers.convolution import convolution
+from dformer.layers.embedding import sine_position
+from dformer.layers.mlp import mlp
+from dformer.models.pixel_decoder import PixelFeatures
+
+
+class Prediction(NamedTuple):
+    """`logits`: (B, N, K + 1), the last one for "no object"; `masks`: (B, N, H/4, W/4) logits."""
+
+    logits: Tensor
+    masks: Tensor
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.cross_attention = CrossAttention(dim, num_heads)
+        self.self_attention = SelfAttention(dim, num_heads)
+        self.feed_forward = FeedForward(dim, ffn_dim)
+
+    def forward(self, x: Tensor, x_pos: Tensor, memory: Tensor, memory_pos: Tensor, mask: Tensor) -> Tensor:
+        """`x` (B, N, C), `x_pos` (N, C), `memory` (B, S, C), `memory_pos` (S, C), `mask` (B, N, S) -> (B, N, C)."""
+        x = self.cross_attention(x, x_pos, memory, memory_pos, mask)
+        return self.feed_forward(self.self_attention(x, x_pos))
+
+
+class MaskDecoder(nn.Module):
+    """Refines queries layer by layer, each layer looking only where the masks so far are."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        mask_dim: int,
+        num_classes: int,
+        num_queries: int,
+        hidden_dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        num_layers: int,
+    ) -> None:
+        super().__init__()
+        self.hidden_dim = hidden_dim
+        self.input_projections = nn.ModuleList(
+            nn.Identity() if in_channels == hidden_dim else convolution(in_channels, hidden_dim, 1) for _ in range(3)
+        )
+        self.level_embedding = nn.Parameter(torch.randn(3, hidden_dim))
+        self.query_position = nn.Parameter(torch.randn(num_queries, hidden_dim))
+        self.layers = nn.ModuleList(DecoderLayer(hidden_dim, num_heads, ffn_dim) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.class_head = nn.Linear(hidden_dim, num_classes + 1)
+        self.mask_head = mlp(hidden_dim, hidden_dim, mask_dim, 3)
+
+    def forward(
+        self,
+        queries: Tensor,
+        features: PixelFeatures,
+        masks: Tensor | None = None,
+        modulation: tuple[Tensor, Tensor] | None = None,
+    ) -> list[Prediction]:
+        """Predictions after each layer, the last one the result.
+
+        Args:
+            queries: (B, N, C).
+            features: of the pixel decoder.
+            masks: (B, N, h, w), positive inside: where the first layer looks. None: where the queries themselves
+                predict; that prediction then comes first in the list.
+            modulation: scale and shift (B, 1, C) applied to the queries after each layer.
+        """
+        memories = [
+            project(level).flatten(2).mT + embedding  # (B, S, C)
+            for project, level, embedding in zip(
+                self.input_projections, features.pyramid, self.level_embedding, strict=True
+            )
+        ]
+        sizes = [level.shape[-2:] for level in features.pyramid]
+        positions = [sine_position(h, w, self.hidden_dim, queries.device).flatten(1).T for h, w in sizes]  # (S, C)
+        predictions = []
+        if masks is None:
+            predictions.append(self.predict(queries, features.embedding))
+            masks = predictions[0].masks
+        for i, layer in enumerate(self.layers):
+            level = i % len(sizes)
+            seen = attention_mask(masks, sizes[level])
+            queries = layer(queries, self.query_position, memories[level], positions[level], seen)
+            if modulation is not None:
+                scale, shift = modulation
+                queries = queries * (1 + scale) + shift
+            predictions.append(self.predict(queries, features.embedding))
+            masks = predictions[-1].masks
+        return predictions
+
+    def predict(self, queries: Tensor, embedding: Tensor) -> Prediction:
+        """Queries (B, N, C) and pixel embedding (B, E, h, w) -> class logits and mask logits."""
+        x = self.norm(queries)
+        masks = torch.bmm(self.mask_head(x), embedding.flatten(2)).unflatten(2, embedding.shape[-2:])
+        return Prediction(self.class_head(x), masks)
+
+
+@torch.no_grad()
+def attention_mask(masks: Tensor, size: torch.Size) -> Tensor:
+    """Where each query may look: masks (B, N, h, w), positive inside -> (B, N, S) bool for a level of `size`.
+
+    A query whose mask is empty at this level may look everywhere.
+    """
+    inside = F.interpolate(masks.float(), size, mode="bilinear", align_corners=False).flatten(2) >= 0
+    return inside | ~inside.any(dim=2, keepdim=True)

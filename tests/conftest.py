@@ -1,0 +1,30 @@
+"""Where the tests find reference tensors and real images."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _shared_folder(variable: str, name: str) -> Path:
+    folder = Path(os.environ.get(variable, ROOT.parent / "shared" / name)).resolve()
+    if not folder.is_dir():
+        reason = f"{folder} does not exist; set {variable} to the folder that holds it"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Folder of the reference tensors of the published implementations."""
+    return _shared_folder("DFORMER_GOLDEN", "golden")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the small real data sets."""
+    return _shared_folder("DFORMER_DATA", "data")

@@ -1,0 +1,70 @@
+"""The floors of the package: an import goes down, and the core stands without Detectron2."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    script = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    return subprocess.run([sys.executable, "-c", script, "--no-cache"], cwd=folder, capture_output=True, text=True)
+
+
+def test_imports_keep_the_contracts() -> None:
+    result = lint_imports(ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "statement"),
+    [
+        ("dformer/losses/criterion.py", "import dformer.models"),  # up
+        ("dformer/losses/criterion.py", "import dformer.postprocess"),  # sideways
+        ("dformer/diffusion/sampler.py", "import dformer.d2.config"),  # past the floors between
+        ("dformer/visualize.py", "from detectron2.structures import Instances"),
+        ("dformer/astray.py", ""),  # a module that stands on no floor
+    ],
+)
+def test_a_wrong_import_breaks_them(tmp_path: Path, module: str, statement: str) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(ROOT / "dformer", tmp_path / "dformer", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / module).open("a") as source:
+        source.write(f"\n{statement}\n")
+    result = lint_imports(tmp_path)
+    assert result.returncode == 1, result.stdout + result.stderr
+
+
+IMPORT_CORE = """
+import importlib, pkgutil, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("detectron2", "fvcore", "iopath", "omegaconf", "yacs"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+names = []
+
+def walk(name):
+    module = importlib.import_module(name)
+    names.append(name)
+    for child in pkgutil.iter_modules(getattr(module, "__path__", []), name + "."):
+        if child.name != "dformer.d2":
+            walk(child.name)
+
+walk("dformer")
+print(*names)
+"""
+
+
+def test_the_core_imports_without_detectron2() -> None:
+    result = subprocess.run([sys.executable, "-c", IMPORT_CORE], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert {"dformer.diffusion.sampler", "dformer.models.dformer", "dformer.losses.criterion"} <= set(
+        result.stdout.split()
+    )
