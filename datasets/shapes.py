@@ -1,0 +1,340 @@
+"""Shapes: a generated panoptic data set in COCO's layout, small enough to train on a CPU in minutes.
+
+Four kinds of things (disc, square, triangle, star; any colour, size, rotation and surface, later ones occlude earlier
+ones) lie on one to three kinds of stuff (grass, water, brick). Only its outline tells what a thing is. Category ids
+have gaps, as COCO's have, and segment ids use all three bytes of the panoptic PNG.
+
+    python datasets/shapes.py
+
+writes (and the next call, with the same parameters, leaves alone)
+
+    <root>/shapes/
+        train/*.jpg                     val/*.jpg                     images
+        panoptic_train/*.png            panoptic_val/*.png            segment ids, id = R + 256 G + 65536 B, 0: void
+        semantic_train/*.png            semantic_val/*.png            contiguous class ids, 255: void
+        annotations/panoptic_{train,val}.json                         segments_info
+        annotations/instances_{train,val}.json                        things, as RLE
+        parameters.json                                               what this was generated with
+"""
+
+import argparse
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as rle
+from scipy.ndimage import uniform_filter
+from tqdm import tqdm
+
+from dformer.errors import UserError, exit_on_user_error
+
+Array = NDArray[np.floating[Any]]
+
+VERSION = 1  # raised when the same parameters would give other images
+VOID = 255  # in the semantic PNGs
+MIN_VISIBLE = 30  # pixels: things that show less are drawn again, stuff that shows less is void
+CATEGORIES: list[dict[str, Any]] = json.loads((files("dformer") / "d2/data/shapes_categories.json").read_text())
+THINGS = [c["name"] for c in CATEGORIES if c["isthing"]]
+STUFF = [c["name"] for c in CATEGORIES if not c["isthing"]]
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a Shapes data set is generated with.
+
+    Attributes:
+        train, val: number of images.
+        size: height and width of an image, in pixels; at least 32.
+        seed: of all random numbers; image i of a split depends on (seed, split, i) alone.
+    """
+
+    train: int = 2000
+    val: int = 100
+    size: int = 128
+    seed: int = 0
+
+
+DEFAULT = Parameters()
+
+
+def generate(root: str | Path, parameters: Parameters = DEFAULT, progress: bool = True) -> Path:
+    """Write the data set to `<root>/shapes`, unless it is there with the same parameters; return that folder.
+
+    It is written beside its place and moved there when whole.
+
+    Raises:
+        UserError: a parameter is out of range, or `<root>/shapes` holds something that this did not write.
+    """
+    if parameters.size < 32 or min(parameters.train, parameters.val) < 1:
+        raise UserError(f"Shapes needs a size of at least 32 and at least one image a split, got {parameters}")
+    folder = Path(root) / "shapes"
+    stamp = {"version": VERSION, **asdict(parameters)}
+    stamp_file = folder / "parameters.json"
+    if folder.exists():
+        if not stamp_file.is_file():
+            raise UserError(f"{folder} exists and was not written by shapes.py; move it away or choose another root")
+        if json.loads(stamp_file.read_text()) == stamp:
+            return folder
+
+    partial = folder.with_name(".shapes.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+    try:
+        for split in SPLITS:
+            _write_split(partial, split, parameters, progress)
+        (partial / "parameters.json").write_text(json.dumps(stamp))
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def draw(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[int]]:
+    """Draw one image.
+
+    Returns:
+        image: (size, size, 3) RGB.
+        segments: (size, size), indices into `classes`; -1 is void.
+        classes: of each segment, an index into `CATEGORIES`; things first, in drawing order, each with its pixels.
+    """
+    image, stuff = _draw_stuff(rng, size)
+    segments = np.full((size, size), -1)
+    classes: list[int] = []
+    areas: list[int] = []  # of each thing, before later ones occlude it
+    light = rng.uniform(0, 2 * np.pi)
+    for _ in range(rng.integers(2, 7)):
+        for _attempt in range(20):
+            kind = int(rng.integers(len(THINGS)))
+            window, coverage = _outline(rng, THINGS[kind], size)
+            inside = coverage > 0.5
+            tried = segments.copy()
+            tried[window][inside] = len(classes)
+            visible = np.bincount(tried[tried >= 0], minlength=len(classes) + 1)
+            full = [*areas, int(inside.sum())]
+            if all(v >= max(MIN_VISIBLE, 0.3 * a) for v, a in zip(visible, full, strict=True)):
+                image[window] += coverage[..., None] * (_surface(rng, coverage.shape, light, size) - image[window])
+                segments, areas = tried, full
+                classes.append(kind)
+                break
+
+    for kind in range(len(STUFF)):
+        seen = (segments < 0) & (stuff == kind)
+        if seen.sum() >= MIN_VISIBLE:
+            segments[seen] = len(classes)
+            classes.append(len(THINGS) + kind)
+
+    image *= 1 + 0.35 * _smooth_noise(rng, size, 2)[..., None]  # uneven illumination
+    image += rng.normal(0, 0.012, image.shape)
+    return (image.clip(0, 1) * 255).round().astype(np.uint8), segments, classes
+
+
+def _draw_stuff(rng: np.random.Generator, size: int) -> tuple[Array, NDArray[np.int64]]:
+    """Textured regions: the image (size, size, 3) in [0, 1] and the index into `STUFF` of each pixel."""
+    present = rng.permutation(len(STUFF))[: rng.choice([1, 2, 3], p=[0.1, 0.45, 0.45])]
+    heights = np.full((len(STUFF), size, size), -np.inf)
+    for kind in present:
+        heights[kind] = _smooth_noise(rng, size, 3)
+    region = heights.argmax(0)
+    image = np.zeros((size, size, 3))
+    for kind in present:
+        share = uniform_filter((region == kind).astype(float), 3)  # anti-aliased boundary
+        image += share[..., None] * TEXTURES[STUFF[kind]](rng, size)
+    return image, region
+
+
+def _grass(rng: np.random.Generator, size: int) -> Array:
+    blades = uniform_filter(rng.normal(size=(size, size)), (max(3, size // 16), 1))
+    tone = 0.8 * blades / blades.std() + 2.5 * _smooth_noise(rng, size, 6)
+    return _jitter(rng, (0.35, 0.55, 0.2)) * (1 + 0.3 * tone[..., None])
+
+
+def _water(rng: np.random.Generator, size: int) -> Array:
+    y, x = np.mgrid[:size, :size] / size
+    phase = rng.uniform(8, 13) * y + rng.uniform(-2, 2) * x + 1.2 * _smooth_noise(rng, size, 6)
+    crest = np.exp(2 * np.sin(2 * np.pi * phase) - 2)  # narrow bright crests, wide dark troughs
+    return _jitter(rng, (0.2, 0.45, 0.6)) * (0.8 + 0.6 * crest[..., None])
+
+
+def _brick(rng: np.random.Generator, size: int) -> Array:
+    height = rng.uniform(0.05, 0.08) * size
+    y, x = np.mgrid[:size, :size] + rng.uniform(0, size, (2, 1, 1))
+    row = np.floor(y / height)
+    column = np.floor(x / (2 * height) + row / 2)
+    tone = rng.normal(1, 0.12, (7, 7))[row.astype(int) % 7, column.astype(int) % 7]
+    to_joint = np.minimum(y % height, (x + row * height) % (2 * height))  # from the upper and the left edge, pixels
+    joint = (to_joint < 0.16 * height)[..., None]
+    tone = tone + 0.3 * _smooth_noise(rng, size, 16)
+    return np.where(joint, _jitter(rng, (0.65, 0.62, 0.58)), _jitter(rng, (0.6, 0.35, 0.28)) * tone[..., None])
+
+
+TEXTURES = {"grass": _grass, "water": _water, "brick": _brick}
+
+
+def _jitter(rng: np.random.Generator, colour: tuple[float, float, float]) -> Array:
+    return np.asarray(colour) * rng.uniform(0.7, 1.3) + rng.uniform(-0.1, 0.1, 3)
+
+
+def _outline(rng: np.random.Generator, name: str, size: int) -> tuple[tuple[slice, slice], Array]:
+    """A thing of random size, place and rotation: the part of the image that it lies in, and its coverage there, 0..1.
+
+    Its area is 1/16 to 1/2 of `size`, squared, whatever its class.
+    """
+    extent = rng.uniform(size / 16, size / 2)
+    centre_y, centre_x = rng.uniform(0.4 * extent, size - 0.4 * extent, 2)
+    rotation = rng.uniform(0, 2 * np.pi)
+    radius = extent / np.sqrt(unit_area(name))
+    top, left = (max(0, int(c - radius - 1)) for c in (centre_y, centre_x))
+    bottom, right = (min(size, int(c + radius + 3)) for c in (centre_y, centre_x))
+    y, x = np.mgrid[top:bottom, left:right]
+    distance = signed_distance(name, x + 0.5 - centre_x, y + 0.5 - centre_y, radius, rotation)
+    return (slice(top, bottom), slice(left, right)), np.clip(0.5 - distance, 0, 1)
+
+
+# Corners, and radius of the inner corners over that of the outer ones. (For a regular polygon: middle of its sides.)
+CORNERS = {"square": (4, np.cos(np.pi / 4)), "triangle": (3, np.cos(np.pi / 3)), "star": (5, 0.45)}
+
+
+def signed_distance(name: str, x: Array, y: Array, radius: float, rotation: float) -> Array:
+    """Distance of points to the outline of a thing, negative inside (beyond corners: to the side's line, so a bound).
+
+    Squares, triangles and stars are alike after folding: in a sector between a corner and the middle of a side (or a
+    star's inner corner), their outline is one straight line.
+
+    Args:
+        name: one of `THINGS`.
+        x, y: from the thing's centre, in pixels, any shape.
+        radius: of the circle around it, in pixels.
+        rotation: in radians.
+    """
+    r = np.hypot(x, y)
+    if name == "disc":
+        return r - radius
+    corners, inner = CORNERS[name]
+    half = np.pi / corners
+    angle = np.abs((np.arctan2(y, x) - rotation + half) % (2 * half) - half)  # 0 at a corner
+    # The line through (1, 0) and inner (cos half, sin half), times `radius`; its normal points outwards.
+    normal = np.array([inner * np.sin(half), 1 - inner * np.cos(half)])
+    normal /= np.linalg.norm(normal)
+    return r * (np.cos(angle) * normal[0] + np.sin(angle) * normal[1]) - radius * normal[0]
+
+
+def unit_area(name: str) -> float:
+    """Area of a thing of radius 1."""
+    if name == "disc":
+        return np.pi
+    corners, inner = CORNERS[name]
+    return corners * inner * np.sin(np.pi / corners)
+
+
+def _surface(rng: np.random.Generator, shape: tuple[int, ...], light: float, size: int) -> Array:
+    """Colours (*shape, 3) of a thing: two colours in a pattern, shaded from the direction `light`."""
+    y, x = np.mgrid[: shape[0], : shape[1]] / size
+    turn, period = rng.uniform(0, np.pi), rng.uniform(0.04, 0.12)
+    u = 2 * np.pi * (x * np.cos(turn) + y * np.sin(turn)) / period
+    v = 2 * np.pi * (y * np.cos(turn) - x * np.sin(turn)) / period
+    pattern = rng.choice(["plain", "stripes", "dots", "blobs"], p=[0.4, 0.2, 0.2, 0.2])
+    if pattern == "plain":
+        mix = np.zeros(shape)
+    elif pattern == "stripes":
+        mix = 0.5 + 0.5 * np.tanh(3 * np.sin(u))
+    elif pattern == "dots":
+        mix = 0.5 + 0.5 * np.tanh(4 * (np.sin(u) * np.sin(v) - 0.3))
+    else:
+        mix = 0.5 + 0.5 * np.tanh(6 * _smooth_noise(rng, max(shape), 6)[: shape[0], : shape[1]])
+    first = rng.uniform(0.05, 1, 3)
+    second = (first + rng.uniform(0.15, 0.6) * rng.choice([-1, 1], 3)).clip(0, 1)
+    across = (x * np.cos(light) + y * np.sin(light)) * size / max(shape)  # 0..1 from side to side, at most
+    return (first + mix[..., None] * (second - first)) * (1 + 0.5 * (across - across.mean()))[..., None]
+
+
+def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> Array:
+    """Random field (size, size), about 0 +- 0.25, with bumps of `size / cells` pixels: a uniform cubic B-spline."""
+    basis = _spline_basis(size, cells)
+    return basis @ rng.uniform(-1, 1, (cells + 3, cells + 3)) @ basis.T
+
+
+@cache
+def _spline_basis(size: int, cells: int) -> Array:
+    """(size, cells + 3): the cubic B-spline of each control point at each pixel centre."""
+    at = (np.arange(size) + 0.5) / size * cells
+    d = np.abs(at[:, None] - np.arange(-1, cells + 2))
+    return np.where(d < 1, 2 / 3 - d**2 + d**3 / 2, np.clip(2 - d, 0, None) ** 3 / 6)
+
+
+def _write_split(folder: Path, split: str, parameters: Parameters, progress: bool) -> None:
+    for name in (split, f"panoptic_{split}", f"semantic_{split}", "annotations"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    number = SPLITS.index(split)
+    images: list[dict[str, Any]] = []
+    panoptic: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
+    count = getattr(parameters, split)
+    for index in tqdm(range(count), desc=f"Shapes {split}", unit="image", disable=not progress):
+        rng = np.random.default_rng([parameters.seed, number, index])
+        image, segments, classes = draw(rng, parameters.size)
+
+        image_id = 1 + index + 1_000_000 * number
+        name = f"{image_id:012d}"
+        ids = 1 + rng.choice(256**3 - 1, len(classes), replace=False)
+        segments_info = []
+        for k, cls in enumerate(classes):
+            category = CATEGORIES[cls]
+            mask = rle.encode(np.asfortranarray(segments == k, dtype=np.uint8))
+            common = {
+                "category_id": category["id"],
+                "area": int(rle.area(mask)),
+                "bbox": [int(v) for v in rle.toBbox(mask)],
+                "iscrowd": 0,
+            }
+            segments_info.append({"id": int(ids[k]), **common})
+            if category["isthing"]:
+                mask["counts"] = mask["counts"].decode("ascii")
+                instances.append({"id": len(instances) + 1, "image_id": image_id, "segmentation": mask, **common})
+        images.append({"id": image_id, "file_name": f"{name}.jpg", "height": parameters.size, "width": parameters.size})
+        panoptic.append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments_info})
+
+        # The last entry of each table stands for void: segments is -1 there.
+        id_map = np.append(ids, 0)[segments]
+        rgb = np.stack([id_map % 256, id_map // 256 % 256, id_map // 65536], -1).astype(np.uint8)
+        semantic = np.append(classes, VOID).astype(np.uint8)[segments]
+        Image.fromarray(image).save(folder / split / f"{name}.jpg", quality=95, subsampling=0)
+        Image.fromarray(rgb).save(folder / f"panoptic_{split}" / f"{name}.png")
+        Image.fromarray(semantic).save(folder / f"semantic_{split}" / f"{name}.png")
+
+    things = [c for c in CATEGORIES if c["isthing"]]
+    for kind, annotations, categories in (("panoptic", panoptic, CATEGORIES), ("instances", instances, things)):
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "annotations" / f"{kind}_{split}.json").write_text(json.dumps(content))
+
+
+@exit_on_user_error
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Generate the Shapes data set.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--root",
+        default=os.environ.get("DETECTRON2_DATASETS", "datasets"),
+        help="folder to put shapes/ in; by default $DETECTRON2_DATASETS, or else",
+    )
+    parser.add_argument("--train", type=int, default=DEFAULT.train, help="training images")
+    parser.add_argument("--val", type=int, default=DEFAULT.val, help="validation images")
+    parser.add_argument("--size", type=int, default=DEFAULT.size, help="height and width, pixels")
+    parser.add_argument("--seed", type=int, default=DEFAULT.seed)
+    args = parser.parse_args()
+    folder = generate(args.root, Parameters(args.train, args.val, args.size, args.seed))
+    print(f"{folder}: {args.train} training and {args.val} validation images")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""timm models as Detectron2 backbones. (Detectron2 brings its own ResNets: "build_resnet_backbone".)"""
+
+import timm
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+from dformer.errors import UserError, did_you_mean
+
+STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+
+
+class TimmBackbone(Backbone):
+    """A timm model with `features_only`: maps `res2` .. `res5` of strides 4, 8, 16, 32.
+
+    Swin and its kin give channels-last maps without a norm; these get a LayerNorm each, as the published Swin backbones
+    have. Swin takes any input size: its windows are padded, never shrunk, as in the published code.
+
+    Raises:
+        UserError: no timm model has that name, or it lacks one of the strides.
+    """
+
+    def __init__(self, *, name: str, pretrained: bool, drop_path_rate: float) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            raise UserError(f'MODEL.TIMM.NAME: timm has no model "{name}"{did_you_mean(name, timm.list_models())}')
+        any_size = {"strict_img_size": False, "always_partition": True} if name.startswith("swin") else {}
+        self.body = timm.create_model(
+            name, features_only=True, pretrained=pretrained, drop_path_rate=drop_path_rate, **any_size
+        )
+        strides, channels = self.body.feature_info.reduction(), self.body.feature_info.channels()
+        missing = sorted(set(STRIDES.values()) - set(strides))
+        if missing:
+            raise UserError(f"MODEL.TIMM.NAME: {name} has features of strides {strides}, but {missing} are needed too")
+        self.index = {key: len(strides) - 1 - strides[::-1].index(stride) for key, stride in STRIDES.items()}
+        self.channels = {key: channels[index] for key, index in self.index.items()}
+        self.channels_last = self.body.output_fmt == "NHWC"
+        self.norms = nn.ModuleDict(
+            {key: nn.LayerNorm(c) for key, c in self.channels.items()} if self.channels_last else {}
+        )
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each map."""
+        return {key: ShapeSpec(channels=self.channels[key], stride=stride) for key, stride in STRIDES.items()}
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) -> `res2` .. `res5`, each (B, C_i, ceil(H / stride), ceil(W / stride))."""
+        maps = self.body(image)
+        features = {key: maps[index] for key, index in self.index.items()}
+        if self.channels_last:
+            features = {key: self.norms[key](x).permute(0, 3, 1, 2).contiguous() for key, x in features.items()}
+        return features
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """The backbone named by MODEL.TIMM, for images of three channels."""
+    timm_cfg = cfg.MODEL.TIMM
+    return TimmBackbone(name=timm_cfg.NAME, pretrained=timm_cfg.PRETRAINED, drop_path_rate=timm_cfg.DROP_PATH_RATE)

@@ -1,0 +1,146 @@
+"""Every config key that dformer adds to Detectron2's, its default and its meaning.
+
+Keys of Detectron2 keep their meaning: `MODEL.RESNETS`, `DATASETS`, `DATALOADER`, `SOLVER`, `INPUT.MIN_SIZE_TEST`, ...
+"""
+
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg as get_detectron2_cfg
+
+from dformer.errors import UserError, did_you_mean
+
+
+def get_cfg() -> CN:
+    """Detectron2's default config with dformer's keys."""
+    cfg = get_detectron2_cfg()
+    add_dformer_config(cfg)
+    return cfg
+
+
+def add_dformer_config(cfg: CN) -> None:
+    """Add dformer's keys to `cfg`, in place."""
+    cfg.MODEL.META_ARCHITECTURE = "DFormer"  # or "Mask2Former"
+    # Classes, things and stuff together. 0: as many as the first training data set has.
+    cfg.MODEL.NUM_CLASSES = 0
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # of ImageNet, RGB, 0..255
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    # Images are padded so that both sides divide by this: the largest stride of the pyramid.
+    cfg.MODEL.SIZE_DIVISIBILITY = 32
+
+    # Any timm model with `features_only`; taken when MODEL.BACKBONE.NAME is "build_timm_backbone".
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "swin_tiny_patch4_window7_224"
+    cfg.MODEL.TIMM.PRETRAINED = False  # True: fetch timm's weights for this name
+    cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0  # stochastic depth; ResNet-like models take it too
+
+    # Backbone features -> pyramid of strides 32, 16, 8 and a pixel embedding of stride 4.
+    cfg.MODEL.PIXEL_DECODER = CN()
+    cfg.MODEL.PIXEL_DECODER.NAME = "MSDeformAttnPixelDecoder"  # or "FPNPixelDecoder"
+    cfg.MODEL.PIXEL_DECODER.CONV_DIM = 256  # channels of the pyramid
+    cfg.MODEL.PIXEL_DECODER.MASK_DIM = 256  # channels of the pixel embedding
+    cfg.MODEL.PIXEL_DECODER.NUM_LAYERS = 6  # deformable encoder layers
+    cfg.MODEL.PIXEL_DECODER.NUM_HEADS = 8
+    cfg.MODEL.PIXEL_DECODER.NUM_POINTS = 4  # sampling points a head and level
+    cfg.MODEL.PIXEL_DECODER.FFN_DIM = 1024
+
+    # The masked-attention decoder, of DFormer and of Mask2Former.
+    cfg.MODEL.MASK_DECODER = CN()
+    cfg.MODEL.MASK_DECODER.NUM_QUERIES = 100  # masks: noisy ones (DFormer) or learned queries (Mask2Former)
+    cfg.MODEL.MASK_DECODER.HIDDEN_DIM = 256
+    cfg.MODEL.MASK_DECODER.NUM_HEADS = 8
+    cfg.MODEL.MASK_DECODER.FFN_DIM = 2048
+    cfg.MODEL.MASK_DECODER.NUM_LAYERS = 9  # the published configs count one more: DEC_LAYERS 10
+
+    # Matching and loss.
+    cfg.MODEL.CRITERION = CN()
+    cfg.MODEL.CRITERION.CLASS_WEIGHT = 2.0
+    cfg.MODEL.CRITERION.MASK_WEIGHT = 5.0
+    cfg.MODEL.CRITERION.DICE_WEIGHT = 5.0
+    cfg.MODEL.CRITERION.NO_OBJECT_WEIGHT = 0.1  # of the class "no object" in the cross-entropy
+    cfg.MODEL.CRITERION.NUM_POINTS = 12544  # points a mask at which matching and mask losses are computed
+    cfg.MODEL.CRITERION.OVERSAMPLE_RATIO = 3.0  # candidates a point, of which the uncertain ones are kept
+    cfg.MODEL.CRITERION.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of the points that are chosen by uncertainty
+
+    # The diffusion process over masks.
+    cfg.DIFFUSION = CN()
+    cfg.DIFFUSION.TIMESTEPS = 1000  # T
+    cfg.DIFFUSION.SCHEDULE = "cosine"  # "cosine", "linear" or "scaled_linear"
+    cfg.DIFFUSION.SIGNAL_SCALE = 0.1  # b: masks {0, 1} become {-b, b}
+    cfg.DIFFUSION.ENCODING = "binary"  # or "random": inside from [0.5, 1], outside from [0, 0.5]
+    cfg.DIFFUSION.MASK_STRIDE = 4  # image pixels a noise pixel; 1 as published
+    cfg.DIFFUSION.SAMPLING_STEPS = 1
+    cfg.DIFFUSION.ETA = 1.0  # 0: DDIM, deterministic after the first noise; 1: DDPM
+    cfg.DIFFUSION.SEED = 0  # of the noise at inference
+
+    # Training data. INPUT.TASK says what a training target is, INPUT.AUGMENTATION how images are varied.
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.INPUT.TASK = "panoptic"  # or "instance", "semantic"
+    # "lsj": large-scale jitter, scaled by MIN_SCALE..MAX_SCALE of IMAGE_SIZE, then cropped or padded to that square;
+    # "crop": short side from MIN_SIZE_TRAIN, then a crop of CROP.SIZE (the ADE20K recipe); "resize": short side only.
+    cfg.INPUT.AUGMENTATION = "lsj"
+    cfg.INPUT.IMAGE_SIZE = 1024
+    cfg.INPUT.MIN_SCALE = 0.1
+    cfg.INPUT.MAX_SCALE = 2.0
+    cfg.INPUT.COLOR_AUG_SSD = False  # brightness, contrast, saturation and hue, as in SSD
+    # "crop" only: a crop is drawn again while one category covers more than this share of it.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+
+    # Solver.
+    cfg.SOLVER.OPTIMIZER = "ADAMW"  # or "SGD"
+    cfg.SOLVER.BASE_LR = 1e-4
+    cfg.SOLVER.WEIGHT_DECAY = 0.05
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone / BASE_LR
+    # "WarmupMultiStepLR" (SOLVER.STEPS, GAMMA), "WarmupCosineLR" or "WarmupPolyLR" (POLY_POWER), to 0 at MAX_ITER
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
+    cfg.SOLVER.POLY_POWER = 0.9
+    cfg.SOLVER.WARMUP_FACTOR = 1.0
+    cfg.SOLVER.WARMUP_ITERS = 10
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"  # norm of all gradients together
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.01
+    cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0
+    cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which needs no loss scaling; when SOLVER.AMP.ENABLED
+
+    # Inference and evaluation.
+    cfg.TEST.TASKS = ("panoptic", "instance", "semantic")  # results that are computed and, where annotated, evaluated
+    cfg.TEST.OBJECT_THRESHOLD = 0.8  # panoptic: masks with a lower class score are dropped
+    cfg.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: masks of which less than this share stays visible are dropped
+
+
+def merge_config(cfg: CN, config_file: str | None, opts: list[str]) -> None:
+    """Merge a YAML file (or none) and `KEY VALUE` overrides into `cfg`.
+
+    Raises:
+        UserError: the file is missing or not YAML, a key does not exist (the nearest one is named), or a value is of
+            the wrong type.
+    """
+    if config_file:
+        try:
+            cfg.merge_from_file(config_file)
+        except FileNotFoundError as error:
+            raise UserError(f"config file {error.filename} does not exist") from error
+        except Exception as error:
+            raise UserError(f"{config_file}: {_explain(cfg, error)}") from error
+    if len(opts) % 2:
+        raise UserError(f'overrides are pairs "KEY VALUE", got {len(opts)} words: {" ".join(opts)}')
+    try:
+        cfg.merge_from_list(opts)
+    except Exception as error:
+        raise UserError(_explain(cfg, error)) from error
+
+
+def _explain(cfg: CN, error: Exception) -> str:
+    text = str(error.args[0]) if error.args else str(error)
+    if "Non-existent" in text:
+        key = text.rsplit(":", 1)[-1].strip()
+        return f'there is no config key "{key}"{did_you_mean(key, _keys(cfg))} (all keys: dformer/d2/config.py)'
+    return text
+
+
+def _keys(node: CN, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, value in node.items():
+        keys += _keys(value, f"{prefix}{name}.") if isinstance(value, CN) else [prefix + name]
+    return keys

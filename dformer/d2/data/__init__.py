@@ -1,0 +1,24 @@
+"""Data sets, from files to what the model takes. Importing this registers Shapes with Detectron2."""
+
+from dformer.d2.data.check import check_class_counts, check_datasets
+from dformer.d2.data.datasets import available_tasks, get_metadata, num_classes, register_shapes, thing_ids
+from dformer.d2.data.images import read_image
+from dformer.d2.data.loaders import build_test_loader, build_train_loader
+from dformer.d2.data.mappers import TestMapper, TrainMapper
+from dformer.d2.data.panoptic import semantic_from_panoptic
+
+__all__ = [
+    "TestMapper",
+    "TrainMapper",
+    "available_tasks",
+    "build_test_loader",
+    "build_train_loader",
+    "check_class_counts",
+    "check_datasets",
+    "get_metadata",
+    "num_classes",
+    "read_image",
+    "register_shapes",
+    "semantic_from_panoptic",
+    "thing_ids",
+]

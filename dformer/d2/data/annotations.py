@@ -1,0 +1,201 @@
+"""Annotation files -> training targets (gt_classes, gt_masks), one reader a task.
+
+What is read is kept small until the image's transforms are known: masks are made of the pixels that are left then.
+
+Shapes: H, W of the annotation, h, w after the transforms, G objects.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from numpy.typing import NDArray
+from panopticapi.utils import id2rgb, rgb2id
+from pycocotools import mask as rle
+
+from dformer.d2.data.images import read_labels, read_panoptic_png
+from dformer.d2.data.panoptic import paint_classes
+from dformer.errors import UserError
+
+Record = Mapping[str, Any]  # one image in Detectron2's standard data set format
+Size = tuple[int, int]  # height, width
+Targets = tuple[list[int], torch.Tensor]  # G contiguous classes; (G, h, w) bool
+
+
+class Annotation(Protocol):
+    """What an image is annotated with, before the transforms."""
+
+    def class_labels(self) -> NDArray[np.integer[Any]] | None:
+        """(H, W) class of each pixel, for the crop that limits the share of one class; None where there is none."""
+
+    def targets(self, transforms: T.TransformList, size: Size) -> Targets:
+        """Objects that `transforms` leave at least one pixel of, as masks of `size` (h, w)."""
+
+
+class Regions:
+    """Regions that do not overlap, as a picture of region ids.
+
+    Args:
+        picture: uint8 region ids, (H, W) or, where ids exceed 255, (H, W, 3) with id = R + 256 G + 65536 B.
+        classes: region id -> contiguous class, for the regions that are targets; all else is void.
+        ignore_label: class label of void.
+    """
+
+    def __init__(self, picture: NDArray[np.uint8], classes: Mapping[int, int], ignore_label: int) -> None:
+        self.picture = picture
+        self.classes = classes
+        self.ignore_label = ignore_label
+
+    def class_labels(self) -> NDArray[np.integer[Any]]:
+        return paint_classes(self.picture, self.classes, self.ignore_label)
+
+    def targets(self, transforms: T.TransformList, size: Size) -> Targets:
+        # The uint8 picture itself is transformed: Detectron2 resizes uint8 with Pillow, which samples the nearest pixel
+        # centre, but other types with a top-left bias that would shift masks against the image.
+        picture = np.array(transforms.apply_segmentation(self.picture), order="C")
+        ids = torch.from_numpy(rgb2id(picture) if picture.ndim == 3 else picture)
+        wanted = torch.tensor(list(self.classes), dtype=ids.dtype)
+        masks = ids == wanted[:, None, None]
+        seen = masks.flatten(1).any(1)
+        return [cls for cls, s in zip(self.classes.values(), seen.tolist(), strict=True) if s], masks[seen]
+
+
+class Objects:
+    """Objects that may overlap, as polygons or run-length encodings.
+
+    Args:
+        segmentations: of each object, polygons [[x0, y0, x1, y1, ...], ...] or a compressed RLE of (H, W).
+        classes: of each object, contiguous.
+    """
+
+    def __init__(self, segmentations: list[Any], classes: list[int]) -> None:
+        self.segmentations = segmentations
+        self.classes = classes
+
+    def class_labels(self) -> None:
+        return None
+
+    def targets(self, transforms: T.TransformList, size: Size) -> Targets:
+        classes, masks = [], [torch.zeros((0, *size), dtype=torch.bool)]
+        for segmentation, cls in zip(self.segmentations, self.classes, strict=True):
+            read = _transformed_rle if isinstance(segmentation, dict) else _transformed_polygons
+            mask = read(segmentation, transforms, size)
+            if mask is not None and mask.any():
+                classes.append(cls)
+                masks.append(torch.from_numpy(mask.astype(bool))[None])
+        return classes, torch.cat(masks)
+
+
+def _transformed_polygons(
+    polygons: list[list[float]], transforms: T.TransformList, size: Size
+) -> NDArray[np.uint8] | None:
+    moved = [transforms.apply_coords(np.array(p, dtype=np.float64).reshape(-1, 2)) for p in polygons]
+    if _outside(np.concatenate(moved), size):
+        return None
+    return rle.decode(rle.merge(rle.frPyObjects([p.ravel().tolist() for p in moved], *size)))
+
+
+def _transformed_rle(segmentation: dict[str, Any], transforms: T.TransformList, size: Size) -> NDArray[np.uint8] | None:
+    x, y, width, height = rle.toBbox(segmentation)
+    corners = np.array([[x, y], [x + width, y], [x, y + height], [x + width, y + height]])
+    if _outside(transforms.apply_coords(corners), size):
+        return None
+    return transforms.apply_segmentation(rle.decode(segmentation))
+
+
+def _outside(points: NDArray[np.floating[Any]], size: Size) -> bool:
+    """Whether the box around the (x, y) points has nothing in common with an image of `size` (h, w)."""
+    low, high = points.min(0), points.max(0)
+    return bool(high[0] <= 0 or high[1] <= 0 or low[0] >= size[1] or low[1] >= size[0])
+
+
+def annotation_reader(task: str, num_classes: int, ignore_label: int) -> Callable[[Record, Size], Annotation]:
+    """The function that reads what an image is annotated with for a task.
+
+    Args:
+        task: "panoptic", "instance" or "semantic".
+        num_classes: K, to check the labels of semantic annotations.
+        ignore_label: value of void in semantic annotations.
+
+    Returns:
+        A function of a record and the image's (height, width), which can be pickled. It raises UserError if the record
+        has no annotation for the task, or if annotation and image differ in size.
+    """
+    if task == "semantic":
+        return partial(_read_semantic, num_classes=num_classes, ignore_label=ignore_label)
+    return partial({"panoptic": _read_panoptic, "instance": _read_instances}[task], ignore_label=ignore_label)
+
+
+def _read_panoptic(record: Record, size: Size, ignore_label: int) -> Annotation:
+    segments = _segments(record, "panoptic")
+    return Regions(_panoptic_picture(record, size), _classes(segments), ignore_label)
+
+
+def _read_instances(record: Record, size: Size, ignore_label: int) -> Annotation:
+    if "annotations" in record:
+        return _objects(record, size)
+    things = [s for s in _segments(record, "instance") if s["isthing"]]
+    return Regions(_panoptic_picture(record, size), _classes(things), ignore_label)
+
+
+def _read_semantic(record: Record, size: Size, num_classes: int, ignore_label: int) -> Annotation:
+    if "sem_seg_file_name" in record:
+        file_name = record["sem_seg_file_name"]
+        labels = read_labels(file_name)
+        _check_size(record["file_name"], size, file_name, labels.shape)
+    else:  # crowds count as their class here
+        classes = {s["id"]: s["category_id"] for s in _segments(record, "semantic")}
+        file_name = record["pan_seg_file_name"]
+        labels = paint_classes(_panoptic_picture(record, size), classes, ignore_label)
+    present = [int(v) for v in np.flatnonzero(np.bincount(labels.ravel())) if v != ignore_label]
+    if present and present[-1] >= num_classes:
+        raise UserError(
+            f"{file_name} holds the label {present[-1]}; labels are the {num_classes} classes 0 to "
+            f"{num_classes - 1}, and {ignore_label} for void"
+        )
+    picture = labels.astype(np.uint8, copy=False) if labels.max() < 256 else id2rgb(labels)
+    return Regions(picture, {c: c for c in present}, ignore_label)
+
+
+def _segments(record: Record, task: str) -> list[dict[str, Any]]:
+    if "segments_info" not in record:
+        raise UserError(f'the data set has no {task} annotation for {record["file_name"]}, and INPUT.TASK is "{task}"')
+    return record["segments_info"]
+
+
+def _classes(segments: list[dict[str, Any]]) -> dict[int, int]:
+    return {s["id"]: s["category_id"] for s in segments if not s.get("iscrowd")}
+
+
+def _panoptic_picture(record: Record, size: Size) -> NDArray[np.uint8]:
+    picture = read_panoptic_png(record["pan_seg_file_name"])
+    _check_size(record["file_name"], size, record["pan_seg_file_name"], picture.shape[:2])
+    return picture
+
+
+def _objects(record: Record, size: Size) -> Objects:
+    segmentations, classes = [], []
+    for annotation in record["annotations"]:
+        if annotation.get("iscrowd"):
+            continue
+        segmentation = annotation.get("segmentation")
+        if not segmentation:
+            raise UserError(f'an object of {record["file_name"]} has no "segmentation"; masks are trained with masks')
+        if isinstance(segmentation, dict):
+            if isinstance(segmentation["counts"], list):
+                segmentation = rle.frPyObjects(segmentation, *segmentation["size"])
+            _check_size(record["file_name"], size, "the RLE of its annotation", tuple(segmentation["size"]))
+        segmentations.append(segmentation)
+        classes.append(annotation["category_id"])
+    return Objects(segmentations, classes)
+
+
+def _check_size(image_file: str, image: Size, annotation_file: str, annotation: tuple[int, ...]) -> None:
+    if image != tuple(annotation):
+        raise UserError(
+            f"image {image_file} is {image[1]} x {image[0]} pixels (its EXIF orientation applied), but "
+            f"{annotation_file} is {annotation[1]} x {annotation[0]}; annotation and image must have the same size"
+        )

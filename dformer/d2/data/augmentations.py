@@ -1,0 +1,95 @@
+"""How training images are varied: `cfg.INPUT` -> a list of Detectron2's augmentations."""
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.projects.point_rend import ColorAugSSDTransform
+
+from dformer.errors import UserError
+
+Augmentations = list[T.Augmentation | T.Transform]
+
+
+def train_augmentations(cfg: CfgNode, ignore_label: int = 255) -> Augmentations:
+    """Augmentations of training images, by `INPUT.AUGMENTATION`, `COLOR_AUG_SSD` and `RANDOM_FLIP`.
+
+    Void (`ignore_label`) does not count for `INPUT.CROP.SINGLE_CATEGORY_MAX_AREA`.
+
+    Raises:
+        UserError: a value that does not exist, or keys that contradict each other.
+    """
+    kinds = {"lsj": _large_scale_jitter, "crop": _resize_and_crop, "resize": _resize}
+    kind, flip = cfg.INPUT.AUGMENTATION, cfg.INPUT.RANDOM_FLIP
+    if kind not in kinds:
+        raise UserError(f'INPUT.AUGMENTATION is "{kind}"; choose one of {", ".join(kinds)}')
+    if flip not in ("horizontal", "vertical", "none"):
+        raise UserError(f'INPUT.RANDOM_FLIP is "{flip}"; choose one of horizontal, vertical, none')
+    if cfg.INPUT.CROP.ENABLED and kind != "crop":
+        raise UserError(f'INPUT.CROP.ENABLED needs INPUT.AUGMENTATION "crop"; it is "{kind}", which crops its own way')
+    augmentations = kinds[kind](cfg, ignore_label)
+    if cfg.INPUT.COLOR_AUG_SSD:
+        augmentations.append(ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
+    if flip != "none":
+        augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
+    return augmentations
+
+
+def test_augmentations(cfg: CfgNode) -> Augmentations:
+    """Resizing of images at inference: short side `INPUT.MIN_SIZE_TEST` (0: as it is), at most `MAX_SIZE_TEST`."""
+    short = cfg.INPUT.MIN_SIZE_TEST
+    return [KeepOnePixel(T.ResizeShortestEdge([short, short], cfg.INPUT.MAX_SIZE_TEST, "choice"))]
+
+
+class KeepOnePixel(T.Augmentation):
+    """A resizing augmentation, but for images so flat that it would leave no pixel of their height or width."""
+
+    def __init__(self, resize: T.Augmentation) -> None:
+        super().__init__()
+        self.resize = resize
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        t = self.resize.get_transform(image)
+        if isinstance(t, T.ResizeTransform):
+            return T.ResizeTransform(t.h, t.w, max(t.new_h, 1), max(t.new_w, 1), t.interp)
+        return t
+
+
+class _Crop(T.RandomCrop):
+    """Random crop of at least one pixel."""
+
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        height, width = super().get_crop_size(image_size)
+        return max(height, 1), max(width, 1)
+
+
+def _large_scale_jitter(cfg: CfgNode, _: int) -> Augmentations:
+    """Large-scale jitter (Ghiasi et al., Simple Copy-Paste, 2021), but for the padding, which is the mapper's.
+
+    The crop's place is drawn for each axis, as the paper's code does; Detectron2's `FixedSizeCrop`, which the published
+    DFormer uses, draws one number for both and so only takes crops along the diagonal.
+    """
+    size = cfg.INPUT.IMAGE_SIZE
+    return [
+        KeepOnePixel(T.ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, size, size)),
+        _Crop("absolute", (size, size)),
+    ]
+
+
+def _resize_and_crop(cfg: CfgNode, ignore_label: int) -> Augmentations:
+    crop = cfg.INPUT.CROP
+    limit = crop.SINGLE_CATEGORY_MAX_AREA
+    if limit >= 1:
+        return [*_resize(cfg, ignore_label), _Crop(crop.TYPE, crop.SIZE)]
+    if cfg.INPUT.TASK == "instance":
+        raise UserError(
+            "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA needs a class for each pixel, which instance annotations do not give; "
+            "set it to 1.0"
+        )
+    limited = T.RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, limit, ignore_label)
+    limited.crop_aug = _Crop(crop.TYPE, crop.SIZE)
+    return [*_resize(cfg, ignore_label), limited]
+
+
+def _resize(cfg: CfgNode, _: int) -> Augmentations:
+    sizes, style = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    return [KeepOnePixel(T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, style))]

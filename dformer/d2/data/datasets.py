@@ -1,0 +1,135 @@
+"""Data sets by name: registration of Shapes, and what the metadata of any data set say about classes and tasks.
+
+Detectron2's own names (`coco_2017_train_panoptic`, `coco_2017_train`, `ade20k_sem_seg_train`, ...) are used as is.
+The folder of all data sets is the environment variable DETECTRON2_DATASETS, by default "datasets".
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.data.datasets import register_coco_panoptic
+
+from dformer.errors import UserError, did_you_mean
+
+TASKS = ("panoptic", "instance", "semantic")
+
+
+def register_shapes(root: str | Path, prefix: str = "shapes") -> None:
+    """Register `<prefix>_train` and `<prefix>_val`: what datasets/shapes.py has written or will write to `root`."""
+    categories = json.loads((Path(__file__).parent / "shapes_categories.json").read_text())
+    # As Detectron2 has it for COCO panoptic: both lists name all classes, the id maps tell things from stuff.
+    names = [c["name"] for c in categories]
+    colors = [c["color"] for c in categories]
+    contiguous = {c["id"]: i for i, c in enumerate(categories)}
+    things = {c["id"] for c in categories if c["isthing"]}
+    metadata = {
+        "thing_classes": names,
+        "stuff_classes": names,
+        "thing_colors": colors,
+        "stuff_colors": colors,
+        "thing_dataset_id_to_contiguous_id": {k: v for k, v in contiguous.items() if k in things},
+        "stuff_dataset_id_to_contiguous_id": {k: v for k, v in contiguous.items() if k not in things},
+    }
+    folder = os.path.join(root, "shapes")
+    for split in ("train", "val"):
+        register_coco_panoptic(
+            f"{prefix}_{split}",
+            metadata,
+            os.path.join(folder, split),
+            os.path.join(folder, f"panoptic_{split}"),
+            os.path.join(folder, "annotations", f"panoptic_{split}.json"),
+            os.path.join(folder, "annotations", f"instances_{split}.json"),
+        )
+        MetadataCatalog.get(f"{prefix}_{split}").sem_seg_root = os.path.join(folder, f"semantic_{split}")
+
+
+def get_metadata(name: str) -> Metadata:
+    """Metadata of a registered data set.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in DatasetCatalog:
+        raise UserError(f'there is no data set "{name}"{did_you_mean(name, DatasetCatalog)}')
+    metadata = MetadataCatalog.get(name)
+    if not {"thing_classes", "stuff_classes"} & set(metadata.as_dict()):
+        with loading(name):
+            DatasetCatalog.get(name)  # Detectron2 takes the classes of instance sets from their json when it is loaded
+    return metadata
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Turn what Detectron2's loaders raise on missing or wrong files of data set `name` into `UserError`."""
+    try:
+        yield
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        raise UserError(f'data set "{name}" cannot be loaded: {type(error).__name__}: {error}') from error
+
+
+def available_tasks(name: str) -> tuple[str, ...]:
+    """Tasks, of "panoptic", "instance" and "semantic", for which the data set is annotated."""
+    metadata = get_metadata(name)
+    things = metadata.get("thing_dataset_id_to_contiguous_id", {}).values()
+    stuff = metadata.get("stuff_dataset_id_to_contiguous_id", {}).values()
+    tasks = []
+    # In Detectron2's "separated" panoptic sets things and stuff are numbered apart: two annotations, not one.
+    panoptic = bool(metadata.get("panoptic_json")) and set(things).isdisjoint(stuff)
+    if panoptic:
+        tasks.append("panoptic")
+    # Instance classes are 0 .. K-1, so in a panoptic set things have to come first.
+    if metadata.get("thing_classes") and not (panoptic and sorted(things) != list(range(len(things)))):
+        tasks.append("instance")
+    if panoptic or metadata.get("sem_seg_root"):
+        tasks.append("semantic")
+    return tuple(tasks)
+
+
+def num_classes(name: str, task: str) -> int:
+    """Number of classes that a model for `task` has on a data set: things and stuff, things, or all labels.
+
+    Raises:
+        UserError: there is no such data set, or it is not annotated for this task.
+    """
+    metadata = _metadata_for(name, task)
+    things = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    if task == "panoptic":
+        return len(things) + len(metadata.stuff_dataset_id_to_contiguous_id)
+    if task == "instance":
+        return len(things) or len(metadata.thing_classes)
+    return len(metadata.stuff_classes)
+
+
+def thing_ids(name: str, task: str) -> tuple[int, ...]:
+    """Contiguous ids of the classes that are things, for a model for `task` on a data set; none where labels only.
+
+    Raises:
+        UserError: there is no such data set, or it is not annotated for this task.
+    """
+    metadata = _metadata_for(name, task)
+    if task == "instance":
+        return tuple(range(num_classes(name, task)))
+    if "panoptic" in available_tasks(name):
+        return tuple(sorted(metadata.thing_dataset_id_to_contiguous_id.values()))
+    return ()
+
+
+def _metadata_for(name: str, task: str) -> Metadata:
+    if task not in TASKS:
+        raise UserError(f'INPUT.TASK is "{task}"; choose one of {", ".join(TASKS)}')
+    metadata = get_metadata(name)
+    available = available_tasks(name)
+    if task not in available:
+        raise UserError(
+            f'data set "{name}" has no {task} annotations'
+            + (f"; it is annotated for {' and '.join(available)} segmentation (INPUT.TASK)" if available else "")
+        )
+    return metadata
+
+
+register_shapes(os.environ.get("DETECTRON2_DATASETS", "datasets"))

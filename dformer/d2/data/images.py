@@ -1,0 +1,78 @@
+"""Reading picture files: images, label maps and panoptic PNGs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
+from detectron2.utils.file_io import PathManager
+from numpy.typing import NDArray
+from PIL import Image
+
+from dformer.errors import UserError
+
+_INTEGER_MODES = ("I", "I;16", "I;16B", "I;16L")  # PIL's modes of pictures of 16 bits a pixel
+
+
+def read_image(file_name: str | Path, image_format: str = "RGB") -> NDArray[np.uint8]:
+    """Read an image of any kind of colour as (H, W, 3) uint8, turned as its EXIF orientation says.
+
+    Grey and palette images become colour images, 16 bits become 8, an alpha channel is dropped.
+
+    Args:
+        file_name: path; whatever Detectron2's `PathManager` resolves.
+        image_format: "RGB" or "BGR", the order of the channels.
+
+    Raises:
+        UserError: the file is missing or not a readable image.
+    """
+    if image_format not in ("RGB", "BGR"):
+        raise UserError(f'INPUT.FORMAT is "{image_format}"; choose "RGB" or "BGR"')
+    image = _apply_exif_orientation(_read_picture(file_name, "image"))
+    if image.mode in _INTEGER_MODES:
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        raise UserError(f"image {file_name} holds floating-point numbers; save it with 8 or 16 bits a channel")
+    return np.ascontiguousarray(convert_PIL_to_numpy(image, image_format))
+
+
+def read_labels(file_name: str | Path) -> NDArray[np.integer[Any]]:
+    """Read a label map, (H, W): grey values of 8 bits (uint8) or 16 bits (int32), or the indices of a palette (uint8).
+
+    Raises:
+        UserError: the file is missing, unreadable or a colour picture.
+    """
+    picture = _read_picture(file_name, "label map")
+    if picture.mode in _INTEGER_MODES:
+        return np.asarray(picture).astype(np.int32)
+    if picture.mode not in ("L", "P", "1"):
+        raise UserError(
+            f"label map {file_name} is a picture of mode {picture.mode}; it must be a grey or palette picture"
+        )
+    return np.asarray(picture).astype(np.uint8)
+
+
+def read_panoptic_png(file_name: str | Path) -> NDArray[np.uint8]:
+    """Read a PNG of segment ids as it is: (H, W, 3), id = R + 256 G + 65536 B, 0 is void.
+
+    Raises:
+        UserError: the file is missing or unreadable, or not a colour picture.
+    """
+    picture = _read_picture(file_name, "panoptic annotation")
+    if picture.mode not in ("RGB", "RGBA"):
+        raise UserError(
+            f"panoptic annotation {file_name} is a picture of mode {picture.mode}; COCO's format is an RGB PNG, whose "
+            "pixels hold the segment id as R + 256 G + 65536 B"
+        )
+    return np.asarray(picture.convert("RGB"))
+
+
+def _read_picture(file_name: str | Path, role: str) -> Image.Image:
+    try:
+        with PathManager.open(str(file_name), "rb") as file:
+            picture = Image.open(file)
+            picture.load()
+            return picture
+    # What Pillow raises on a broken file depends on where it is broken.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{role} {file_name} cannot be read: {error}") from error

@@ -1,0 +1,138 @@
+"""A record of a data set -> what the model takes. The task says how annotations are read, the augmentation how images
+are varied; either goes with the other."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from dformer.d2.data.annotations import Annotation, Record, Size, annotation_reader
+from dformer.d2.data.augmentations import Augmentations, test_augmentations, train_augmentations
+from dformer.d2.data.datasets import get_metadata, num_classes
+from dformer.d2.data.images import read_image
+from dformer.errors import UserError
+
+PAD_VALUE = 128  # of images, 0..255
+
+
+class TestMapper:
+    """Reads and resizes an image.
+
+    Args:
+        augmentations: applied to the image.
+        image_format: "RGB" or "BGR".
+
+    Returns, for a record:
+        file_name, image_id; height, width: of the file; image: uint8 (3, h, w), resized.
+    """
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    def __init__(self, augmentations: Augmentations, image_format: str) -> None:
+        self.augmentations = augmentations
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "TestMapper":
+        return cls(test_augmentations(cfg), cfg.INPUT.FORMAT)
+
+    def __call__(self, record: Record) -> dict[str, Any]:
+        image = _read_checked(record, self.image_format)
+        augmented = T.AugInput(image)
+        T.AugmentationList(self.augmentations)(augmented)
+        return {**_identity(record, image), "image": _to_tensor(augmented.image)}
+
+
+class TrainMapper:
+    """Reads an image and its annotation and augments both.
+
+    Args:
+        augmentations: applied to image and annotation.
+        read_annotation: of a task, see `annotation_reader`.
+        image_format: "RGB" or "BGR".
+        pad_to: pad smaller images at the right and the bottom to this height and width; None: leave them.
+        needs_labels: whether an augmentation asks for the class of each pixel (`sem_seg`).
+
+    Returns, for a record:
+        file_name, image_id; height, width: of the file; image: uint8 (3, h, w); instances: `Instances` of (h, w) with
+        gt_classes int64 (G,) and gt_masks bool (G, h, w), objects without a pixel left out; G may be 0.
+    """
+
+    def __init__(
+        self,
+        augmentations: Augmentations,
+        read_annotation: Callable[[Record, Size], Annotation],
+        image_format: str,
+        pad_to: int | None = None,
+        needs_labels: bool = False,
+    ) -> None:
+        self.augmentations = augmentations
+        self.read_annotation = read_annotation
+        self.image_format = image_format
+        self.pad_to = pad_to
+        self.needs_labels = needs_labels
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "TrainMapper":
+        """The mapper for `cfg.DATASETS.TRAIN`, `cfg.INPUT` and `cfg.MODEL.NUM_CLASSES`."""
+        name, task = cfg.DATASETS.TRAIN[0], cfg.INPUT.TASK
+        classes = cfg.MODEL.NUM_CLASSES or num_classes(name, task)
+        ignore_label = get_metadata(name).get("ignore_label", 255)
+        return cls(
+            train_augmentations(cfg, ignore_label),
+            annotation_reader(task, classes, ignore_label),
+            cfg.INPUT.FORMAT,
+            pad_to=cfg.INPUT.IMAGE_SIZE if cfg.INPUT.AUGMENTATION == "lsj" else None,
+            needs_labels=cfg.INPUT.AUGMENTATION == "crop" and cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA < 1,
+        )
+
+    def __call__(self, record: Record) -> dict[str, Any]:
+        original = _read_checked(record, self.image_format)
+        annotation = self.read_annotation(record, _size(original))
+        augmented = T.AugInput(original, sem_seg=annotation.class_labels() if self.needs_labels else None)
+        transforms = T.AugmentationList(self.augmentations)(augmented)
+        classes, masks = annotation.targets(transforms, _size(augmented.image))
+        image = _to_tensor(augmented.image)
+        if self.pad_to is not None:
+            padding = (0, self.pad_to - image.shape[2], 0, self.pad_to - image.shape[1])
+            image = F.pad(image, padding, value=PAD_VALUE)
+            masks = F.pad(masks, padding, value=False)
+        instances = Instances(
+            tuple(image.shape[1:]), gt_classes=torch.tensor(classes, dtype=torch.int64), gt_masks=masks
+        )
+        return {**_identity(record, original), "image": image, "instances": instances}
+
+
+def _read_checked(record: Record, image_format: str) -> NDArray[np.uint8]:
+    """The image of a record, if it has the size that the record says, or the record says none."""
+    image = read_image(record["file_name"], image_format)
+    height, width = image.shape[:2]
+    expected = record.get("height", height), record.get("width", width)
+    if expected != (height, width):
+        raise UserError(
+            f"image {record['file_name']} is {width} x {height} pixels (its EXIF orientation applied), but its data "
+            f"set's json says {expected[1]} x {expected[0]}; mend the json or the image"
+        )
+    return image
+
+
+def _size(image: NDArray[np.uint8]) -> Size:
+    return image.shape[0], image.shape[1]
+
+
+def _identity(record: Record, image: NDArray[np.uint8]) -> dict[str, Any]:
+    file_name = record["file_name"]
+    # Detectron2 0.5 gives semantic sets no image id.
+    image_id = record.get("image_id", Path(file_name).stem)
+    return {"file_name": file_name, "image_id": image_id, "height": image.shape[0], "width": image.shape[1]}
+
+
+def _to_tensor(image: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))

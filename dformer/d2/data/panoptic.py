@@ -1,0 +1,61 @@
+"""Class labels from panoptic annotations."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from detectron2.data.catalog import Metadata
+from numpy.typing import NDArray
+from panopticapi.utils import rgb2id
+
+from dformer.errors import UserError
+
+
+def semantic_from_panoptic(
+    segment_ids: NDArray[np.integer[Any]],
+    segments_info: Iterable[Mapping[str, Any]],
+    metadata: Metadata,
+) -> NDArray[np.integer[Any]]:
+    """Class labels of a panoptic annotation.
+
+    As Detectron2's and the COCO panoptic API's own preparation do, crowd segments count as their class, and all that is
+    in no segment is ignored.
+
+    Args:
+        segment_ids: (H, W) integers, or (H, W, 3) uint8 as they stand in the PNG (id = R + 256 G + 65536 B).
+        segments_info: {"id", "category_id"} of each segment, category ids as in the json file (not contiguous).
+        metadata: of the data set: `thing_` and `stuff_dataset_id_to_contiguous_id`, `ignore_label`.
+
+    Returns:
+        (H, W) contiguous class ids, `metadata.ignore_label` (255) where there is no segment. uint8 if they fit.
+
+    Raises:
+        UserError: a category id is not one of the data set's.
+    """
+    contiguous = {**metadata.stuff_dataset_id_to_contiguous_id, **metadata.thing_dataset_id_to_contiguous_id}
+    classes = {}
+    for segment in segments_info:
+        if segment["category_id"] not in contiguous:
+            raise UserError(
+                f"segment {segment['id']} has category id {segment['category_id']}, which is not one of the "
+                f'{len(contiguous)} categories of data set "{metadata.name}"'
+            )
+        classes[segment["id"]] = contiguous[segment["category_id"]]
+    return paint_classes(segment_ids, classes, metadata.get("ignore_label", 255))
+
+
+def paint_classes(
+    segment_ids: NDArray[np.integer[Any]], classes: Mapping[int, int], ignore_label: int
+) -> NDArray[np.integer[Any]]:
+    """(H, W) class of each pixel's segment, `ignore_label` where the segment is not in `classes` (segment id -> class).
+
+    `segment_ids` as in `semantic_from_panoptic`.
+    """
+    if segment_ids.ndim == 3:
+        segment_ids = rgb2id(segment_ids)
+    largest = max(ignore_label, *classes.values(), 0)
+    dtype: type[np.integer[Any]] = np.uint8 if largest < 256 else np.int32
+    labels = np.full(segment_ids.shape, ignore_label, dtype)
+    for segment_id, cls in classes.items():
+        labels[segment_ids == segment_id] = cls
+    return labels

@@ -1,0 +1,147 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from panopticapi.utils import rgb2id
+from PIL import Image
+from pycocotools import mask as rle
+
+from dformer.errors import UserError
+from tests.datasets import SCRIPTS, load_script
+
+shapes = load_script("shapes")
+SMALL = shapes.Parameters(train=6, val=3, size=64, seed=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shapes.generate(tmp_path_factory.mktemp("root"), SMALL, progress=False)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def _json(folder: Path, name: str) -> dict:
+    return json.loads((folder / "annotations" / f"{name}.json").read_text())
+
+
+def test_same_parameters_same_files(folder: Path, tmp_path: Path) -> None:
+    again = shapes.generate(tmp_path, SMALL, progress=False)
+    assert _contents(again) == _contents(folder)
+
+
+def test_an_image_depends_on_seed_split_and_index_alone(folder: Path, tmp_path: Path) -> None:
+    fewer = shapes.generate(tmp_path / "fewer", shapes.Parameters(train=2, val=1, size=64, seed=1), progress=False)
+    other = shapes.generate(tmp_path / "other", shapes.Parameters(train=2, val=1, size=64, seed=2), progress=False)
+    images = [sorted((f / "train").iterdir()) for f in (folder, fewer, other)]
+    assert images[0][1].read_bytes() == images[1][1].read_bytes() != images[2][1].read_bytes()
+    first_val = next(iter(sorted((folder / "val").iterdir())))
+    assert first_val.read_bytes() != images[0][0].read_bytes()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_annotations_agree_with_each_other(folder: Path, split: str) -> None:
+    panoptic, instances = _json(folder, f"panoptic_{split}"), _json(folder, f"instances_{split}")
+    category_ids = [c["id"] for c in panoptic["categories"]]
+    things = {c["id"] for c in panoptic["categories"] if c["isthing"]}
+    assert category_ids != list(range(1, len(category_ids) + 1)), "ids without gaps exercise no mapping"
+    assert {c["id"] for c in instances["categories"]} == things
+    assert len(panoptic["images"]) == len(panoptic["annotations"]) == getattr(SMALL, split)
+    assert len({a["id"] for a in instances["annotations"]}) == len(instances["annotations"])
+
+    for image, annotation in zip(panoptic["images"], panoptic["annotations"], strict=True):
+        assert image["id"] == annotation["image_id"]
+        with Image.open(folder / split / image["file_name"]) as picture:
+            assert picture.size == (image["width"], image["height"]) == (64, 64)
+        ids = rgb2id(np.asarray(Image.open(folder / f"panoptic_{split}" / annotation["file_name"])))
+        semantic = np.asarray(Image.open(folder / f"semantic_{split}" / annotation["file_name"]))
+        assert set(np.unique(ids)) - {0} == {s["id"] for s in annotation["segments_info"]}
+
+        expected = np.full_like(semantic, 255)
+        masks = []
+        for segment in annotation["segments_info"]:
+            mask = ids == segment["id"]
+            expected[mask] = category_ids.index(segment["category_id"])
+            ys, xs = np.nonzero(mask)
+            box = [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
+            assert (segment["area"], segment["bbox"], segment["iscrowd"]) == (mask.sum(), box, 0)
+            assert segment["area"] >= shapes.MIN_VISIBLE
+            if segment["category_id"] in things:
+                masks.append((segment["category_id"], segment["area"], mask))
+        np.testing.assert_array_equal(semantic, expected)
+
+        own = [a for a in instances["annotations"] if a["image_id"] == image["id"]]
+        assert 1 <= len(own) <= 6
+        for a, (category_id, area, mask) in zip(own, masks, strict=True):
+            assert (a["category_id"], a["area"], a["iscrowd"]) == (category_id, area, 0)
+            np.testing.assert_array_equal(rle.decode(a["segmentation"]), mask)
+
+
+@pytest.mark.parametrize("name", shapes.THINGS)
+@pytest.mark.parametrize("rotation", [0.0, 1.1])
+def test_outline_encloses_its_area(name: str, rotation: float) -> None:
+    y, x = np.mgrid[-60:60, -60:60] + 0.5
+    inside = shapes.signed_distance(name, x, y, 50, rotation) < 0
+    assert inside.sum() == pytest.approx(shapes.unit_area(name) * 50**2, rel=0.01)
+    assert not inside[np.hypot(x, y) > 50.5].any()
+
+
+def test_class_is_told_by_shape_not_by_colour() -> None:
+    """Mean colours of the classes' pixels differ by less than their spread within a class."""
+    colours: dict[int, list] = {i: [] for i in range(len(shapes.THINGS))}
+    for seed in range(60):
+        image, segments, classes = shapes.draw(np.random.default_rng(seed), 64)
+        for k, cls in enumerate(classes):
+            if cls in colours:
+                colours[cls].append(image[segments == k].mean(0))
+    means = np.array([np.mean(c, axis=0) for c in colours.values()])
+    spread = min(np.std(c, axis=0).min() for c in colours.values())
+    assert np.ptp(means, axis=0).max() < spread
+
+
+def test_left_alone_when_there_and_regenerated_when_parameters_differ(tmp_path: Path) -> None:
+    small = shapes.Parameters(train=1, val=1, size=32)
+    folder = shapes.generate(tmp_path, small, progress=False)
+    image = next((folder / "train").iterdir())
+    image.write_bytes(b"mine")
+    shapes.generate(tmp_path, small, progress=False)
+    assert image.read_bytes() == b"mine"
+    shapes.generate(tmp_path, shapes.Parameters(train=2, val=1, size=32), progress=False)
+    assert len(list((folder / "train").iterdir())) == 2
+    assert image.read_bytes() != b"mine"
+
+
+def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = shapes.generate(tmp_path, shapes.Parameters(train=1, val=1, size=32), progress=False)
+    kept = _contents(before)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shapes, "draw", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shapes.generate(tmp_path, SMALL, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["shapes"]
+    assert _contents(before) == kept
+
+
+def test_a_folder_of_someone_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "shapes").mkdir()
+    (tmp_path / "shapes" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="was not written by shapes.py"):
+        shapes.generate(tmp_path, SMALL, progress=False)
+    assert (tmp_path / "shapes" / "mine.txt").read_text() == "mine"
+
+
+def test_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "shapes.py"), "--root", str(tmp_path), "--train", "2", "--val", "1"]
+    done = subprocess.run([*command, "--size", "32"], capture_output=True, text=True, check=True)
+    assert "2 training and 1 validation" in done.stdout
+    assert len(list((tmp_path / "shapes" / "train").iterdir())) == 2
+    failed = subprocess.run([*command, "--size", "8"], capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "size of at least 32" in failed.stderr
