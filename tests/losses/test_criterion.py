@@ -1,0 +1,118 @@
+"""The loss as a whole: what it rewards, and the awkward batches."""
+
+import pytest
+import torch
+
+from dformer.losses.criterion import Criterion, Target
+from dformer.losses.matcher import LossWeights, assign
+
+NUM_CLASSES = 3
+
+
+@pytest.fixture
+def criterion():
+    return Criterion(
+        num_classes=NUM_CLASSES,
+        weights=LossWeights(2.0, 5.0, 5.0),
+        no_object_weight=0.1,
+        num_points=256,
+        oversample_ratio=3.0,
+        importance_sample_ratio=0.75,
+    )
+
+
+def generators(count):
+    return [torch.Generator().manual_seed(i) for i in range(count)]
+
+
+def target(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.zeros(count, 32, 32, dtype=torch.bool)
+    for i in range(count):
+        y, x = torch.randint(20, (2,), generator=generator).tolist()
+        masks[i, y : y + 9, x : x + 12] = True
+    return Target(torch.randint(NUM_CLASSES, (count,), generator=generator), masks)
+
+
+def prediction(targets, queries, sure=12.0):
+    """Perfect class and mask logits for the first queries of each image, "no object" for the others."""
+    logits = torch.zeros(len(targets), queries, NUM_CLASSES + 1)
+    masks = torch.full((len(targets), queries, 32, 32), -sure)
+    logits[..., NUM_CLASSES] = sure
+    for b, (labels, truth) in enumerate(targets):
+        for n in range(min(queries, len(labels))):
+            logits[b, n] = 0
+            logits[b, n, labels[n]] = sure
+            masks[b, n][truth[n]] = sure
+    return logits, masks
+
+
+def test_perfect_predictions_cost_nothing_and_wrong_ones_something(criterion):
+    targets = [target(3), target(1, seed=5)]
+    logits, masks = prediction(targets, queries=5)
+    perfect = criterion([logits], [masks], targets, generators(2))
+    assert set(perfect) == {"loss_ce", "loss_mask", "loss_dice"}
+    # Bilinear points on a mask's edge lie between inside and outside, so that a little remains.
+    assert perfect["loss_ce"] < 1e-3 and perfect["loss_dice"] < 1
+    wrong_class = criterion([logits.roll(1, dims=2)], [masks], targets, generators(2))
+    assert wrong_class["loss_ce"] > 1
+    wrong_mask = criterion([logits], [masks.roll(10, dims=3)], targets, generators(2))
+    assert wrong_mask["loss_dice"] > perfect["loss_dice"] + 1 and wrong_mask["loss_mask"] > perfect["loss_mask"] + 1
+
+
+def test_order_of_queries_does_not_matter(criterion):
+    targets = [target(3)]
+    logits, masks = prediction(targets, queries=5, sure=2.0)
+    order = torch.tensor([4, 2, 0, 1, 3])
+    a = criterion([logits], [masks], targets, generators(1))
+    b = criterion([logits[:, order]], [masks[:, order]], targets, generators(1))
+    torch.testing.assert_close(a["loss_ce"], b["loss_ce"])
+    torch.testing.assert_close(sum(a.values()), sum(b.values()), rtol=0.1, atol=0)  # points are others
+
+
+def test_layers_are_named_as_published(criterion):
+    targets = [target(2)]
+    logits, masks = prediction(targets, queries=4, sure=1.0)
+    better_logits, better_masks = prediction(targets, queries=4)
+    losses = criterion([logits, logits, better_logits], [masks, masks, better_masks], targets, generators(1))
+    assert set(losses) == {f"loss_{k}{s}" for k in ("ce", "mask", "dice") for s in ("", "_0", "_1")}
+    assert losses["loss_ce"] < losses["loss_ce_0"] and losses["loss_mask"] < losses["loss_mask_1"]
+
+
+@pytest.mark.parametrize("counts", [(0,), (0, 0), (0, 3), (7, 1), (5, 5)])
+def test_any_number_of_objects_gives_finite_gradients_everywhere(criterion, counts):
+    """Images without objects, and with more than there are queries (5)."""
+    targets = [target(count, seed=i) for i, count in enumerate(counts)]
+    logits = torch.randn(2, len(counts), 5, NUM_CLASSES + 1, requires_grad=True)
+    masks = torch.randn(2, len(counts), 5, 8, 8, requires_grad=True)
+    sum(criterion(list(logits), list(masks), targets, generators(len(counts))).values()).backward()
+    assert logits.grad.isfinite().all() and masks.grad.isfinite().all()
+    assert logits.grad.abs().sum() > 0
+    assert (masks.grad.abs().sum() > 0) == (sum(counts) > 0)
+
+
+def test_an_image_does_not_depend_on_its_batch(criterion):
+    """Matching and points of an image are its own; only the normalisers are shared."""
+    first, second = target(2, seed=1), target(2, seed=2)
+    torch.manual_seed(0)
+    logits, masks = torch.randn(2, 5, NUM_CLASSES + 1), torch.randn(2, 5, 8, 8)
+    together = criterion([logits], [masks], [first, second], generators(2))
+    alone = [
+        criterion([logits[i : i + 1]], [masks[i : i + 1]], [image], [generators(2)[i]])
+        for i, image in enumerate((first, second))
+    ]
+    for key in ("loss_mask", "loss_dice"):
+        torch.testing.assert_close(together[key], (alone[0][key] + alone[1][key]) / 2)
+
+
+def test_assignment_is_optimal_and_survives_bad_numbers():
+    cost = torch.tensor([[[1.0, 5.0], [0.0, 1.0], [9.0, 9.0]], [[5.0, 0.0], [1.0, 5.0], [0.0, 9.0]]])
+    ((rows, columns),) = assign([cost])
+    assert [sorted(zip(r.tolist(), c.tolist(), strict=True)) for r, c in zip(rows, columns, strict=True)] == [
+        [(0, 0), (1, 1)],
+        [(0, 1), (2, 0)],
+    ]
+    ((rows, _),) = assign([torch.full((1, 3, 2), float("nan"))])
+    assert rows.shape == (1, 2)
+    ((rows, columns),) = assign([torch.zeros(2, 3, 0)])
+    assert rows.shape == columns.shape == (2, 0)

@@ -1,0 +1,138 @@
+"""The heads: shapes, what they depend on, and the decoder's attention masks."""
+
+import pytest
+import torch
+
+from dformer.models.dformer import DFormerHead, MaskDiffusion, pool_queries
+from dformer.models.mask2former import Mask2FormerHead
+from dformer.models.mask_decoder import MaskDecoder, attention_mask
+from dformer.models.pixel_decoder import FPNPixelDecoder, MSDeformAttnPixelDecoder
+
+CHANNELS = (8, 12, 16, 20)
+
+
+def pixel_decoder(name="msdeform", mask_dim=32):
+    if name == "fpn":
+        return FPNPixelDecoder(in_channels=CHANNELS, conv_dim=32, mask_dim=mask_dim)
+    return MSDeformAttnPixelDecoder(
+        in_channels=CHANNELS, conv_dim=32, mask_dim=mask_dim, num_layers=1, num_heads=4, num_points=2, ffn_dim=16
+    )
+
+
+def mask_decoder(hidden_dim=32):
+    return MaskDecoder(
+        in_channels=32,
+        mask_dim=32,
+        num_classes=5,
+        num_queries=6,
+        hidden_dim=hidden_dim,
+        num_heads=4,
+        ffn_dim=16,
+        num_layers=4,
+    )
+
+
+def features(batch=2, height=64, width=96):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(batch, c, height // s, width // s, generator=generator)
+        for c, s in zip(CHANNELS, (4, 8, 16, 32), strict=True)
+    ]
+
+
+def dformer(stride=4, name="msdeform"):
+    torch.manual_seed(0)
+    diffusion = MaskDiffusion.create("cosine", 100, 0.1, "binary", stride)
+    return DFormerHead(pixel_decoder=pixel_decoder(name), mask_decoder=mask_decoder(), diffusion=diffusion).eval()
+
+
+@pytest.mark.parametrize("name", ["msdeform", "fpn"])
+def test_predictions_of_every_layer(name):
+    head = dformer(name=name)
+    predictions = head(features(), torch.rand(2, 6, 16, 24), torch.tensor([3, 99]))
+    assert len(predictions) == 4
+    torch.manual_seed(0)
+    learned = Mask2FormerHead(pixel_decoder=pixel_decoder(name, mask_dim=32), mask_decoder=mask_decoder())
+    assert len(learned(features())) == 5  # the queries alone come first
+    for logits, masks in [*predictions, *learned(features())]:
+        assert logits.shape == (2, 6, 6) and masks.shape == (2, 6, 16, 24)
+
+
+def test_masks_and_time_matter():
+    head = dformer()
+    noisy, t = torch.rand(2, 6, 16, 24), torch.tensor([50, 50])
+    base = head(features(), noisy, t)[-1].masks
+    assert not torch.allclose(base, head(features(), 1 - noisy, t)[-1].masks)
+    assert not torch.allclose(base[0], head(features(), noisy, torch.tensor([5, 50]))[-1].masks[0])
+    torch.testing.assert_close(base[1], head(features(), noisy, torch.tensor([5, 50]))[-1].masks[1])
+
+
+def test_every_parameter_gets_a_gradient():
+    """With find_unused_parameters off, a parameter without one would stop distributed training."""
+    for head, args in (
+        (dformer(), (features(), torch.rand(2, 6, 16, 24), torch.tensor([1, 2]))),
+        (Mask2FormerHead(pixel_decoder=pixel_decoder(), mask_decoder=mask_decoder()), (features(),)),
+    ):
+        sum(p.logits.square().sum() + p.masks.square().sum() for p in head(*args)).backward()
+        assert [name for name, p in head.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_sampling_encodes_the_image_once(stride, steps):
+    head = dformer(stride)
+    calls = []
+    head.pixel_decoder.register_forward_hook(lambda *_: calls.append(1))
+    shape = head.noise_shape(64, 96)
+    assert shape == (6, 64 // stride, 96 // stride)
+
+    def run(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return list(head.sample(features(1), lambda: torch.randn(1, *shape, generator=generator), steps, eta=1.0))
+
+    with torch.no_grad():
+        a, b, c = run(0), run(0), run(1)
+    assert len(calls) == 3 and len(a) == steps
+    assert torch.equal(a[-1].output[-1].masks, b[-1].output[-1].masks)
+    assert not torch.equal(a[-1].output[-1].masks, c[-1].output[-1].masks)
+
+
+def test_queries_are_means_of_the_pixel_embedding_under_the_masks():
+    embedding = torch.randn(1, 32, 4, 4)
+    masks = torch.zeros(1, 3, 16, 16)
+    masks[0, 0, :4, :4] = 1  # one cell
+    masks[0, 1] = 0.3  # everywhere alike
+    queries = pool_queries(embedding, masks)
+    torch.testing.assert_close(queries[0, 0], embedding[0, :, 0, 0])
+    torch.testing.assert_close(queries[0, 1], embedding[0].mean((1, 2)))
+    assert not queries[0, 2].any()  # nothing under it: zeros, not NaN
+
+
+def test_an_empty_mask_looks_everywhere():
+    masks = torch.full((1, 2, 8, 8), -1.0)
+    masks[0, 0, :4] = 1.0
+    seen = attention_mask(masks, torch.Size((4, 4)))
+    assert seen[0, 0].view(4, 4)[:2].all() and not seen[0, 0].view(4, 4)[2:].any()
+    assert seen[0, 1].all()
+
+
+def test_widths_that_do_not_fit_are_told():
+    with pytest.raises(ValueError, match="mask_dim=16 must equal hidden_dim=32"):
+        DFormerHead(
+            pixel_decoder=pixel_decoder(mask_dim=16),
+            mask_decoder=mask_decoder(),
+            diffusion=MaskDiffusion.create("cosine", 10, 0.1, "binary", 4),
+        )
+
+
+def test_corruption_is_of_the_image_alone():
+    head = dformer()
+    masks = [torch.rand(count, 32, 64) > 0.5 for count in (0, 2, 9)]
+
+    def generators():
+        return [torch.Generator().manual_seed(i) for i in range(3)]
+
+    noisy, t = head.corrupt(masks, generators())
+    assert noisy.shape == (3, 6, 8, 16) and t.shape == (3,) and t.max() < 100
+    alone, t_alone = head.corrupt(masks[2:], generators()[2:])
+    assert torch.equal(alone[0], noisy[2]) and t_alone[0] == t[2]
