@@ -1,0 +1,72 @@
+"""A DFormer that runs in milliseconds, and images for it."""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from dformer.d2 import get_cfg
+
+
+@BACKBONE_REGISTRY.register()
+class TinyBackbone(Backbone):
+    """Four strided convolutions: res2 .. res5 of strides 4 .. 32."""
+
+    def __init__(self, cfg: CfgNode, input_shape: ShapeSpec) -> None:
+        super().__init__()
+        self.stages = nn.ModuleDict(
+            {"res2": nn.Conv2d(3, 16, 4, 4)} | {f"res{i}": nn.Conv2d(16, 16, 2, 2) for i in (3, 4, 5)}
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = {}
+        for name, stage in self.stages.items():
+            x = maps[name] = nn.functional.gelu(stage(x))
+        return maps
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {name: ShapeSpec(channels=16, stride=2**i) for i, name in enumerate(self.stages, start=2)}
+
+
+def tiny_cfg(meta_architecture: str = "DFormer") -> CfgNode:
+    """On Shapes' classes, 64 x 64 images, the CPU."""
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = meta_architecture
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = "TinyBackbone"
+    cfg.MODEL.PIXEL_DECODER.CONV_DIM = cfg.MODEL.PIXEL_DECODER.MASK_DIM = 32
+    cfg.MODEL.PIXEL_DECODER.NUM_LAYERS = 1
+    cfg.MODEL.PIXEL_DECODER.NUM_HEADS = 4
+    cfg.MODEL.PIXEL_DECODER.FFN_DIM = 64
+    cfg.MODEL.MASK_DECODER.NUM_QUERIES = 8
+    cfg.MODEL.MASK_DECODER.HIDDEN_DIM = 32
+    cfg.MODEL.MASK_DECODER.NUM_HEADS = 4
+    cfg.MODEL.MASK_DECODER.FFN_DIM = 64
+    cfg.MODEL.MASK_DECODER.NUM_LAYERS = 2
+    cfg.MODEL.CRITERION.NUM_POINTS = 128
+    cfg.DATASETS.TRAIN = ("shapes_train",)
+    cfg.DATASETS.TEST = ("shapes_val",)
+    cfg.INPUT.IMAGE_SIZE = 64
+    cfg.INPUT.MIN_SIZE_TEST = 64
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.SEED = 3
+    return cfg
+
+
+def tiny_batch(counts: tuple[int, ...]) -> list[dict]:
+    """64 x 64 images with so many rectangles each; the same at each call."""
+    batch = []
+    for image_id, count in enumerate(counts):
+        generator = torch.Generator().manual_seed(image_id)
+        instances = Instances((64, 64))
+        instances.gt_classes = torch.randint(4, (count,), generator=generator)
+        instances.gt_masks = torch.zeros(count, 64, 64, dtype=torch.bool)
+        for mask in instances.gt_masks:
+            top, left = torch.randint(40, (2,), generator=generator).tolist()
+            mask[top : top + 20, left : left + 12] = True
+        image = torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=generator)
+        batch.append({"image": image, "image_id": image_id, "height": 64, "width": 64, "instances": instances})
+    return batch

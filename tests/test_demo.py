@@ -1,0 +1,231 @@
+"""The demo from the command line to the files that it leaves, with a tiny model of random weights."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+from pycocotools import mask as rle
+
+from dformer.d2 import demo
+from dformer.d2.demo import find_images, picture_files, segment_files
+from dformer.errors import UserError
+from dformer.visualize import enlargement
+from tests.d2.tiny import tiny_cfg
+from tools import demo as tool
+
+RANDOM = np.random.default_rng(0)
+SHAPES = {"disc", "square", "triangle", "star", "grass", "water", "brick"}
+
+
+@pytest.fixture(scope="module")
+def cfg(tmp_path_factory):
+    cfg = tiny_cfg()
+    cfg.MODEL.WEIGHTS = str(tmp_path_factory.mktemp("weights") / "model.pth")
+    cfg.TEST.OBJECT_THRESHOLD = cfg.TEST.OVERLAP_THRESHOLD = 0.0
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    model.head.mask_decoder.class_head.bias.data[-1] = -10  # no query finds nothing
+    torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def config_file(cfg, tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    file.write_text(cfg.dump())
+    return str(file)
+
+
+def run(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        tool.main()
+    return caught.value.code
+
+
+def save_image(file: Path, height: int = 48, width: int = 80, mode: str = "RGB", **options) -> Path:
+    file.parent.mkdir(exist_ok=True, parents=True)
+    Image.fromarray(RANDOM.integers(0, 256, (height, width, 3), np.uint8)).convert(mode).save(file, **options)
+    return file
+
+
+def segments_of(output: Path) -> list[dict]:
+    return json.loads((output / "segments.json").read_text())["images"]
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_pictures_and_segments(cfg, tmp_path, task):
+    files = [save_image(tmp_path / "a.jpg"), save_image(tmp_path / "b.png", 130, 40)]
+    confidence = None if task == "semantic" else 0.0
+    assert segment_files(cfg, [str(tmp_path)], tmp_path / "out", task, confidence) == []
+    for file, record, (height, width) in zip(files, segments_of(tmp_path / "out"), [(48, 80), (130, 40)], strict=True):
+        assert record["file"] == str(file) and (record["height"], record["width"]) == (height, width)
+        picture = np.asarray(Image.open(tmp_path / "out" / record["picture"]))
+        scale = enlargement(height, width)
+        assert picture.shape == (height * scale, width * scale, 3)
+        assert record["segments"]
+        covered = np.zeros((height, width), int)
+        for segment in record["segments"]:
+            mask = rle.decode(segment["segmentation"])
+            y, x = np.nonzero(mask)
+            assert segment["area"] == mask.sum() > 0
+            assert segment["bbox"] == [x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1]
+            assert segment["category"] in SHAPES
+            assert segment["isthing"] == (segment["category_id"] < 4 and task != "semantic")
+            assert (segment["score"] is None) == (task == "semantic")
+            covered += mask
+        original = np.asarray(Image.open(file).resize((width * scale, height * scale)))
+        drawn = (picture != original).any(axis=2)
+        assert drawn[covered.repeat(scale, axis=0).repeat(scale, axis=1) > 0].mean() > 0.95
+        assert len({segment["id"] for segment in record["segments"]}) == len(record["segments"])
+        if task != "instance":
+            assert covered.max() == 1
+        if task == "semantic":
+            assert covered.min() == 1
+
+
+def test_confidence_leaves_out_the_unsure(cfg, tmp_path):
+    file = str(save_image(tmp_path / "a.png"))
+    for task in ("panoptic", "instance"):
+        segment_files(cfg, [file], tmp_path / "all", task, 0.0)
+        scores = sorted(segment["score"] for segment in segments_of(tmp_path / "all")[0]["segments"])
+        threshold = (scores[0] + scores[-1]) / 2
+        segment_files(cfg, [file], tmp_path / "sure", task, threshold)
+        sure = [segment["score"] for segment in segments_of(tmp_path / "sure")[0]["segments"]]
+        assert len(sure) < len(scores) and all(score >= threshold for score in sure)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_images_of_any_mode(cfg, tmp_path, mode):
+    if mode == "I;16":
+        Image.fromarray(RANDOM.integers(0, 65536, (20, 30), np.uint16)).save(tmp_path / "a.png")
+    else:
+        save_image(tmp_path / "a.tif", 20, 30, mode)
+    assert segment_files(cfg, [str(tmp_path)], tmp_path / "out") == []
+    assert Image.open(tmp_path / "out" / "a.png").size == (240, 160)
+
+
+def test_images_are_turned_as_their_exif_says(cfg, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save_image(tmp_path / "a.jpg", 20, 30, exif=exif)
+    segment_files(cfg, [str(tmp_path / "a.jpg")], tmp_path / "out")
+    record = segments_of(tmp_path / "out")[0]
+    assert (record["height"], record["width"]) == (30, 20)
+
+
+def test_large_images_are_drawn_smaller_and_their_segments_are_not(cfg, tmp_path, monkeypatch):
+    file = save_image(tmp_path / "a.png", 600, 900)
+    monkeypatch.setattr(demo, "MAX_PIXELS", 600 * 900 // 4)
+    segment_files(cfg, [str(file)], tmp_path / "out", confidence=0.0)
+    assert Image.open(tmp_path / "out" / "a.png").size == (900 // 2 * enlargement(300, 450), 600)
+    (record,) = segments_of(tmp_path / "out")
+    assert (record["height"], record["width"]) == (600, 900)
+    assert all(segment["segmentation"]["size"] == [600, 900] for segment in record["segments"])
+    assert sum(segment["area"] for segment in record["segments"]) <= 600 * 900
+
+
+def test_unreadable_files_are_named_and_skipped(monkeypatch, config_file, tmp_path, capsys):
+    save_image(tmp_path / "good.jpg")
+    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "cut.png").write_bytes(save_image(tmp_path / "whole.png").read_bytes()[:2000])
+    (tmp_path / "empty.bmp").touch()
+    arguments = ["--config-file", config_file, "--output", str(tmp_path / "out"), "--input"]
+    names = ["good.jpg", "text.jpg", "cut.png", "empty.bmp", "missing.jpg", "none*.jpg"]
+    assert run(monkeypatch, *arguments, *(str(tmp_path / name) for name in names)) == 1
+    errors = capsys.readouterr().err
+    assert all(name in errors for name in names[1:]) and "good.jpg" not in errors
+    assert [record["picture"] for record in segments_of(tmp_path / "out")] == ["good.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["good.png", "segments.json"]
+
+
+def test_exit_status(monkeypatch, config_file, tmp_path, capsys):
+    image, output = str(save_image(tmp_path / "a.jpg")), str(tmp_path / "out")
+    usual = ["--config-file", config_file, "--output", output]
+    assert run(monkeypatch, *usual, "--input", image, "--steps", "2", "--seed", "5") == 0
+    assert run(monkeypatch, *usual, "--input", str(tmp_path / "nothing.jpg")) == 1
+    for arguments, says in [
+        (["--input", "https://example.org/a.jpg"], "nothing is fetched"),
+        (["--input", image, "--task", "video"], "invalid choice"),
+        (["--input", image, "--steps", "0"], "must be in 1..1000, got 0"),
+        (["--input", image, "--confidence", "1.5"], "must be in 0..1, got 1.5"),
+        (["--input", image, "--task", "semantic", "--confidence", "0.5"], "no scores"),
+        (["--input", image, "--opts", "MODEL.WEIGHTS", "no.pth"], "no.pth does not exist"),
+        (["--input", image, "--opts", "MODEL.WEIGHT", "a.pth"], 'did you mean "MODEL.WEIGHTS"'),
+        ([], "--input"),
+    ]:
+        assert run(monkeypatch, *usual, *arguments) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_is_told(cfg, tmp_path):
+    image = str(save_image(tmp_path / "a.jpg"))
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="out cannot be made"):
+        segment_files(cfg, [image], tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+def test_the_same_seed_gives_the_same_picture(monkeypatch, config_file, tmp_path):
+    image = str(save_image(tmp_path / "a.jpg"))
+    contents = []
+    for name, seed in [("one", "1"), ("again", "1"), ("two", "2")]:
+        arguments = ["--output", str(tmp_path / name), "--seed", seed, "--confidence", "0"]
+        assert run(monkeypatch, "--config-file", config_file, "--input", image, *arguments) == 0
+        contents.append(segments_of(tmp_path / name))
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_same_names_do_not_overwrite_each_other_nor_the_inputs(cfg, tmp_path):
+    files = [save_image(tmp_path / name) for name in ("one/a.jpg", "two/a.jpg", "two/A.png", "out/a.png")]
+    original = files[-1].read_bytes()
+    assert segment_files(cfg, [str(file) for file in files], tmp_path / "out") == []
+    pictures = [record["picture"] for record in segments_of(tmp_path / "out")]
+    assert len({picture.casefold() for picture in pictures}) == 4
+    assert files[-1].read_bytes() == original
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([*pictures, "a.png", "segments.json"])
+
+
+def test_numbers_are_not_taken_twice():
+    files = [Path("x/a.jpg"), Path("y/a.jpg"), Path("z/a-2.jpg")]
+    assert [file.name for file in picture_files(files, Path("out"))] == ["a.png", "a-2.png", "a-2-2.png"]
+
+
+def test_inputs_may_be_files_folders_and_patterns(tmp_path):
+    for name in ("b.jpg", "a.PNG", "deep/c.jpg", "notes.txt", "[1].jpg"):
+        save_image(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).touch()
+
+    def names(*inputs: str) -> list[str]:
+        return [file.name for file in find_images([str(tmp_path / name) for name in inputs])[0]]
+
+    assert names("") == ["[1].jpg", "a.PNG", "b.jpg"]
+    assert names("*.jpg", "b.jpg", "deep/../b.jpg") == ["[1].jpg", "b.jpg"]
+    assert names("**/c.jpg") == ["c.jpg"]
+    assert names("[1].jpg") == ["[1].jpg"], "a file may be named like a pattern"
+    (tmp_path / "bare").mkdir()
+    assert find_images([str(tmp_path / "bare")])[1][0].startswith(f"folder {tmp_path / 'bare'} holds no images")
+
+
+def test_an_interruption_leaves_whole_pictures(cfg, tmp_path, monkeypatch):
+    files = [str(save_image(tmp_path / name)) for name in ("a.png", "b.png", "c.png")]
+    save, saved = Image.Image.save, []
+
+    def save_two(self, file, **options):
+        saved.append(file)
+        if len(saved) < 3:
+            return save(self, file, **options)
+        Path(file).write_bytes(b"half a picture")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", save_two)
+    with pytest.raises(KeyboardInterrupt):
+        segment_files(cfg, files, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "b.png"]
+    for name in ("a.png", "b.png"):
+        Image.open(tmp_path / "out" / name).load()
