@@ -1,9 +1,14 @@
 """timm models as Detectron2 backbones. (Detectron2 brings its own ResNets: "build_resnet_backbone".)"""
 
+from collections.abc import Callable
+from functools import partial
+
 import timm
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from dformer.errors import UserError, did_you_mean
@@ -29,6 +34,9 @@ class TimmBackbone(Backbone):
         self.body = timm.create_model(
             name, features_only=True, pretrained=pretrained, drop_path_rate=drop_path_rate, **any_size
         )
+        for block in self.body.modules():
+            if isinstance(block, SwinTransformerBlock):
+                block._attn = partial(attend_padded, block._attn, block.window_size)
         strides, channels = self.body.feature_info.reduction(), self.body.feature_info.channels()
         missing = sorted(set(STRIDES.values()) - set(strides))
         if missing:
@@ -51,6 +59,16 @@ class TimmBackbone(Backbone):
         if self.channels_last:
             features = {key: self.norms[key](x).permute(0, 3, 1, 2).contiguous() for key, x in features.items()}
         return features
+
+
+def attend_padded(attend: Callable[[Tensor], Tensor], window: tuple[int, int], x: Tensor) -> Tensor:
+    """Windowed attention over a map (B, H, W, C) padded with zeros to whole windows first, as published.
+
+    timm shifts the windows before it pads, which gives other numbers wherever a side does not divide by the window.
+    """
+    height, width = x.shape[1:3]
+    x = F.pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
+    return attend(x)[:, :height, :width]
 
 
 @BACKBONE_REGISTRY.register()

@@ -118,7 +118,7 @@ def merge_config(cfg: CN, config_file: str | None, opts: list[str]) -> None:
     """
     if config_file:
         try:
-            cfg.merge_from_file(config_file)
+            cfg.merge_from_file(config_file, allow_unsafe=False)
         except FileNotFoundError as error:
             raise UserError(f"config file {error.filename} does not exist") from error
         except Exception as error:
