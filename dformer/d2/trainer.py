@@ -259,8 +259,8 @@ class Trainer(TrainerBase):
         logger.warning(f"{what}; step left out ({self.bad_steps} in a row, training stops at {MAX_BAD_STEPS})")
         if self.bad_steps == MAX_BAD_STEPS:
             raise FloatingPointError(
-                f"{what}, and so for {MAX_BAD_STEPS} steps in a row. A lower SOLVER.BASE_LR, a longer warm-up or "
-                "SOLVER.AMP.DTYPE bfloat16 often helps; the last checkpoint is from before, if --resume is to be tried."
+                f"{what}, and so for {MAX_BAD_STEPS} steps in a row. A lower SOLVER.BASE_LR, a longer "
+                "SOLVER.WARMUP_ITERS or, with SOLVER.AMP, DTYPE bfloat16 often helps."
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,10 +1,15 @@
-"""A DFormer that runs in milliseconds, and images for it."""
+"""A DFormer that runs in milliseconds, images for it, and order after a run in the tests' own process."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.structures import Instances
+from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
 from dformer.d2 import get_cfg
@@ -70,3 +75,14 @@ def tiny_batch(counts: tuple[int, ...]) -> list[dict]:
         image = torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=generator)
         batch.append({"image": image, "image_id": image_id, "height": 64, "width": 64, "instances": instances})
     return batch
+
+
+@contextmanager
+def own_loggers() -> Iterator[None]:
+    """Take back what a run does to the loggers: they would write to closed files and hide from `caplog`."""
+    yield
+    setup_logger.cache_clear()
+    for name in ("detectron2", "fvcore", "dformer"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True

@@ -1,0 +1,94 @@
+"""What the processes of test_distributed.py do: `torchrun ... -m tests.d2.distributed <task> <folder> <processes>`."""
+
+import sys
+from pathlib import Path
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor
+
+from dformer.d2 import trainer
+from dformer.d2.launch import launch
+from dformer.errors import UserError
+from tests.d2.tiny import tiny_batch, tiny_cfg
+
+COUNTS = (1, 6, 0, 9)  # objects of the images of the joint batch; the model has 8 queries
+
+
+def gradients(folder: Path, meta_architecture: str) -> tuple[dict[str, Tensor], float]:
+    """Gradients and total loss of one step on the joint batch, of which each process has a part."""
+    line = _trainer(folder, meta_architecture, [_share(tiny_batch(COUNTS))])
+    line.train()
+    gradients = {name: parameter.grad for name, parameter in line.model.named_parameters()}
+    return gradients, line.storage.history("total_loss").latest()
+
+
+def steps_left_out(folder: Path) -> list[list[bool]]:
+    """Of each process, which of two steps changed nothing; in the first the last process has an image of NaNs."""
+    bad, good = _share(tiny_batch(COUNTS)), _share(tiny_batch(COUNTS))
+    if comm.get_rank() == comm.get_world_size() - 1:
+        bad[0]["image"] = torch.full((3, 64, 64), torch.nan)
+    line = _trainer(folder, "DFormer", [bad, good])
+    before = [parameter.detach().clone() for parameter in line.model.parameters()]
+    unchanged = []
+    step = line.run_step
+
+    def run_step() -> None:
+        step()
+        unchanged.append(all(torch.equal(a, b) for a, b in zip(before, line.model.parameters(), strict=True)))
+
+    line.run_step = run_step
+    line.train()
+    return comm.all_gather(unchanged)
+
+
+def measure(folder: Path) -> None:
+    """Save what the tests compare."""
+    content = {name: gradients(folder, name) for name in ("DFormer", "Mask2Former")}
+    content |= {"left_out": steps_left_out(folder)}
+    content |= {"local": comm.all_gather((comm.get_local_rank(), comm.get_local_size()))}
+    if comm.is_main_process():
+        torch.save(content, folder / "measured.pth")
+
+
+def fail_of_user(folder: Path) -> None:
+    """The last process fails for a reason that the user can mend; the others would wait for it for ever."""
+    _fail(UserError(f"one of {comm.get_local_size()} processes cannot read it"))
+
+
+def fail_of_ours(folder: Path) -> None:
+    """The last process fails by a mistake in the code."""
+    _fail(RuntimeError(f"one of {comm.get_local_size()} processes has a bug"))
+
+
+def _fail(error: Exception) -> None:
+    comm.synchronize()
+    if comm.get_rank() == comm.get_world_size() - 1:
+        raise error
+    comm.synchronize()
+
+
+def _trainer(folder: Path, meta_architecture: str, batches: list[list[dict]]) -> trainer.Trainer:
+    cfg = tiny_cfg(meta_architecture)
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.DATASETS.TEST = ()
+    cfg.SOLVER.IMS_PER_BATCH = len(COUNTS)
+    cfg.SOLVER.MAX_ITER = len(batches)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    torch.manual_seed(0)
+
+    trainer.build_train_loader = lambda cfg: batches
+    line = trainer.Trainer(cfg)
+    line.resume_or_load(resume=False)
+    return line
+
+
+def _share(batch: list[dict]) -> list[dict]:
+    return batch[comm.get_rank() :: comm.get_world_size()]
+
+
+if __name__ == "__main__":
+    task, folder, processes = sys.argv[1:]
+    from tests.d2 import distributed  # by the name under which the processes that are started here find it
+
+    launch(getattr(distributed, task), (Path(folder),), device="cpu", num_processes=int(processes))

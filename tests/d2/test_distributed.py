@@ -1,0 +1,99 @@
+"""Many processes do what one does: real ones, under torchrun and under our own launcher, with gloo."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dformer.d2.launch import launch, resolve_device
+from dformer.errors import UserError
+from tests.d2.distributed import gradients
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def start(launcher: str, task: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a task of tests/d2/distributed.py in two processes."""
+    torchrun, processes = (TORCHRUN, "1") if launcher == "torchrun" else ([], "2")
+    command = [sys.executable, *torchrun, "-m", "tests.d2.distributed", task, str(folder), processes]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """By two processes under torchrun."""
+    folder = tmp_path_factory.mktemp("two")
+    process = start("torchrun", "measure", folder)
+    assert process.returncode == 0, process.stderr
+    return torch.load(folder / "measured.pth", weights_only=True)
+
+
+@pytest.mark.parametrize("meta_architecture", ["DFormer", "Mask2Former"])
+def test_two_processes_have_the_gradients_of_one(measured, meta_architecture, tmp_path):
+    two, two_loss = measured[meta_architecture]
+    one, one_loss = gradients(tmp_path, meta_architecture)
+    assert two_loss == pytest.approx(one_loss, rel=1e-5)
+    assert one.keys() == two.keys()
+    # Of all gradients together: a bias before a group norm, for one, has no gradient of its own but for rounding.
+    norm = torch.stack([gradient.norm() for gradient in one.values()]).norm().item()
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-5, atol=1e-5 * norm, msg=name)
+    assert sum(gradient.norm() > 0 for gradient in one.values()) > 0.9 * len(one)
+
+
+def test_a_bad_step_of_one_process_is_left_out_by_all(measured):
+    assert measured["left_out"] == [[True, False], [True, False]]
+
+
+def test_detectron2_knows_the_processes_of_a_machine(measured):
+    assert measured["local"] == [(0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    "launcher, task, message",
+    [
+        ("--num-gpus", "fail_of_user", "error: one of 2 processes cannot read it"),
+        pytest.param("torchrun", "fail_of_ours", "RuntimeError: one of 2 processes has a bug", marks=pytest.mark.slow),
+    ],
+)
+def test_a_failure_of_one_process_ends_all_and_is_told(tmp_path, launcher, task, message):
+    process = start(launcher, task, tmp_path)
+    assert process.returncode == (2 if task == "fail_of_user" else 1)
+    assert message in process.stderr
+
+
+@pytest.mark.parametrize(
+    "device, is_explicit, num_gpus, resolved",
+    [
+        ("cpu", False, 1, "cpu"),
+        ("cuda", False, 0, "cpu"),
+        ("cuda", False, 1, "cpu"),
+        ("cuda", True, 1, UserError),
+        ("cuda", False, 2, UserError),
+        ("cpu", True, 2, "cpu"),
+    ],
+)
+def test_the_device_where_there_is_no_gpu(monkeypatch, device, is_explicit, num_gpus, resolved):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if resolved is UserError:
+        with pytest.raises(UserError, match="no GPU"):
+            resolve_device(device, is_explicit, num_gpus)
+    else:
+        assert resolve_device(device, is_explicit, num_gpus) == resolved
+
+
+def test_the_device_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("cuda", False, 1) == "cuda"
+    assert resolve_device("cuda", False, 0) == "cpu"
+
+
+def test_many_machines_need_a_place_to_meet():
+    with pytest.raises(UserError, match="--dist-url"):
+        launch(print, (), device="cpu", num_machines=2)

@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Train or evaluate a model.
+
+python tools/train_net.py --config-file configs/... [--resume] [--eval-only] [KEY VALUE ...]
+python tools/train_net.py --num-gpus 8 --config-file configs/...
+torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/...
+"""
+
+from detectron2.engine import default_argument_parser
+
+from dformer.d2 import get_cfg
+from dformer.d2.config import merge_config
+from dformer.d2.launch import launch, resolve_device
+from dformer.d2.trainer import check, run
+from dformer.errors import exit_on_user_error
+
+
+@exit_on_user_error
+def main() -> None:
+    parser = default_argument_parser(epilog=__doc__)
+    parser.set_defaults(dist_url="auto")
+    args = parser.parse_args()
+    cfg = get_cfg()
+    merge_config(cfg, args.config_file, args.opts)
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE, "MODEL.DEVICE" in args.opts, args.num_gpus)
+    check(cfg, args.eval_only)
+    launch(
+        run,
+        (cfg, args.resume, args.eval_only),
+        device=cfg.MODEL.DEVICE,
+        num_processes=max(args.num_gpus, 1),
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+    )
+
+
+if __name__ == "__main__":
+    main()
