@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from dformer.diffusion.prediction import eps_from_x0
 Output = TypeVar("Output")
 
 
-class SamplingStep(NamedTuple, Generic[Output]):
+@dataclass(frozen=True)
+class SamplingStep(Generic[Output]):
     """One step of `sample`: the noisy signal x_t at timestep t, the predicted x_0, and the denoiser's own output."""
 
     t: int

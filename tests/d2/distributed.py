@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import Tensor
 
@@ -78,6 +79,8 @@ def _trainer(folder: Path, meta_architecture: str, batches: list[list[dict]]) ->
     torch.manual_seed(0)
 
     trainer.build_train_loader = lambda cfg: batches
+    # In single precision, rounding that differs with the batch's size now and then moves a point or a match.
+    trainer.build_model = lambda cfg: build_model(cfg).double()
     line = trainer.Trainer(cfg)
     line.resume_or_load(resume=False)
     return line
