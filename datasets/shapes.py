@@ -1,8 +1,8 @@
 """Shapes: a generated panoptic data set in COCO's layout, small enough to train on a CPU in minutes.
 
-Four kinds of things (disc, square, triangle, star; any colour, size, rotation and surface, later ones occlude earlier
-ones) lie on one to three kinds of stuff (grass, water, brick). Only its outline tells what a thing is. Category ids
-have gaps, as COCO's have, and segment ids use all three bytes of the panoptic PNG.
+Four kinds of things (disc, square, triangle, star; any colour, size and rotation, later ones occlude earlier ones) lie
+on one to three kinds of stuff (grass, water, brick). Its outline and the pattern of its surface tell what a thing is,
+its colours do not. Category ids have gaps, as COCO's have, and segment ids use all three bytes of the panoptic PNG.
 
     python datasets/shapes.py
 
@@ -38,7 +38,7 @@ from dformer.errors import UserError, exit_on_user_error
 
 Array = NDArray[np.floating[Any]]
 
-VERSION = 1  # raised when the same parameters would give other images
+VERSION = 2  # raised when the same parameters would give other images
 VOID = 255  # in the semantic PNGs
 MIN_VISIBLE = 30  # pixels: things that show less are drawn again, stuff that shows less is void
 CATEGORIES: list[dict[str, Any]] = json.loads((files("dformer") / "d2/data/shapes_categories.json").read_text())
@@ -122,7 +122,8 @@ def draw(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArra
             visible = np.bincount(tried[tried >= 0], minlength=len(classes) + 1)
             full = [*areas, int(inside.sum())]
             if all(v >= max(MIN_VISIBLE, 0.3 * a) for v, a in zip(visible, full, strict=True)):
-                image[window] += coverage[..., None] * (_surface(rng, coverage.shape, light, size) - image[window])
+                surface = _surface(rng, THINGS[kind], coverage.shape, light, size)
+                image[window] += coverage[..., None] * (surface - image[window])
                 segments, areas = tried, full
                 classes.append(kind)
                 break
@@ -236,20 +237,19 @@ def unit_area(name: str) -> float:
     return corners * inner * np.sin(np.pi / corners)
 
 
-def _surface(rng: np.random.Generator, shape: tuple[int, ...], light: float, size: int) -> Array:
-    """Colours (*shape, 3) of a thing: two colours in a pattern, shaded from the direction `light`."""
+def _surface(rng: np.random.Generator, name: str, shape: tuple[int, ...], light: float, size: int) -> Array:
+    """Colours (*shape, 3) of a thing: its kind's pattern in two colours, shaded from the direction `light`."""
     y, x = np.mgrid[: shape[0], : shape[1]] / size
     turn, period = rng.uniform(0, np.pi), rng.uniform(0.04, 0.12)
     u = 2 * np.pi * (x * np.cos(turn) + y * np.sin(turn)) / period
     v = 2 * np.pi * (y * np.cos(turn) - x * np.sin(turn)) / period
-    pattern = rng.choice(["plain", "stripes", "dots", "blobs"], p=[0.4, 0.2, 0.2, 0.2])
-    if pattern == "plain":
+    if name == "disc":  # plain
         mix = np.zeros(shape)
-    elif pattern == "stripes":
+    elif name == "square":  # striped
         mix = 0.5 + 0.5 * np.tanh(3 * np.sin(u))
-    elif pattern == "dots":
+    elif name == "triangle":  # dotted
         mix = 0.5 + 0.5 * np.tanh(4 * (np.sin(u) * np.sin(v) - 0.3))
-    else:
+    else:  # patched
         mix = 0.5 + 0.5 * np.tanh(6 * _smooth_noise(rng, max(shape), 6)[: shape[0], : shape[1]])
     first = rng.uniform(0.05, 1, 3)
     second = (first + rng.uniform(0.15, 0.6) * rng.choice([-1, 1], 3)).clip(0, 1)
