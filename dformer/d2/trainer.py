@@ -102,6 +102,9 @@ def set_up(cfg: CfgNode, write_config: bool) -> CfgNode:
     cfg.defrost()
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed()  # drawn, but written down
+    slow_amp = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu"
+    if slow_amp:
+        cfg.SOLVER.AMP.ENABLED = False
     cfg.freeze()
     for name in ("detectron2", "fvcore", "dformer"):
         setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name=name)
@@ -110,6 +113,8 @@ def set_up(cfg: CfgNode, write_config: bool) -> CfgNode:
     seed_all_rng(cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     gpu = "" if torch.cuda.is_available() else " (no GPU found)"
+    if slow_amp:
+        logger.warning("training in float32: CPUs take about ten times as long in float16 (SOLVER.AMP.DTYPE)")
     logger.info(f"Processes: {world_size}, device: {cfg.MODEL.DEVICE}{gpu}, seed: {cfg.SEED}, output: {cfg.OUTPUT_DIR}")
     return cfg
 

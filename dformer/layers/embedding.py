@@ -48,6 +48,6 @@ class TimeModulation(nn.Module):
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps (B,) -> scale and shift, each (B, 1, dim); applied as x * (1 + scale) + shift."""
-        embedding = sine_time(t, self.dim).to(self.embed[0].weight.dtype)  # (B, dim)
+        embedding = sine_time(t, self.dim).to(next(self.embed.parameters()).dtype)  # (B, dim)
         scale, shift = self.project(self.embed(embedding))[:, None].chunk(2, dim=2)
         return scale, shift

@@ -272,6 +272,12 @@ def test_a_seed_that_is_not_given_is_drawn_and_written_down(cfg, data):
     assert yaml.safe_load((Path(cfg.OUTPUT_DIR) / "config.yaml").read_text())["SEED"] >= 0
 
 
+@pytest.mark.parametrize(("dtype", "enabled"), [("float16", False), ("bfloat16", True)])
+def test_fp16_on_a_cpu_is_left_out(cfg, data, dtype, enabled):
+    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, dtype
+    assert enabled == trainer.set_up(cfg, write_config=False).SOLVER.AMP.ENABLED
+
+
 def test_an_unknown_amp_type_is_told(cfg, data):
     cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, "float8"
     with pytest.raises(UserError, match=r"SOLVER\.AMP\.DTYPE.*float8.*bfloat16"):

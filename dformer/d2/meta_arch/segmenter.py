@@ -105,9 +105,10 @@ class Segmenter(nn.Module):
     @torch.no_grad()
     def infer(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Results of a batch. Only images of one padded size share a forward, so that none depends on the others."""
-        groups: dict[torch.Size, list[int]] = defaultdict(list)
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, item in enumerate(batched_inputs):
-            groups[self.preprocess([item]).tensor.shape].append(index)
+            padded = tuple(-(-side // self.size_divisibility) for side in item["image"].shape[1:])
+            groups[padded].append(index)
         results: dict[int, dict[str, Any]] = {}
         for group in groups.values():
             images = self.preprocess([batched_inputs[index] for index in group])
