@@ -37,6 +37,13 @@ def test_builds(name, monkeypatch):
         assert 47 < size < 49.5  # 47 M in Mask2Former's
 
 
+@pytest.mark.parametrize(
+    "name", sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.name in PARTS)
+)
+def test_parts_merge(name):
+    assert load(name) != get_cfg()
+
+
 def test_there_are_configs_for_all_tasks_backbones_and_systems():
     for folder in ("coco/panoptic", "coco/instance", "ade20k/semantic"):
         for system in ("dformer", "mask2former"):
