@@ -38,7 +38,7 @@ from dformer.errors import UserError, exit_on_user_error
 
 Array = NDArray[np.floating[Any]]
 
-VERSION = 2  # raised when the same parameters would give other images
+VERSION = 3  # raised when the same parameters would give other images
 VOID = 255  # in the semantic PNGs
 MIN_VISIBLE = 30  # pixels: things that show less are drawn again, stuff that shows less is void
 CATEGORIES: list[dict[str, Any]] = json.loads((files("dformer") / "d2/data/shapes_categories.json").read_text())
@@ -121,7 +121,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArra
             tried[window][inside] = len(classes)
             visible = np.bincount(tried[tried >= 0], minlength=len(classes) + 1)
             full = [*areas, int(inside.sum())]
-            if all(v >= max(MIN_VISIBLE, 0.3 * a) for v, a in zip(visible, full, strict=True)):
+            if all(v >= max(MIN_VISIBLE, 0.5 * a) for v, a in zip(visible, full, strict=True)):
                 surface = _surface(rng, THINGS[kind], coverage.shape, light, size)
                 image[window] += coverage[..., None] * (surface - image[window])
                 segments, areas = tried, full
@@ -188,9 +188,9 @@ def _jitter(rng: np.random.Generator, colour: tuple[float, float, float]) -> Arr
 def _outline(rng: np.random.Generator, name: str, size: int) -> tuple[tuple[slice, slice], Array]:
     """A thing of random size, place and rotation: the part of the image that it lies in, and its coverage there, 0..1.
 
-    Its area is 1/16 to 1/2 of `size`, squared, whatever its class.
+    Its area is that of a square of 1/10 to 1/2 of `size`, whatever its class.
     """
-    extent = rng.uniform(size / 16, size / 2)
+    extent = rng.uniform(size / 10, size / 2)
     centre_y, centre_x = rng.uniform(0.4 * extent, size - 0.4 * extent, 2)
     rotation = rng.uniform(0, 2 * np.pi)
     radius = extent / np.sqrt(unit_area(name))
