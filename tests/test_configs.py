@@ -69,6 +69,7 @@ def test_coco_recipe(name):
         ),
         (["DIFUSION.ETA", "1"], 'did you mean "DIFFUSION.ETA"'),
         (["SOLVER.BASE_LR"], "pairs"),
+        (["SOLVER.BASE_LR", "1", "--eval-only"], "--eval-only stands among .* options go before"),
         (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
     ],
 )

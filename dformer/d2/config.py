@@ -123,6 +123,9 @@ def merge_config(cfg: CN, config_file: str | None, opts: list[str]) -> None:
             raise UserError(f"config file {error.filename} does not exist") from error
         except Exception as error:
             raise UserError(f"{config_file}: {_explain(cfg, error)}") from error
+    options = [word for word in opts if word.startswith("--")]
+    if options:
+        raise UserError(f"{options[0]} stands among the KEY VALUE overrides; options go before them")
     if len(opts) % 2:
         raise UserError(f'overrides are pairs "KEY VALUE", got {len(opts)} words: {" ".join(opts)}')
     try:

@@ -45,7 +45,7 @@ def corrupt(
     gt_masks: Tensor,
     *,
     num_masks: int,
-    alpha_bar_t: float,
+    alpha_bar_t: float | Tensor,
     scale: float,
     encoding: str,
     stride: int,
@@ -55,6 +55,7 @@ def corrupt(
 
     Args:
         gt_masks: (G, H, W) bool on the padded canvas, any G. With G > N a random subset of N is noised.
+        alpha_bar_t: of the time, a number or a scalar tensor.
         encoding: "binary" or "random".
         stride: image pixels a noise pixel.
 

@@ -42,6 +42,6 @@ def alpha_bar_schedule(name: str, timesteps: int) -> Tensor:
     return torch.cumprod(1 - SCHEDULES[name](timesteps), dim=0)
 
 
-def q_sample(x0: Tensor, noise: Tensor, alpha_bar_t: float) -> Tensor:
+def q_sample(x0: Tensor, noise: Tensor, alpha_bar_t: float | Tensor) -> Tensor:
     """x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I), `noise` standard normal (DFormer, Eq. 1)."""
-    return math.sqrt(alpha_bar_t) * x0 + math.sqrt(1 - alpha_bar_t) * noise
+    return alpha_bar_t**0.5 * x0 + (1 - alpha_bar_t) ** 0.5 * noise

@@ -62,23 +62,24 @@ class DFormerHead(nn.Module):
             gt_masks: B times (G, H, W) bool, on the padded canvas.
             generators: one an image.
         """
-        alpha_bar, scale, encoding, stride = self.diffusion
+        _, scale, encoding, stride = self.diffusion
+        alpha_bar = self.diffusion.alpha_bar.to(gt_masks[0].device)
         noisy, times = [], []
         for masks, generator in zip(gt_masks, generators, strict=True):
-            t = int(torch.randint(len(alpha_bar), (1,), generator=generator, device=masks.device))
+            t = torch.randint(len(alpha_bar), (), generator=generator, device=masks.device)
             times.append(t)
             noisy.append(
                 corrupt(
                     masks,
                     num_masks=len(self.mask_decoder.query_position),
-                    alpha_bar_t=float(alpha_bar[t]),
+                    alpha_bar_t=alpha_bar[t],
                     scale=scale,
                     encoding=encoding,
                     stride=stride,
                     generator=generator,
                 )
             )
-        return torch.stack(noisy), torch.tensor(times, device=gt_masks[0].device)
+        return torch.stack(noisy), torch.stack(times)
 
     def noise_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(N, h, w) of the noise for a padded image of that size."""

@@ -1,5 +1,6 @@
 """What all meta-architectures share: images in, losses or results out."""
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from typing import Any
 
@@ -13,7 +14,7 @@ from dformer.losses.criterion import Criterion, Target
 from dformer.models.mask_decoder import Prediction
 
 
-class Segmenter(nn.Module):
+class Segmenter(nn.Module, ABC):
     """A backbone, a head, a criterion and the post-processing, on Detectron2's inputs and outputs.
 
     What is drawn at random in training depends on `seed`, `iteration` and the image's id alone; at inference on `seed`.
@@ -64,15 +65,15 @@ class Segmenter(nn.Module):
         """Where the model is."""
         return self.pixel_mean.device
 
+    @abstractmethod
     def training_predictions(
         self, features: list[Tensor], targets: list[Target], generators: list[torch.Generator]
     ) -> list[Prediction]:
-        """Predictions to be supervised, from features of strides 4, 8, 16, 32. A subclass defines it."""
-        raise NotImplementedError
+        """Predictions to be supervised, from features of strides 4, 8, 16, 32."""
 
+    @abstractmethod
     def predict(self, features: list[Tensor], generators: list[torch.Generator]) -> Prediction:
-        """The result, from features of strides 4, 8, 16, 32 and one generator an image. A subclass defines it."""
-        raise NotImplementedError
+        """The result, from features of strides 4, 8, 16, 32 and one generator an image."""
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses when training, results otherwise.
