@@ -112,6 +112,7 @@ def _run(
     comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size)
     warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # at each exchange of objects by Detectron2 0.5
     main(*args)
+    dist.barrier()  # none leaves while another still needs it
     dist.destroy_process_group()
 
 

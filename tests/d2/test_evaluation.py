@@ -287,6 +287,7 @@ def evaluate_share(rank: int, folder: Path, pets: list[dict[str, Any]]) -> None:
     share = slice(0, 2) if rank == 0 else slice(2, 3)
     results = evaluate("pets", zip(pets[share], outputs()[share], strict=True), folder / "joint")
     (folder / f"results_{rank}.json").write_text(json.dumps(results))
+    distributed.barrier()  # as in dformer.d2.launch
     distributed.destroy_process_group()
 
 
