@@ -5,6 +5,7 @@
 makes plain values and number arrays only, and `.safetensors` cannot hold anything else.
 """
 
+import logging
 import pickle
 import re
 from collections import OrderedDict
@@ -18,6 +19,9 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from dformer.errors import UserError
+from dformer.published import from_published, is_published
+
+logger = logging.getLogger(__name__)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -27,7 +31,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         path: a local file, of any format that `read_checkpoint` reads.
 
     Returns:
-        Parameters and buffers by name, as they are named in the file.
+        Parameters and buffers by name.
 
     Raises:
         UserError: see `read_checkpoint`.
@@ -43,6 +47,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Args:
         path: a local file.
+
+    The weights of a published DFormer or Mask2Former get our names (`dformer.published`).
 
     Returns:
         "model": the state dict; further keys as they stand in the file ("optimizer", "iteration", ...). Files of the
@@ -70,6 +76,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as a checkpoint: {_explain(path, error)}") from error
     checkpoint = content if isinstance(content, dict) and "model" in content else {"model": content}
     _check_state_dict(path, checkpoint["model"])
+    if is_published(checkpoint["model"]):
+        checkpoint["model"], dropped = from_published(checkpoint["model"])
+        logger.info(f"{path} is a published checkpoint: renamed; left out: {', '.join(dropped) or 'nothing'}")
     return checkpoint
 
 
