@@ -1,5 +1,6 @@
 """One process or many, on CPUs or GPUs: the same function runs in each."""
 
+import gc
 import os
 import socket
 import sys
@@ -113,7 +114,16 @@ def _run(
     warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # at each exchange of objects by Detectron2 0.5
     main(*args)
     dist.barrier()  # none leaves while another still needs it
+    _leave_group()
+
+
+def _leave_group() -> None:
+    """End the group and its threads, of which one that outlives the interpreter aborts the process at its exit."""
     dist.destroy_process_group()
+    # The groups live on in Detectron2's globals and in the circles of a parallel model.
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()
 
 
 def _free_port() -> int:

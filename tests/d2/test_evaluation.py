@@ -10,17 +10,18 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
+from detectron2.utils import comm
 from panopticapi.evaluation import pq_compute
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import distributed, multiprocessing
 
 from dformer.d2 import get_cfg
 from dformer.d2.evaluation import build_evaluators, summary_table
 from dformer.d2.evaluation.instance import mask_average_precision
 from dformer.d2.evaluation.semantic import confusion_matrix, semantic_metrics
+from dformer.d2.launch import launch
 from dformer.errors import UserError
 from tests.d2.oracle import (
     CAT,
@@ -280,20 +281,18 @@ def test_labels_out_of_range() -> None:
 # Two processes
 
 
-def evaluate_share(rank: int, folder: Path, pets: list[dict[str, Any]]) -> None:
+def evaluate_share(folder: Path, pets: list[dict[str, Any]]) -> None:
     """Process 0 has the first two images, process 1 the third."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'group'}", rank=rank, world_size=2)
+    rank = comm.get_rank()
     register("pets", folder / "data")
     share = slice(0, 2) if rank == 0 else slice(2, 3)
     results = evaluate("pets", zip(pets[share], outputs()[share], strict=True), folder / "joint")
     (folder / f"results_{rank}.json").write_text(json.dumps(results))
-    distributed.barrier()  # as in dformer.d2.launch
-    distributed.destroy_process_group()
 
 
 def test_two_processes(pets: list[dict[str, Any]], tmp_path: Path) -> None:
     alone = evaluate("pets", zip(pets, outputs(), strict=True), tmp_path / "alone")
-    multiprocessing.spawn(evaluate_share, (tmp_path, pets), nprocs=2)
+    launch(evaluate_share, (tmp_path, pets), device="cpu", num_processes=2)
     joint = json.loads((tmp_path / "results_0.json").read_text())
     assert json.loads((tmp_path / "results_1.json").read_text()) == {}
     assert joint.keys() == alone.keys()
