@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dformer.checkpoint import read_weights
-from dformer.d2.data import get_metadata
+from dformer.d2.data import get_metadata, register_custom
 from dformer.d2.data.augmentations import test_augmentations
 from dformer.errors import UserError
 
@@ -40,6 +40,7 @@ class Predictor:
             raise UserError(f"sampling steps (DIFFUSION.SAMPLING_STEPS) must be in 1..{timesteps}, got {steps}")
         if not cfg.MODEL.WEIGHTS:
             raise UserError("the model needs trained weights: give a checkpoint with MODEL.WEIGHTS <file>")
+        register_custom(cfg)
         self.class_names = class_names(cfg.DATASETS.TRAIN[0], cfg.INPUT.TASK)
         self.model = build_model(cfg).eval()
         load_weights(self.model, cfg.MODEL.WEIGHTS)

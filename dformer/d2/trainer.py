@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dformer.d2.checkpointer import Checkpointer
-from dformer.d2.data import build_test_loader, build_train_loader, check_datasets
+from dformer.d2.data import build_test_loader, build_train_loader, check_datasets, register_custom
 from dformer.d2.evaluation import build_evaluators, summary_table
 from dformer.d2.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
 from dformer.errors import UserError
@@ -75,6 +75,7 @@ def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> None:
         FloatingPointError: see `Trainer.run_step`.
     """
     cfg = set_up(cfg, write_config=not eval_only)
+    register_custom(cfg)
     if eval_only:
         model = build_model(cfg)
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)

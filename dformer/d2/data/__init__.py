@@ -1,6 +1,8 @@
 """Data sets, from files to what the model takes. Importing this registers Shapes with Detectron2."""
 
 from dformer.d2.data.check import check_class_counts, check_datasets
+from dformer.d2.data.convert import convert
+from dformer.d2.data.custom import find_datasets, register_custom, register_declarations, register_file
 from dformer.d2.data.datasets import available_tasks, get_metadata, num_classes, register_shapes, thing_ids
 from dformer.d2.data.images import read_image
 from dformer.d2.data.loaders import build_test_loader, build_train_loader
@@ -15,9 +17,14 @@ __all__ = [
     "build_train_loader",
     "check_class_counts",
     "check_datasets",
+    "convert",
+    "find_datasets",
     "get_metadata",
     "num_classes",
     "read_image",
+    "register_custom",
+    "register_declarations",
+    "register_file",
     "register_shapes",
     "semantic_from_panoptic",
     "thing_ids",

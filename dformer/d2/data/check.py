@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
+from dformer.d2.data.custom import register_custom
 from dformer.d2.data.datasets import available_tasks, get_metadata, num_classes
 from dformer.errors import UserError
 
@@ -20,10 +21,12 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
     """Check names, files and class counts of `cfg.DATASETS.TRAIN` (if `train`) and `cfg.DATASETS.TEST` (if `test`).
 
     Raises:
-        UserError: a data set is not registered (the nearest name is given), is not annotated for `cfg.INPUT.TASK`,
-            lacks files (which, where they are expected, and what DETECTRON2_DATASETS is), or has another number of
-            classes than `cfg.MODEL.NUM_CLASSES` (0: derived) or than the first data set.
+        UserError: a declaration in `cfg.DATASETS.CUSTOM` is wrong, or a data set is not registered (the nearest name is
+            given), is not annotated for `cfg.INPUT.TASK`, lacks files (which, where they are expected, and what
+            DETECTRON2_DATASETS is), or has another number of classes than `cfg.MODEL.NUM_CLASSES` (0: derived) or than
+            the first data set.
     """
+    register_custom(cfg)
     training = list(cfg.DATASETS.TRAIN) if train else []
     testing = list(cfg.DATASETS.TEST) if test else []
     if train and not training:
@@ -61,7 +64,7 @@ def _check_files(name: str, instances: bool = False) -> None:
     if "panoptic" in available_tasks(name):  # all else follows from the panoptic annotations
         wanted = ["image_root", "panoptic_json", "panoptic_root", *(["json_file"] if instances else [])]
     else:
-        wanted = ["image_root", "json_file", "sem_seg_root"]
+        wanted = ["image_root", "json_file", "sem_seg_root", "annotation_root"]
     paths = [str(metadata.get(key)) for key in wanted if metadata.get(key)]
     missing = [os.path.abspath(path) for path in paths if "://" not in path and not _holds_something(path)]
     if not missing:

@@ -68,7 +68,9 @@ def loading(name: str) -> Iterator[None]:
     """Turn what Detectron2's loaders raise on missing or wrong files of data set `name` into `UserError`."""
     try:
         yield
-    except (AssertionError, KeyError, OSError, ValueError) as error:
+    except UserError:
+        raise
+    except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
         raise UserError(f'data set "{name}" cannot be loaded: {type(error).__name__}: {error}') from error
 
 

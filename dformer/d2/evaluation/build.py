@@ -8,13 +8,16 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from dformer.d2.data.coco_format import instances_json
 from dformer.d2.data.datasets import get_metadata
 from dformer.d2.data.images import read_labels, read_panoptic_png
 from dformer.d2.data.panoptic import semantic_from_panoptic
 from dformer.d2.evaluation.ground_truth import PanopticGroundTruth
 from dformer.d2.evaluation.instance import InstanceEvaluator
+from dformer.d2.evaluation.output import write_json
 from dformer.d2.evaluation.panoptic import PanopticEvaluator
 from dformer.d2.evaluation.semantic import Labels, SemanticEvaluator
 from dformer.errors import UserError
@@ -71,14 +74,21 @@ def _with_instance_annotations(metadata: Metadata, folder: Path) -> dict[str, Da
     if metadata.get("thing_dataset_id_to_contiguous_id") is None:
         DatasetCatalog.get(metadata.name)  # Detectron2 numbers the categories when it loads the annotations
     things = {contiguous: i for i, contiguous in metadata.thing_dataset_id_to_contiguous_id.items()}
-    return {"instance": InstanceEvaluator(_local(metadata.json_file), things, folder)}
+    if metadata.get("json_file"):
+        json_file = _local(metadata.json_file)
+    else:  # annotated in another form
+        json_file = folder / "annotations.json"
+        if comm.is_main_process():
+            write_json(json_file, instances_json(DatasetCatalog.get(metadata.name), metadata))
+    return {"instance": InstanceEvaluator(json_file, things, folder)}
 
 
 def _with_semantic_annotations(metadata: Metadata, folder: Path) -> dict[str, DatasetEvaluator]:
-    label_files = {record["file_name"]: record["sem_seg_file_name"] for record in DatasetCatalog.get(metadata.name)}
+    records = {record["file_name"]: record for record in DatasetCatalog.get(metadata.name)}
 
     def labels_of(image: dict[str, Any]) -> Labels:
-        return read_labels(label_files[image["file_name"]])
+        record = records[image["file_name"]]
+        return read_labels(record["sem_seg_file_name"], record.get("label_map"))
 
     return {"semantic": SemanticEvaluator(labels_of, metadata.stuff_classes, metadata.ignore_label, folder)}
 
