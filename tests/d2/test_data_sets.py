@@ -54,10 +54,37 @@ def config(train: str, test: str | None = None, task: str = "panoptic") -> CfgNo
 # Names, classes, tasks.
 
 
+def test_ade20k_instances_are_numbered_by_thing(tmp_path: Path) -> None:
+    """Category ids in the file are those of all 150 classes; whatever the file calls them, the names are ours."""
+    folder = tmp_path / "ADEChallengeData2016"
+    (folder / "images/validation").mkdir(parents=True)
+    content = {
+        "images": [{"id": "a", "file_name": "a.jpg", "height": 4, "width": 4}],
+        "categories": [{"id": 7, "name": "bed"}, {"id": 8, "name": "windowpane"}, {"id": 149, "name": "flag"}],
+        "annotations": [
+            {"id": k, "image_id": "a", "category_id": category, "iscrowd": 0, "bbox": [0, 0, 2, 2], "area": 4}
+            | {"segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]}
+            for k, category in enumerate((7, 8, 149), start=1)
+        ],
+    }
+    (folder / "ade20k_instance_val.json").write_text(json.dumps(content))
+    code = "from detectron2.data import DatasetCatalog as D, MetadataCatalog as M; import dformer.d2.data;"
+    code += "(r,) = D.get('ade20k_instance_val'); names = M.get('ade20k_instance_val').thing_classes;"
+    code += "print([names[a['category_id']] for a in r['annotations']])"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"DETECTRON2_DATASETS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip() == "['bed', 'window', 'flag']", run.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "task", "classes", "things"),
     [
         ("shapes_train", "panoptic", 7, 4),
+        ("ade20k_instance_val", "instance", 100, 100),
         ("shapes_train", "instance", 4, 4),
         ("shapes_train", "semantic", 7, 4),
         ("coco_2017_train_panoptic", "panoptic", 133, 80),
@@ -72,6 +99,14 @@ def test_classes_and_things(name: str, task: str, classes: int, things: int) -> 
     assert task in available_tasks(name)
     assert num_classes(name, task) == classes
     assert thing_ids(name, task) == tuple(range(things))
+
+
+def test_ade20k_things_lie_among_the_stuff() -> None:
+    name, task = "ade20k_panoptic_val", "panoptic"
+    classes = MetadataCatalog.get(name).stuff_classes
+    things = [classes[index] for index in thing_ids(name, task)]
+    assert (num_classes(name, task), len(things)) == (150, 100)
+    assert {"bed", "person", "flag"} < set(things) and not {"wall", "sky", "lake"} & set(things)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Data sets by name: registration of Shapes, and what the metadata of any data set say about classes and tasks.
+"""Data sets by name: registration of Shapes and ADE20K, and what metadata say about classes and tasks.
 
 Detectron2's own names (`coco_2017_train_panoptic`, `coco_2017_train`, `ade20k_sem_seg_train`, ...) are used as is.
 The folder of all data sets is the environment variable DETECTRON2_DATASETS, by default "datasets".
@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import register_coco_panoptic
 
+from dformer.d2.data.ade20k import register_ade20k
 from dformer.errors import UserError, did_you_mean
 
 TASKS = ("panoptic", "instance", "semantic")
@@ -134,4 +135,6 @@ def _metadata_for(name: str, task: str) -> Metadata:
     return metadata
 
 
-register_shapes(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+_ROOT = os.environ.get("DETECTRON2_DATASETS", "datasets")
+register_shapes(_ROOT)
+register_ade20k(_ROOT)
