@@ -1,5 +1,6 @@
 """Quick checks of the data sets that a config names, before anything heavy starts."""
 
+import fnmatch
 import os
 from collections.abc import Sequence
 
@@ -10,10 +11,12 @@ from dformer.d2.data.custom import register_custom
 from dformer.d2.data.datasets import available_tasks, get_metadata, num_classes
 from dformer.errors import UserError
 
-# What to do when a path with this part is missing.
+# What to do when a path is missing, by a pattern of a file or folder in it.
 _REMEDIES = {
     "shapes": "generate Shapes with: python datasets/shapes.py",
     "annotations_detectron2": "prepare ADE20K with: python datasets/prepare_ade20k_sem_seg.py",
+    "ade20k_panoptic_*": "prepare ADE20K with: python datasets/prepare_ade20k_pan_seg.py",
+    "ade20k_instance_*": "prepare ADE20K with: python datasets/prepare_ade20k_ins_seg.py",
 }
 
 
@@ -74,7 +77,7 @@ def _check_files(name: str, instances: bool = False) -> None:
     where = (
         f'it is "{root}"' if root else f'it is not set, so "datasets" in the current folder, {os.getcwd()}, is taken'
     )
-    remedies = [text for part, text in _REMEDIES.items() if any(part in path.split(os.sep) for path in missing)]
+    remedies = [text for part, text in _REMEDIES.items() if any(fnmatch.filter(p.split(os.sep), part) for p in missing)]
     raise UserError(
         f'data set "{name}" is not complete: missing or empty: {", ".join(missing)}. '
         f"The environment variable DETECTRON2_DATASETS says where data sets are: {where}. "

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -21,8 +21,8 @@ def parallel_map(
     """`[function(item) for item in items]`, computed by several processes.
 
     Args:
-        function: of a module, or a `functools.partial` of one, so that it can be pickled.
-        items: its arguments.
+        function: anything that can be called.
+        items: its arguments; they and the results must be such as can be pickled.
         what: is written before the progress bar; None: no bar.
         workers: number of processes; by default as many as there are cores. 0 and 1: this process.
 
@@ -39,8 +39,21 @@ def parallel_map(
                 bar.update()
             return results
         # Forked, as torch's data loaders are: a fresh Python would import Detectron2 for seconds.
-        with multiprocessing.get_context("fork").Pool(workers) as pool:
-            for result in pool.imap(function, items, chunksize=4):
+        with multiprocessing.get_context("fork").Pool(workers, _keep, (function,)) as pool:
+            for result in pool.imap(_call, items, chunksize=4):
                 results.append(result)
                 bar.update()
     return results
+
+
+_function: Callable[[Any], Any]  # of a worker
+
+
+def _keep(function: Callable[[Any], Any]) -> None:
+    # Inherited as it is, with all that it holds, where a pool's function would be pickled with each chunk.
+    global _function
+    _function = function
+
+
+def _call(item: Any) -> Any:
+    return _function(item)
