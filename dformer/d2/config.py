@@ -75,6 +75,8 @@ def add_dformer_config(cfg: CN) -> None:
     # Own data sets, to be named in TRAIN and TEST: `{name: {form: ..., images: ..., annotations: ...}}`, or YAML files
     # of such declarations (datasets/README.md).
     cfg.DATASETS.CUSTOM = ()
+    # Images of each data set that are checked before the first step (tools/check_dataset.py checks all). 0: no check.
+    cfg.DATASETS.CHECK_IMAGES = 200
 
     # Training data. INPUT.TASK says what a training target is, INPUT.AUGMENTATION how images are varied.
     cfg.INPUT.FORMAT = "RGB"

@@ -55,13 +55,21 @@ def get_metadata(name: str) -> Metadata:
     Raises:
         UserError: there is none of this name.
     """
-    if name not in DatasetCatalog:
-        raise UserError(f'there is no data set "{name}"{did_you_mean(name, DatasetCatalog)}')
-    metadata = MetadataCatalog.get(name)
-    if not {"thing_classes", "stuff_classes"} & set(metadata.as_dict()):
+    if not has_classes(name):
         with loading(name):
             DatasetCatalog.get(name)  # Detectron2 takes the classes of instance sets from their json when it is loaded
-    return metadata
+    return MetadataCatalog.get(name)
+
+
+def has_classes(name: str) -> bool:
+    """Whether the classes of a data set are known without loading it.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in DatasetCatalog:
+        raise UserError(f'there is no data set "{name}"{did_you_mean(name, DatasetCatalog)}')
+    return bool({"thing_classes", "stuff_classes"} & set(MetadataCatalog.get(name).as_dict()))
 
 
 @contextmanager
