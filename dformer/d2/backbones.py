@@ -26,14 +26,12 @@ class TimmBackbone(Backbone):
         UserError: no timm model has that name, or it lacks one of the strides.
     """
 
-    def __init__(self, *, name: str, pretrained: bool, drop_path_rate: float) -> None:
+    def __init__(self, *, name: str, drop_path_rate: float) -> None:
         super().__init__()
         if not timm.is_model(name):
             raise UserError(f'MODEL.TIMM.NAME: timm has no model "{name}"{did_you_mean(name, timm.list_models())}')
         any_size = {"strict_img_size": False, "always_partition": True} if name.startswith("swin") else {}
-        self.body = timm.create_model(
-            name, features_only=True, pretrained=pretrained, drop_path_rate=drop_path_rate, **any_size
-        )
+        self.body = timm.create_model(name, features_only=True, drop_path_rate=drop_path_rate, **any_size)
         for block in self.body.modules():
             if isinstance(block, SwinTransformerBlock):
                 block._attn = partial(attend_padded, block._attn, block.window_size)
@@ -74,5 +72,4 @@ def attend_padded(attend: Callable[[Tensor], Tensor], window: tuple[int, int], x
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """The backbone named by MODEL.TIMM, for images of three channels."""
-    timm_cfg = cfg.MODEL.TIMM
-    return TimmBackbone(name=timm_cfg.NAME, pretrained=timm_cfg.PRETRAINED, drop_path_rate=timm_cfg.DROP_PATH_RATE)
+    return TimmBackbone(name=cfg.MODEL.TIMM.NAME, drop_path_rate=cfg.MODEL.TIMM.DROP_PATH_RATE)

@@ -25,8 +25,8 @@ from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dformer.d2.checkpointer import Checkpointer
-from dformer.d2.data import build_test_loader, build_train_loader, check_datasets
+from dformer.d2.checkpointer import Checkpointer, fetch_checkpoint, load_weights
+from dformer.d2.data import build_test_loader, build_train_loader, check_datasets, model_classes
 from dformer.d2.evaluation import build_evaluators, summary_table
 from dformer.d2.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
 from dformer.errors import UserError
@@ -77,10 +77,12 @@ def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> None:
     cfg = set_up(cfg, write_config=not eval_only)
     if eval_only:
         model = build_model(cfg)
-        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
-        if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        checkpointer = Checkpointer(model, cfg)
+        weights = checkpointer.get_checkpoint_file() if resume else ""
+        weights = weights or cfg.MODEL.WEIGHTS
+        if not weights:
             raise UserError("nothing to evaluate: give a checkpoint with MODEL.WEIGHTS <file>")
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        load_weights(model, fetch_checkpoint(weights), weights, cfg.MODEL.WEIGHTS_STRICT)
         results, train_seconds = evaluate(cfg, model), None
     else:
         trainer = Trainer(cfg)
@@ -102,6 +104,8 @@ def set_up(cfg: CfgNode, write_config: bool) -> CfgNode:
     cfg.defrost()
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed()  # drawn, but written down
+    if write_config:
+        cfg.MODEL.CLASSES, cfg.MODEL.THINGS = (list(each) for each in model_classes(cfg))
     slow_amp = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu"
     if slow_amp:
         cfg.SOLVER.AMP.ENABLED = False
@@ -173,7 +177,7 @@ class Trainer(TrainerBase):
         # Gradients of fp16 underflow without a scale; disabled, the scaler hands everything through.
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
         self.replica = self.model if comm.get_world_size() == 1 else self._replicate()
-        self.checkpointer = Checkpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(self.model, cfg, trainer=weakref.proxy(self))
         self.results: Results = {}
         self.train_seconds = 0.0
         self.bad_steps = 0

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from detectron2.modeling import build_model
@@ -78,10 +79,10 @@ def _trainer(folder: Path, meta_architecture: str, batches: list[list[dict]]) ->
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
     torch.manual_seed(0)
 
-    trainer.build_train_loader = lambda cfg: batches
     # In single precision, rounding that differs with the batch's size now and then moves a point or a match.
-    trainer.build_model = lambda cfg: build_model(cfg).double()
-    line = trainer.Trainer(cfg)
+    parts = {"build_train_loader": lambda cfg: batches, "build_model": lambda cfg: build_model(cfg).double()}
+    with patch.multiple(trainer, **parts):
+        line = trainer.Trainer(cfg)
     line.resume_or_load(resume=False)
     return line
 

@@ -9,7 +9,7 @@ from dformer.errors import UserError
 
 def backbone(name):
     with torch.device("meta") if "large" in name or "base" in name else torch.device("cpu"):
-        return TimmBackbone(name=name, pretrained=False, drop_path_rate=0.0).eval()
+        return TimmBackbone(name=name, drop_path_rate=0.0).eval()
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def cfg(tmp_path):
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE = "LineModel"
     cfg.MODEL.DEVICE = "cpu"
-    cfg.DATASETS.TEST = ("somewhere",)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ("somewhere",)
     cfg.SOLVER.MAX_ITER = 6
     cfg.SOLVER.CHECKPOINT_PERIOD = 3
     cfg.SOLVER.BASE_LR = 0.01
