@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from dformer.checkpoint import read_checkpoint
-from dformer.d2.checkpointer import Checkpointer
+from dformer.d2.checkpointer import Checkpointer, fetch_checkpoint, load_weights
 from dformer.d2.convert import convert
 from dformer.d2.data import model_classes
 from dformer.d2.zoo import config_of, published_config
@@ -58,6 +58,17 @@ def test_there_and_back(published, tmp_path, monkeypatch, capsys):
     names, things = model_classes(cfg)
     assert (len(names), len(things), cfg.DIFFUSION.MASK_STRIDE) == (133, 80, 1)
     assert cfg.MODEL.TIMM.NAME == "swin_tiny_patch4_window7_224"
+
+
+@pytest.mark.golden
+def test_a_published_file_goes_straight_into_the_model(published, tmp_path, caplog):
+    torch.save({"model": published}, tmp_path / "published.pth")
+    cfg = load("coco/panoptic/dformer_swin_tiny_50ep.yaml", "MODEL.WEIGHTS", str(tmp_path / "published.pth"))
+    model = build_model(cfg)
+    with caplog.at_level("INFO"):
+        load_weights(model, fetch_checkpoint(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
+    assert same(model.state_dict(), from_published(published)[0])
+    assert "12  follows from the window size: backbone.layers.0.blocks.0.attn.relative_position_index" in caplog.text
 
 
 @pytest.mark.golden

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
-from dformer.d2.data.datasets import available_tasks, get_metadata, num_classes
+from dformer.d2.data.datasets import available_tasks, class_names, get_metadata, num_classes
 from dformer.errors import UserError
 
 # What to do when a path with this part is missing.
@@ -37,7 +37,8 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
 
 
 def check_class_counts(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Check that the data sets have `cfg.MODEL.NUM_CLASSES` classes or, where that is 0, as many as the first.
+    """Check that the data sets have `cfg.MODEL.NUM_CLASSES` classes or, where that is 0, as many as the first; and that
+    these are `cfg.MODEL.CLASSES`, where that says which.
 
     Raises:
         UserError: as `check_datasets`, but for files.
@@ -52,6 +53,12 @@ def check_class_counts(cfg: CfgNode, names: Sequence[str]) -> None:
             raise UserError(
                 f'{origin} {has}, but data set "{name}" has {count} classes for {cfg.INPUT.TASK} segmentation; '
                 "set MODEL.NUM_CLASSES to 0 to take it from the data set, or name another data set"
+            )
+        if cfg.MODEL.CLASSES and class_names(name, cfg.INPUT.TASK) != list(cfg.MODEL.CLASSES):
+            raise UserError(
+                f'MODEL.CLASSES is {", ".join(cfg.MODEL.CLASSES[:3])}, ..., but the classes of data set "{name}" are '
+                f"{', '.join(class_names(name, cfg.INPUT.TASK)[:3])}, ...; this config is of a run on other data: "
+                'override with MODEL.CLASSES "()", MODEL.THINGS "()"'
             )
 
 
