@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
+from dformer.d2.backbones import fold_frozen_norms
 from dformer.d2.data.datasets import model_classes
 from dformer.errors import UserError
 from dformer.losses.criterion import Criterion
@@ -72,6 +73,7 @@ def build_parts(cfg: CfgNode) -> tuple[dict[str, Any], PixelDecoder, MaskDecoder
     names, things = model_classes(cfg)
     classes = len(names)
     backbone = build_backbone(cfg)
+    fold_frozen_norms(backbone)
     parts = {
         "backbone": backbone,
         "criterion": build_criterion(cfg, classes),
