@@ -29,13 +29,14 @@ from dformer.d2.checkpointer import Checkpointer
 from dformer.d2.data import build_test_loader, build_train_loader, check_datasets
 from dformer.d2.evaluation import build_evaluators, summary_table
 from dformer.d2.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
+from dformer.d2.precision import amp_dtype, inference_autocast
+from dformer.d2.test_time_augmentation import augment, check_augmentation
 from dformer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # iterations
 MAX_BAD_STEPS = 10  # steps in a row without a usable gradient, after which training stops
-AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # of data sets, tasks and metrics
 
@@ -53,9 +54,10 @@ def check(cfg: CfgNode, eval_only: bool = False) -> None:
     """Find what is missing before anything heavy begins.
 
     Raises:
-        UserError: of `check_datasets`, or OUTPUT_DIR cannot be written to.
+        UserError: of `check_datasets` or `check_augmentation`, or OUTPUT_DIR cannot be written to.
     """
     check_datasets(cfg, train=not eval_only)
+    check_augmentation(cfg)
     try:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR).close()
@@ -120,11 +122,16 @@ def set_up(cfg: CfgNode, write_config: bool) -> CfgNode:
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
-    """Run `model` on DATASETS.TEST. Returns, in the main process, the metrics: {data set: {task: {metric: value}}}."""
+    """Run `model` on DATASETS.TEST. Returns, in the main process, the metrics: {data set: {task: {metric: value}}}.
+
+    As a `Predictor` does it: on a GPU in the precision of SOLVER.AMP, with TEST.AUG where enabled.
+    """
     results = OrderedDict()
+    augmented = augment(cfg, model)
     for name in cfg.DATASETS.TEST:
         evaluators = build_evaluators(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference", name))
-        results[name] = inference_on_dataset(model, build_test_loader(cfg, name), evaluators)
+        with inference_autocast(cfg):
+            results[name] = inference_on_dataset(augmented, build_test_loader(cfg, name), evaluators)
     return results
 
 
@@ -165,7 +172,7 @@ class Trainer(TrainerBase):
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.device = torch.device(cfg.MODEL.DEVICE)
-        self.amp_dtype = _amp_dtype(cfg)
+        self.amp_dtype = amp_dtype(cfg)
         self.model = build_model(cfg)
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_schedule(cfg)
@@ -283,13 +290,6 @@ class Trainer(TrainerBase):
         if state_dict["grad_scaler"]:  # else the run was in another precision
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.train_seconds = state_dict["train_seconds"]
-
-
-def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    amp = cfg.SOLVER.AMP
-    if amp.ENABLED and amp.DTYPE not in AMP_DTYPES:
-        raise UserError(f'SOLVER.AMP.DTYPE is "{amp.DTYPE}", but one of {", ".join(AMP_DTYPES)} was expected')
-    return AMP_DTYPES[amp.DTYPE] if amp.ENABLED else None
 
 
 def _means_over_processes(scalars: dict[str, Tensor]) -> dict[str, float]:

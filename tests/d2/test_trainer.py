@@ -38,6 +38,7 @@ class LineModel(nn.Module):
 
     def forward(self, batch):
         if not self.training:
+            self.dtypes.append(self.backbone(torch.zeros(1, 4)).dtype)
             return [{"answer": 42.0} for _ in batch]
         self.seen.append(self.iteration)
         self.iteration += 1
@@ -168,7 +169,8 @@ def test_mixed_precision(cfg, data, dtype):
     line = start(cfg)
     before = weights(line)
     line.train()
-    assert set(line.model.dtypes) == {getattr(torch, dtype)}
+    assert set(line.model.dtypes[:6]) == {getattr(torch, dtype)}
+    assert set(line.model.dtypes[6:]) == {torch.float32}  # of the evaluation, on a CPU
     assert weights(line).dtype == torch.float32
     assert line.grad_scaler.is_enabled() == (dtype == "float16")
     assert not torch.equal(weights(line), before)
@@ -227,6 +229,13 @@ def test_evaluation_during_training(cfg, data, monkeypatch):
     line.train()
     assert evaluated == [2, 4, 6]
     assert line.model.training
+
+
+def test_evaluation_has_the_precision_of_inference(cfg, data, monkeypatch):
+    monkeypatch.setattr(trainer, "inference_autocast", lambda cfg: torch.autocast("cpu", torch.bfloat16))
+    line = start(cfg)
+    evaluate(cfg, line.model)
+    assert set(line.model.dtypes) == {torch.bfloat16}
 
 
 def test_what_a_run_leaves_behind(cfg, data, capsys):
