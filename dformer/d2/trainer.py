@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import re
 import tempfile
 import time
@@ -27,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dformer.d2.checkpointer import Checkpointer
 from dformer.d2.data import build_test_loader, build_train_loader, check_datasets
-from dformer.d2.evaluation import build_evaluators, summary_table
+from dformer.d2.evaluation import build_evaluators, class_table, evaluate_saved, summary_table, write_csv, written_whole
 from dformer.d2.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
 from dformer.d2.precision import amp_dtype, inference_autocast
 from dformer.d2.test_time_augmentation import augment, check_augmentation
@@ -51,13 +50,17 @@ HEADLINE = {
 
 
 def check(cfg: CfgNode, eval_only: bool = False) -> None:
-    """Find what is missing before anything heavy begins.
+    """Find what is missing before anything heavy begins, such as what would stop the first evaluation.
 
     Raises:
-        UserError: of `check_datasets` or `check_augmentation`, or OUTPUT_DIR cannot be written to.
+        UserError: of `check_datasets`, `check_augmentation` or `build_evaluators`, or OUTPUT_DIR cannot be written to.
     """
     check_datasets(cfg, train=not eval_only)
+    if eval_only and not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty; name at least one data set to evaluate on")
     check_augmentation(cfg)
+    for name in cfg.DATASETS.TEST:
+        build_evaluators(cfg, name, cfg.OUTPUT_DIR)  # which does not write yet
     try:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR).close()
@@ -65,25 +68,30 @@ def check(cfg: CfgNode, eval_only: bool = False) -> None:
         raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written to: {error.strerror}") from error
 
 
-def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> None:
-    """Train and evaluate, or evaluate only; logs, checkpoints, metrics and results.json lie in OUTPUT_DIR after it.
+def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions: str | None = None) -> None:
+    """Train and evaluate, or evaluate only; logs, checkpoints, metrics and results lie in OUTPUT_DIR after it.
 
     Args:
         resume: go on from the last checkpoint in OUTPUT_DIR where there is one, MODEL.WEIGHTS otherwise.
         eval_only: evaluate MODEL.WEIGHTS (or that last checkpoint).
+        predictions: with `eval_only`, evaluate the predictions in this folder instead, see `evaluate_saved`.
 
     Raises:
         UserError: a value of the cfg, a checkpoint or OUTPUT_DIR cannot be used.
         FloatingPointError: see `Trainer.run_step`.
     """
     cfg = set_up(cfg, write_config=not eval_only)
-    if eval_only:
+    train_seconds = None
+    results: Results
+    if eval_only and predictions:
+        results = {name: evaluate_saved(cfg, name, predictions) for name in cfg.DATASETS.TEST}
+    elif eval_only:
         model = build_model(cfg)
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
         if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
             raise UserError("nothing to evaluate: give a checkpoint with MODEL.WEIGHTS <file>")
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-        results, train_seconds = evaluate(cfg, model), None
+        results = evaluate(cfg, model)
     else:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume)
@@ -124,19 +132,21 @@ def set_up(cfg: CfgNode, write_config: bool) -> CfgNode:
 def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
     """Run `model` on DATASETS.TEST. Returns, in the main process, the metrics: {data set: {task: {metric: value}}}.
 
-    As a `Predictor` does it: on a GPU in the precision of SOLVER.AMP, with TEST.AUG where enabled.
+    As a `Predictor` does it: on a GPU in the precision of SOLVER.AMP, with TEST.AUG where enabled. The predictions are
+    saved in OUTPUT_DIR/inference/<data set>, whole or not at all.
     """
     results = OrderedDict()
     augmented = augment(cfg, model)
     for name in cfg.DATASETS.TEST:
-        evaluators = build_evaluators(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference", name))
-        with inference_autocast(cfg):
+        folder = Path(cfg.OUTPUT_DIR) / "inference" / name
+        with written_whole(folder) as predictions, inference_autocast(cfg):
+            evaluators = build_evaluators(cfg, name, predictions)
             results[name] = inference_on_dataset(augmented, build_test_loader(cfg, name), evaluators)
     return results
 
 
 def report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None:
-    """Write results.json, print the tables and say where everything lies."""
+    """Write results.json and results.csv, print the tables and say where everything lies."""
     first = next(iter(results.values()), {})
     content: dict[str, Any] = {
         name: first[task].get(metric) for name, (task, metric) in HEADLINE.items() if task in first
@@ -144,9 +154,10 @@ def report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None:
     content |= {"train_seconds": train_seconds, "metrics": results}
     path = Path(cfg.OUTPUT_DIR) / "results.json"
     path.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
+    write_csv(path.with_suffix(".csv"), results)
     for name, metrics in results.items():
-        print(f"\n{name}\n{summary_table(metrics)}")
-    print(f"\nresults: {path}\nlogs, metrics, checkpoints: {cfg.OUTPUT_DIR}")
+        print(f"\n{name}\n{class_table(metrics)}\n\n{summary_table(metrics)}")
+    print(f"\nresults: {path}, {path.with_suffix('.csv').name}\nlogs, metrics, checkpoints: {cfg.OUTPUT_DIR}")
 
 
 def _without_nan(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,7 @@ def test_what_a_run_leaves_behind(cfg, data, capsys):
     assert (results["PQ"], results["PQ_things"], results["PQ_stuff"]) == (42.0, 41.0, None)
     assert results["metrics"]["somewhere"]["panoptic_seg"]["PQ"] == 42.0
     assert results["train_seconds"] > 0
+    assert "somewhere,panoptic_seg,PQ,,42.0" in (output / "results.csv").read_text().splitlines()
     printed = capsys.readouterr().out
     assert "total_loss" in printed and "eta" in printed
     assert "42.0" in printed and str(output / "results.json") in printed
@@ -268,6 +270,30 @@ def test_evaluation_only(cfg, data, tmp_path):
     run(cfg, eval_only=True)
     assert json.loads((tmp_path / "evaluation" / "results.json").read_text())["PQ"] == 42.0
     assert not (tmp_path / "evaluation" / "config.yaml").exists()
+
+
+def test_predictions_of_an_interrupted_evaluation_do_not_replace_whole_ones(cfg, data, monkeypatch):
+    folder, line = Path(cfg.OUTPUT_DIR) / "inference" / "somewhere", start(cfg)
+
+    class Writer(Answers):
+        def __init__(self, folder: Path, text: str) -> None:
+            self.folder, self.text = folder, text
+
+        def process(self, inputs, outputs):
+            super().process(inputs, outputs)
+            (self.folder / self.text).touch()
+
+        def evaluate(self):
+            if self.text == "bad":
+                raise UserError("annotation missing")
+            return super().evaluate()
+
+    for text, left in (("first", ["first"]), ("second", ["second"]), ("bad", ["second"])):
+        monkeypatch.setattr(trainer, "build_evaluators", lambda cfg, name, folder, text=text: Writer(folder, text))
+        with pytest.raises(UserError) if text == "bad" else nullcontext():
+            evaluate(cfg, line.model)
+        assert [path.name for path in folder.iterdir()] == left
+        assert [path.name for path in folder.parent.iterdir()] == ["somewhere"]
 
 
 def test_evaluation_only_needs_weights(cfg, data):
