@@ -113,6 +113,9 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.TEST.TASKS = ("panoptic", "instance", "semantic")  # results that are computed and, where annotated, evaluated
     cfg.TEST.OBJECT_THRESHOLD = 0.8  # panoptic: masks with a lower class score are dropped
     cfg.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: masks of which less than this share stays visible are dropped
+    cfg.TEST.BOUNDARY = False  # also boundary AP and boundary IoU
+    cfg.TEST.CLASS_AGNOSTIC = False  # also PQ of segments whatever their class
+    # Detectron2's TEST.AUG (MIN_SIZES, MAX_SIZE, FLIP) is for semantic segmentation alone; class scores are averaged.
 
 
 def merge_config(cfg: CN, config_file: str | None, opts: list[str]) -> None:

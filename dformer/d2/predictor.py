@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from dformer.d2.checkpointer import fetch_checkpoint, load_weights
 from dformer.d2.data import model_classes
 from dformer.d2.data.augmentations import test_augmentations
+from dformer.d2.precision import inference_autocast
+from dformer.d2.test_time_augmentation import augment
 from dformer.errors import UserError
 
 
 class Predictor:
     """The model of a cfg with the weights of MODEL.WEIGHTS, on MODEL.DEVICE.
 
-    Images are resized as for evaluation (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST). On a GPU it runs in mixed precision where
-    SOLVER.AMP.ENABLED says so. The same image gives the same result at each call, as the noise is drawn from
-    DIFFUSION.SEED.
+    Images are resized as for evaluation (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST; TEST.AUG). On a GPU it runs in mixed
+    precision where SOLVER.AMP.ENABLED says so. The same image gives the same result at each call, as the noise is drawn
+    from DIFFUSION.SEED.
 
     Attributes:
         model: the model, in evaluation mode.
@@ -43,9 +45,8 @@ class Predictor:
         load_weights(self.model, fetch_checkpoint(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
         self._is_bgr = cfg.INPUT.FORMAT == "BGR"
         self._augmentations = T.AugmentationList(test_augmentations(cfg))
-        self._autocast = torch.autocast(
-            "cuda", getattr(torch, cfg.SOLVER.AMP.DTYPE), cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE != "cpu"
-        )
+        self._augmented = augment(cfg, self.model)
+        self._autocast = inference_autocast(cfg)
 
     @torch.no_grad()
     def __call__(
@@ -67,7 +68,7 @@ class Predictor:
             for image, (height, width) in zip(images, sizes, strict=True)
         ]
         with self._autocast:
-            return self.model(inputs)
+            return self._augmented(inputs)
 
     def _prepare(self, image: NDArray[np.uint8]) -> torch.Tensor:
         augmented = T.AugInput(image[:, :, ::-1] if self._is_bgr else image)
