@@ -252,7 +252,6 @@ class Trainer(TrainerBase):
         self.storage.put_scalar("lr", lr, smoothing_hint=False)
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             losses = self.replica(batch)
-        self.optimizer.zero_grad()
         self.grad_scaler.scale(sum(losses.values())).backward()
         self.grad_scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.cfg, self.optimizer)
@@ -267,6 +266,7 @@ class Trainer(TrainerBase):
             self.grad_scaler.step(self.optimizer)
             self._put_scalars(measured, data_time)
         self.grad_scaler.update()
+        self.optimizer.zero_grad()  # now: memory is scarcest at the end of the next forward
         self._count_bad_steps(bad)
         self.train_seconds += time.perf_counter() - start
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from dformer.losses.matcher import LossWeights, assign, matching_cost
 from dformer.losses.points import random_points, sample_logits, sample_map, sample_targets, uncertain_points
 
+MASKS_AT_ONCE = 32  # whose points are drawn together: bounds the memory, of which candidates need most
+
 
 class Target(NamedTuple):
     """Ground truth of an image: `labels` (G,) int64 in 0..K-1, `masks` (G, H, W) bool on the padded canvas."""
@@ -145,21 +147,34 @@ class Criterion(nn.Module):
             if matched == 0:
                 continue
             predicted = masks.of_queries(b, rows)  # (L * matched, h, w)
-            points = uncertain_points(
-                partial(sample_logits, predicted.detach()),
-                layers * matched,
-                self.num_points,
-                self.oversample_ratio,
-                self.importance_sample_ratio,
-                generator,
-            )
-            truth = sample_targets(target.masks, columns.flatten(), points)
+            sampled = [
+                self.sample(predicted_part, target.masks, index, generator)
+                for predicted_part, index in zip(
+                    predicted.detach().split(MASKS_AT_ONCE), columns.flatten().split(MASKS_AT_ONCE), strict=True
+                )
+            ]
+            points, truth = (torch.cat(parts) for parts in zip(*sampled, strict=True))
             logits = sample_logits(predicted, points)
             loss_mask = loss_mask + mask_bce(logits, truth).view(layers, matched).sum(1)
             loss_dice = loss_dice + dice_loss(logits, truth).view(layers, matched).sum(1)
         # Images without objects still reach every parameter, or processes would wait for each other's gradients.
         nothing = 0.0 * (masks.queries.float().sum() + masks.pixels.float().sum())
         return loss_mask + nothing, loss_dice
+
+    @torch.no_grad()
+    def sample(
+        self, predicted: Tensor, targets: Tensor, index: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Points (M, P, 2) for predicted masks (M, h, w), and the values (M, P) of the masks `targets[index]` there."""
+        points = uncertain_points(
+            partial(sample_logits, predicted),
+            len(predicted),
+            self.num_points,
+            self.oversample_ratio,
+            self.importance_sample_ratio,
+            generator,
+        )
+        return points, sample_targets(targets, index, points)
 
 
 def classification_targets(logits: Tensor, targets: list[Target], matches: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -184,4 +184,6 @@ class Segmenter(nn.Module, ABC):
 
 def resize(masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """(N, h, w) -> (N, *size), bilinearly."""
+    if masks.shape[1:] == tuple(size):
+        return masks
     return F.interpolate(masks[None], size, mode="bilinear", align_corners=False)[0]
