@@ -102,12 +102,13 @@ def instances(logits: Tensor, masks: Tensor, things: Tensor, top_k: int) -> Inst
     scores, classes, source = scores[keep], classes[keep], (index // num_classes)[keep]
     unique, position = source.unique(return_inverse=True)
     inside = torch.empty(len(unique), *masks.shape[1:], dtype=torch.bool, device=masks.device)
-    total = torch.zeros(len(unique), device=masks.device)  # of the probabilities inside
+    total, area = torch.zeros(2, len(unique), device=masks.device)  # of the probabilities inside; pixels
     for rows in strips(masks):
         logits_here = masks[unique, rows]
         inside[:, rows] = logits_here > 0
         total += (logits_here.sigmoid() * inside[:, rows]).flatten(1).sum(1)
-    certainty = total / (inside.flatten(1).sum(1) + 1e-6)
+        area += inside[:, rows].flatten(1).sum(1)
+    certainty = total / (area + 1e-6)
     scores, order = (scores * certainty[position]).sort(descending=True)
     position = position[order]
     return InstanceResult(inside[position], boxes_of(inside)[position], scores, classes[order])
