@@ -18,7 +18,7 @@ class BuildWithKernels(build_py):
         super().run()
         folder = Path(__file__).parent if self.editable_mode else Path(self.build_lib)
         for told in install(folder / "dformer" / "ops"):
-            self.announce(told, level=2)
+            print(told)
 
 
 class PlatformWheel(bdist_wheel):

@@ -2,7 +2,7 @@
 
 python -m dformer.ops.build [cpu] [cuda]
 
-A library depends on neither Python nor PyTorch: one build serves any version of them, and PyTorch is not needed to build.
+A library depends on neither Python nor PyTorch: one build serves any version of them, and needs no PyTorch to be made.
 This module imports nothing but the standard library, for setup.py. A library's name holds what it does depend on:
 `ms_deform_attn-<kind>-<platform>-<hash of sources and flags>.so`, where kind is `cpu` or `cuda<major>-<architectures>`.
 

@@ -95,8 +95,10 @@ def check(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, 
         raise ValueError(f"ms_deform_attn: spatial_shapes must be {levels} pairs of sizes; they are {spatial_shapes}")
     if sum(h * w for h, w in zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True)) != cells:
         raise ValueError(f"ms_deform_attn: levels of {spatial_shapes} do not have the {cells} cells of value")
+    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"ms_deform_attn: value may be float16, bfloat16, float32 or float64, not {value.dtype}")
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    if not value.is_floating_point() or {sampling_locations.dtype, attention_weights.dtype} != {dtype}:
+    if not sampling_locations.dtype == attention_weights.dtype == dtype:
         raise ValueError(
             f"ms_deform_attn: for {value.dtype} values, locations and weights must be {dtype}; "
             f"they are {sampling_locations.dtype} and {attention_weights.dtype}"

@@ -10,14 +10,22 @@ import torch
 from torch import Tensor
 
 MAX_CHANNELS, MAX_LEVELS = 256, 64  # of the CUDA kernels
+CUDA_DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 logger = logging.getLogger(__name__)
+
+
+class Library(NamedTuple):
+    """Functions dformer_<kind>_...; `kind` is cpu or cuda."""
+
+    kind: str
+    functions: ctypes.CDLL
 
 
 class State(NamedTuple):
     """What serves a device: a library; or none, and `told` says why, the first line in short."""
 
-    library: ctypes.CDLL | None
+    library: Library | None
     told: str
 
 
@@ -69,25 +77,30 @@ def state(kind: str, index: int | None = None) -> State:
 
 def open_library(kind: str, index: int | None, path: str) -> State:
     """Loads a library and makes sure that it fits; `OSError` where it does not."""
-    library = ctypes.CDLL(path)
+    functions = ctypes.CDLL(path)
     if kind == "cpu":
-        library.dformer_cpu_isa.restype = ctypes.c_char_p
-        return State(library, f"{library.dformer_cpu_isa().decode()}, {path}")
-    major, expected = library.dformer_cuda_major(), torch.version.cuda
-    if torch.version.hip or expected is None or major != int(expected.partition(".")[0]):
+        functions.dformer_cpu_isa.restype = ctypes.c_char_p
+        return State(Library(kind, functions), f"{functions.dformer_cpu_isa().decode()}, {path}")
+    major, expected = functions.dformer_cuda_major(), torch.version.cuda
+    if expected is None or major != int(expected.partition(".")[0]):
         raise OSError(f"is for CUDA {major}, this PyTorch for {f'CUDA {expected}' if expected else 'none'}")
-    for call in ("forward", "backward"):
-        for dtype in ("float32", "float64", "float16", "bfloat16"):
-            getattr(library, f"dformer_cuda_{call}_{dtype}").restype = ctypes.c_char_p
-    library.dformer_cuda_check.restype = ctypes.c_char_p
+    library = cuda_library(functions)
     with torch.cuda.device(index):
-        if error := library.dformer_cuda_check():
-            raise OSError(f"cannot run on {torch.cuda.get_device_name()}: {error.decode()}")
+        if error := functions.dformer_cuda_check():
+            raise OSError(f"does not run on {torch.cuda.get_device_name()}: {error.decode()}")
     return State(library, path)
 
 
+def cuda_library(functions: ctypes.CDLL) -> Library:
+    """With the functions' results declared: null or what went wrong."""
+    calls = [f"{call}_{dtype}" for call in ("forward", "backward") for dtype in CUDA_DTYPES]
+    for name in ("check", *calls):
+        getattr(functions, f"dformer_cuda_{name}").restype = ctypes.c_char_p
+    return Library("cuda", functions)
+
+
 @functools.cache
-def library(kind: str, index: int | None) -> ctypes.CDLL | None:
+def library(kind: str, index: int | None) -> Library | None:
     """The library that serves a device; where there is none, that is told once, if nobody asked for it."""
     found = state(kind, index)
     if found.library is None and not found.told.startswith("DFORMER_OPS=reference"):
@@ -100,14 +113,14 @@ def library(kind: str, index: int | None) -> ctypes.CDLL | None:
     return found.library
 
 
-def serving(value: Tensor, spatial_shapes: list[int]) -> ctypes.CDLL | None:
+def serving(value: Tensor, spatial_shapes: list[int]) -> Library | None:
     """The library that can take this call."""
-    device = value.device
-    if device.type == "cuda" and (value.shape[3] > MAX_CHANNELS or len(spatial_shapes) > 2 * MAX_LEVELS):
+    found = library(value.device.type, value.device.index)
+    if found is None or value.shape[1] >= 2**31:  # cells are counted in 32 bits
         return None
-    if value.shape[1] >= 2**31:  # cells are counted in 32 bits
+    if found.kind == "cuda" and (value.shape[3] > MAX_CHANNELS or len(spatial_shapes) > 2 * MAX_LEVELS):
         return None
-    return library(device.type, device.index)
+    return found
 
 
 def sizes(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor) -> Sizes:
@@ -118,40 +131,35 @@ def sizes(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor) 
     return Sizes(shapes, batch, cells, heads, channels, queries, levels, points)
 
 
-def invoke(
-    library: ctypes.CDLL, name: str, dtype: torch.dtype, size: Sizes, device: torch.device, *tensors: Tensor | None
-) -> None:
-    """Calls dformer_<cpu or cuda>_<name>_<dtype> with contiguous `tensors`, on the current stream of `device`."""
-    function = getattr(library, f"dformer_{device.type}_{name}_{str(dtype).removeprefix('torch.')}")
+def invoke(library: Library, name: str, dtype: torch.dtype, size: Sizes, *tensors: Tensor | None) -> None:
+    """Calls dformer_<kind>_<name>_<dtype> with contiguous `tensors`; on CUDA on the current stream of their device."""
+    function = getattr(library.functions, f"dformer_{library.kind}_{name}_{str(dtype).removeprefix('torch.')}")
     pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
-    if device.type == "cpu":
+    if library.kind == "cpu":
         function(ctypes.byref(size), torch.get_num_threads(), *pointers)
         return
-    with torch.cuda.device(device):
+    assert tensors[0] is not None
+    with torch.cuda.device(tensors[0].device):
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         if error := function(ctypes.byref(size), stream, *pointers):
             raise RuntimeError(f"ms_deform_attn: {error.decode()}")
 
 
 def forward(
-    library: ctypes.CDLL,
-    value: Tensor,
-    spatial_shapes: list[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    library: Library, value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
     """As `dformer.ops.reference.ms_deform_attn`."""
-    if value.device.type == "cpu" and value.dtype == torch.float16:
+    if library.kind == "cpu" and value.dtype == torch.float16:
         return forward(library, value.float(), spatial_shapes, sampling_locations, attention_weights).to(value.dtype)
     output = value.new_empty(value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
     inputs = [tensor.contiguous() for tensor in (value, sampling_locations, attention_weights)]
     size = sizes(value, spatial_shapes, sampling_locations)
-    invoke(library, "forward", value.dtype, size, value.device, *inputs, output)
+    invoke(library, "forward", value.dtype, size, *inputs, output)
     return output
 
 
 def backward(
-    library: ctypes.CDLL,
+    library: Library,
     grad_output: Tensor,
     value: Tensor,
     spatial_shapes: list[int],
@@ -159,7 +167,7 @@ def backward(
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by value, locations and weights; that by value is summed in the precision of the locations."""
-    if value.device.type == "cpu" and value.dtype == torch.float16:
+    if library.kind == "cpu" and value.dtype == torch.float16:
         arguments = (grad_output.float(), value.float(), spatial_shapes, sampling_locations, attention_weights)
         grad_value, grad_locations, grad_weights = backward(library, *arguments)
         return grad_value.to(value.dtype), grad_locations, grad_weights
@@ -167,22 +175,18 @@ def backward(
     grad_weights = torch.empty_like(attention_weights, memory_format=torch.contiguous_format)
     inputs = [tensor.contiguous() for tensor in (grad_output, value, sampling_locations, attention_weights)]
     size = sizes(value, spatial_shapes, sampling_locations)
-    if value.device.type == "cpu":  # each sum has one owner and one order
+    if library.kind == "cpu":  # each sum has one owner and one order
         grad_value = value.new_zeros(value.shape, dtype=sampling_locations.dtype)
-        invoke(library, "backward", value.dtype, size, value.device, *inputs, grad_value, grad_locations, grad_weights)
-        return grad_value.to(value.dtype), grad_locations, grad_weights
-    scale = fixed_scale(grad_output, sampling_locations, attention_weights) if deterministic() else None
-    sums = torch.int64 if scale is not None else sampling_locations.dtype
-    grad_value = value.new_zeros(value.shape, dtype=sums)
-    outputs = (grad_value, grad_locations, grad_weights)
-    invoke(library, "backward", value.dtype, size, value.device, *inputs, scale, *outputs)
-    if scale is not None:
-        grad_value = torch.where(scale.isfinite(), grad_value / scale, torch.nan)
+        invoke(library, "backward", value.dtype, size, *inputs, grad_value, grad_locations, grad_weights)
+    elif torch.are_deterministic_algorithms_enabled():
+        scale = fixed_scale(grad_output, sampling_locations, attention_weights)
+        fixed = value.new_zeros(value.shape, dtype=torch.int64)
+        invoke(library, "backward", value.dtype, size, *inputs, scale, fixed, grad_locations, grad_weights)
+        grad_value = torch.where(scale.isfinite(), fixed / scale, torch.nan)
+    else:
+        grad_value = value.new_zeros(value.shape, dtype=sampling_locations.dtype)
+        invoke(library, "backward", value.dtype, size, *inputs, None, grad_value, grad_locations, grad_weights)
     return grad_value.to(value.dtype), grad_locations, grad_weights
-
-
-def deterministic() -> bool:
-    return torch.are_deterministic_algorithms_enabled()
 
 
 def fixed_scale(grad_output: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:

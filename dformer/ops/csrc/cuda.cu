@@ -20,6 +20,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 constexpr int MAX_LEVELS = 64;
 constexpr int MAX_CHANNELS = 256;
@@ -37,6 +38,8 @@ struct Sizes {
     const int64_t* shapes;  // (L, 2), h_l and w_l, on the host
     int64_t batch, cells, heads, channels, queries, levels, points;
 };
+
+extern __shared__ __align__(16) unsigned char shared_memory[];
 
 namespace {
 
@@ -150,8 +153,6 @@ struct Shared {
         numbers = reinterpret_cast<Four<A>*>(cells + stride * layout.points_at_once);
     }
 };
-
-extern __shared__ __align__(16) unsigned char shared_memory[];
 
 // Calls use(point of all, index in shared memory, row) for `count` points from `from` on, of all of the block's
 // queries; the threads take them in the order in which they lie in global memory.
@@ -336,6 +337,12 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(
 
 bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
+// What one point of each of a block's queries takes in shared memory.
+template <class A>
+int shared_bytes(const Layout& layout) {
+    return (layout.block_queries + 1) * int(sizeof(int4) + sizeof(Four<A>));
+}
+
 // How the work is laid out for threads of `width` channels; `chunks` is how many times a thread works.
 template <class A>
 Layout lay_out(const Sizes& size, int width, int* chunks) {
@@ -351,8 +358,7 @@ Layout lay_out(const Sizes& size, int width, int* chunks) {
     while (layout.lanes < packs && layout.lanes < 32) layout.lanes *= 2;
     *chunks = (packs + layout.lanes - 1) / layout.lanes;
     layout.block_queries = THREADS / layout.lanes;
-    const int a_point = (layout.block_queries + 1) * int(sizeof(int4) + sizeof(Four<A>));
-    layout.points_at_once = min(layout.all_points, max(1, SHARED_BYTES / a_point));
+    layout.points_at_once = min(layout.all_points, max(1, SHARED_BYTES / shared_bytes<A>(layout)));
     int start = 0;
     for (int level = 0; level < size.levels; ++level) {
         layout.height[level] = int(size.shapes[2 * level]);
@@ -363,28 +369,32 @@ Layout lay_out(const Sizes& size, int width, int* chunks) {
     return layout;
 }
 
-// Calls launch(layout, blocks, shared bytes, WIDTH, CHUNKS), the last two as types, with the widest loads that fit.
+template <int N>
+using Constant = std::integral_constant<int, N>;
+
+// Calls launch(configuration, layout, WIDTH, CHUNKS), the last two as types, with the widest loads that fit.
 template <class T, class Launch>
-const char* dispatch(const Sizes& size, bool wide, Launch launch) {
+const char* dispatch(const Sizes& size, cudaStream_t stream, bool aligned, Launch launch) {
     using A = typename Arithmetic<T>::type;
     constexpr int WIDE = 16 / sizeof(T), MOST = (MAX_CHANNELS + 32 * WIDE - 1) / (32 * WIDE);
     if (size.levels > MAX_LEVELS || size.channels > MAX_CHANNELS) return "too many levels or channels";
-    wide = wide && size.channels % WIDE == 0;
+    const bool wide = aligned && size.channels % WIDE == 0;
     int chunks;
     const Layout layout = lay_out<A>(size, wide ? WIDE : 1, &chunks);
     const int64_t tiles = (size.queries + layout.block_queries - 1) / layout.block_queries;
     const int64_t blocks = size.batch * size.heads * tiles;
     if (blocks > INT32_MAX) return "too many queries";
-    const int a_point = (layout.block_queries + 1) * int(sizeof(int4) + sizeof(Four<A>));
-    const int shared = a_point * layout.points_at_once;
-    if (!wide)
-        launch(layout, blocks, shared, std::integral_constant<int, 1>(), std::integral_constant<int, MAX_CHANNELS / 32>());
-    else if (chunks == 1)
-        launch(layout, blocks, shared, std::integral_constant<int, WIDE>(), std::integral_constant<int, 1>());
-    else
-        launch(layout, blocks, shared, std::integral_constant<int, WIDE>(), std::integral_constant<int, MOST>());
-    const cudaError_t error = cudaGetLastError();
-    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+    cudaLaunchConfig_t configuration = {};
+    configuration.gridDim = dim3(unsigned(blocks));
+    configuration.blockDim = dim3(THREADS);
+    configuration.dynamicSmemBytes = shared_bytes<A>(layout) * layout.points_at_once;
+    configuration.stream = stream;
+    const cudaError_t error = !wide         ? launch(configuration, layout, Constant<1>(), Constant<MAX_CHANNELS / 32>())
+                              : chunks == 1 ? launch(configuration, layout, Constant<WIDE>(), Constant<1>())
+                                            : launch(configuration, layout, Constant<WIDE>(), Constant<MOST>());
+    if (error == cudaSuccess) return nullptr;
+    cudaGetLastError();  // it is told here, and is not to be found by the next who asks
+    return cudaGetErrorString(error);
 }
 
 }  // namespace
@@ -408,22 +418,25 @@ EXPORT const char* dformer_cuda_check() {
         const Sizes* size, cudaStream_t stream, const void* value, const void* locations, const void* weights,     \
         void* output) {                                                                                            \
         using A = Arithmetic<T>::type;                                                                             \
-        const bool wide = aligned(value) && aligned(output);                                                       \
-        return dispatch<T>(*size, wide, [&](const Layout& layout, int64_t blocks, int shared, auto w, auto c) {    \
-            forward_kernel<T, A, w.value, c.value><<<unsigned(blocks), THREADS, shared, stream>>>(                 \
-                layout, (const T*)value, (const A*)locations, (const A*)weights, (T*)output);                      \
-        });                                                                                                        \
+        const auto launch = [&](const cudaLaunchConfig_t& configuration, const Layout& layout, auto w, auto c) {   \
+            return cudaLaunchKernelEx(                                                                             \
+                &configuration, forward_kernel<T, A, w.value, c.value>, layout, (const T*)value,                   \
+                (const A*)locations, (const A*)weights, (T*)output);                                               \
+        };                                                                                                         \
+        return dispatch<T>(*size, stream, aligned(value) && aligned(output), launch);                              \
     }                                                                                                              \
     EXPORT const char* dformer_cuda_backward_##suffix(                                                             \
         const Sizes* size, cudaStream_t stream, const void* grad_output, const void* value, const void* locations, \
         const void* weights, const void* scale, void* grad_value, void* grad_locations, void* grad_weights) {      \
         using A = Arithmetic<T>::type;                                                                             \
-        const bool wide = aligned(grad_output) && aligned(value) && aligned(grad_value);                           \
-        return dispatch<T>(*size, wide, [&](const Layout& layout, int64_t blocks, int shared, auto w, auto c) {    \
-            backward_kernel<T, A, w.value, c.value><<<unsigned(blocks), THREADS, shared, stream>>>(                \
-                layout, (const T*)grad_output, (const T*)value, (const A*)locations, (const A*)weights,            \
-                (const double*)scale, grad_value, (A*)grad_locations, (A*)grad_weights);                           \
-        });                                                                                                        \
+        const auto launch = [&](const cudaLaunchConfig_t& configuration, const Layout& layout, auto w, auto c) {   \
+            return cudaLaunchKernelEx(                                                                             \
+                &configuration, backward_kernel<T, A, w.value, c.value>, layout, (const T*)grad_output,            \
+                (const T*)value, (const A*)locations, (const A*)weights, (const double*)scale, grad_value,         \
+                (A*)grad_locations, (A*)grad_weights);                                                             \
+        };                                                                                                         \
+        return dispatch<T>(                                                                                        \
+            *size, stream, aligned(grad_output) && aligned(value) && aligned(grad_value), launch);                 \
     }
 
 DFORMER_CUDA(float, float32)
