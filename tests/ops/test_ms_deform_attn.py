@@ -184,7 +184,7 @@ def test_gradcheck_and_opcheck(device):
     value, shapes, locations, weights = random_inputs(device, batch=1, queries=2, channels=4, points=2)
     sizes = [size for shape in shapes for size in shape]
     leaves = [x.requires_grad_() for x in (value, locations, weights)]
-    torch.autograd.gradcheck(lambda v, *others: ms_deform_attn(v, shapes, *others), leaves)
+    torch.autograd.gradcheck(lambda v, *others: ms_deform_attn(v, shapes, *others), leaves, nondet_tol=1e-12)
     torch.library.opcheck(torch.ops.dformer.ms_deform_attn.default, (value, sizes, locations, weights))
     inputs = (torch.randn(1, 2, 8, device=device).double(), *(x.detach() for x in (value, locations, weights)))
     torch.library.opcheck(torch.ops.dformer.ms_deform_attn_backward.default, (*inputs[:2], sizes, *inputs[2:]))
@@ -230,6 +230,23 @@ def test_order_does_not_change_the_deterministic_sums(emulated, monkeypatch):
     assert torch.equal(*by_value(True)) and not torch.equal(*by_value(False))
     grad_output[0, 0, 0] = torch.inf
     assert by_value(True)[0].isnan().all()  # told, not hidden
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_runs_on_the_current_stream_and_never_waits():
+    """Else it could not be captured in a graph."""
+    value, shapes, locations, weights = random_inputs(torch.device("cuda"), torch.float32)
+    grad_output = torch.ones(2, 7, 16, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        differentiate((value, shapes, locations, weights), grad_output)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        captured = differentiate((value, shapes, locations, weights), grad_output)
+    value.mul_(2)
+    graph.replay()
+    torch.testing.assert_close(captured, differentiate((value, shapes, locations, weights), grad_output))
 
 
 def test_autocast(device):
