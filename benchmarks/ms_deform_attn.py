@@ -290,15 +290,14 @@ def where(device: torch.device) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> None:
-    print(f"{'forward':>11}{'with backward':>15}{'peak':>11}{'moved':>12}")
-    print(f"{'ms':>11}{'ms':>15}{'MiB':>11}{'GB/s':>12}")
-    title = None
+HEAD = f"{'forward':>11}{'with backward':>15}{'peak':>11}{'moved':>12}\n{'ms':>11}{'ms':>15}{'MiB':>11}{'GB/s':>12}"
+
+
+def tell(rows: list[dict[str, Any]]) -> None:
+    """One case in one dtype, a line for each implementation."""
     for row in rows:
-        if title != (title := f"{row['case']}, {row['dtype']}"):
-            print(title)
         numbers = (row["forward_ms"], row["forward_backward_ms"], row["peak_mib"], row["forward_gb_per_s"])
-        print("{:11.3f}{:15.3f}{:11.1f}{:12.1f}  ".format(*numbers) + row["implementation"])
+        print("{:11.3f}{:15.3f}{:11.1f}{:12.1f}  ".format(*numbers) + row["implementation"], flush=True)
 
 
 def main() -> None:
@@ -317,11 +316,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         operators = implementations(device, Path(folder))
         ours = dict(list(operators.items())[:1])
+        print(HEAD)
         for case in (case for case in [*CASES, *PLACED] if arguments.cases in case.name):
             for dtype in arguments.dtypes:
+                print(f"{case.name}, {dtype}")
                 taking_part = ours if case in PLACED else operators
-                rows += measure(case, getattr(torch, dtype), taking_part, device, arguments.rounds)
-    table(rows)
+                rows += (measured := measure(case, getattr(torch, dtype), taking_part, device, arguments.rounds))
+                tell(measured)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text("[\n" + ",\n".join(json.dumps(row) for row in [*rows, *about]) + "\n]\n")

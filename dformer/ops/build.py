@@ -222,22 +222,21 @@ def install(folder: Path) -> list[str]:
 def main() -> int:
     """Compiles into the cache; the exit status is 1 where anything asked for failed."""
     parser = argparse.ArgumentParser(description="Compile the kernels of multi-scale deformable attention.")
-    parser.add_argument("kinds", nargs="*", help="cpu, cuda; default: what this machine can use")
-    kinds = parser.parse_args().kinds
-    failed = False
+    parser.add_argument("kinds", nargs="*", metavar="kind", help="cpu or cuda; default: what this machine can use")
     try:
-        for kind in kinds or default_kinds():
-            if kind not in SOURCES:
-                parser.error(f"{kind!r} is neither cpu nor cuda")
-            try:
-                with lock(cache()):
-                    print(f"built {compile_library(kind, cache())}")
-            except BuildError as error:
-                failed = True
-                print(f"no {kind} kernels: {error}", file=sys.stderr)
+        kinds = parser.parse_args().kinds or default_kinds()
     except BuildError as error:
-        print(error, file=sys.stderr)
-        return 1
+        parser.error(str(error))
+    if unknown := set(kinds) - set(SOURCES):
+        parser.error(f"{' '.join(unknown)}: neither cpu nor cuda")
+    failed = False
+    for kind in kinds:
+        try:
+            with lock(cache()):
+                print(f"built {compile_library(kind, cache())}")
+        except BuildError as error:
+            failed = True
+            print(f"no {kind} kernels: {error}", file=sys.stderr)
     return int(failed)
 
 

@@ -56,6 +56,20 @@ def test_first_use_builds_into_the_cache_once(fresh, monkeypatch):
     assert sorted(library.parent.iterdir()) == sorted([library, library.parent / "lock"])
 
 
+@needs_compiler
+def test_command(fresh, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["build", "cpu"])
+    assert build.main() == 0
+    (library,) = (fresh / "cache").rglob("*.so")
+    assert capsys.readouterr().out == f"built {library}\n"
+    monkeypatch.setenv("CXX", script(fresh / "broken", "echo 'no such flag'; exit 1"))
+    assert build.main() == 1
+    assert "no such flag" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["build", "gpu"])
+    with pytest.raises(SystemExit):
+        build.main()
+
+
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
