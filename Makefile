@@ -32,7 +32,7 @@ check: $(READY)
 
 env: $(READY)
 
-$(READY): requirements.lock pyproject.toml tools/install_detectron2.py
+$(READY): requirements.lock pyproject.toml setup.py tools/install_detectron2.py
 	@if [ -e $(UNFINISHED) ] || { [ -e $(VENV) ] && ! $(BIN)/python -m pip --version > /dev/null 2>&1; }; then \
 		echo '$(VENV) is half-made or broken: making it anew'; rm -rf $(VENV); \
 	fi
@@ -62,4 +62,5 @@ lock:
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -f dformer/ops/*.so
 	find dformer tools datasets tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Weights from files, without running what is in them.
+"""Checkpoint files, read without running what is in them, and written whole.
 
 `.pth` and `.pkl` files are pickles, and a pickle can run any code when it is loaded. Here a `.pth` file goes through
 `torch.load(weights_only=True)`, a `.pkl` file of Detectron2's or Detectron's model zoo through an unpickler that
@@ -6,16 +6,19 @@ makes plain values and number arrays only, and `.safetensors` cannot hold anythi
 """
 
 import logging
+import os
 import pickle
 import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file as load_safetensors
+from safetensors import safe_open
+from safetensors.torch import save_file as save_safetensors
 from torch import Tensor
 
 from dformer.errors import UserError
@@ -24,62 +27,103 @@ from dformer.published import from_published, is_published
 logger = logging.getLogger(__name__)
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a model, on the CPU.
-
-    Args:
-        path: a local file, of any format that `read_checkpoint` reads.
-
-    Returns:
-        Parameters and buffers by name.
-
-    Raises:
-        UserError: see `read_checkpoint`.
-    """
-    return read_checkpoint(path)["model"]
+# Where a state dict stands in a file, the first that is there, and where a moving average of the weights does.
+STATE_DICTS = ("model", "state_dict", "model_state_dict")
+AVERAGES = ("ema_state", "model_ema", "state_dict_ema", "ema_state_dict", "ema")
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, averaged: bool = False) -> dict[str, Any]:
     """Read a checkpoint whole: the state dict of the model and what was saved beside it. Tensors are on the CPU.
 
     Formats: `.safetensors`; `.pkl` as in the model zoos of Detectron2 and Detectron; anything else as `torch.save`
-    writes it, either `{"model": state dict, ...}` or a bare state dict.
+    writes it, either `{"model": state dict, ...}` or a bare state dict. The weights of a published DFormer or
+    Mask2Former get our names (`dformer.published`).
 
     Args:
         path: a local file.
-
-    The weights of a published DFormer or Mask2Former get our names (`dformer.published`).
+        averaged: take the moving average of the weights (EMA) that the file holds beside them.
 
     Returns:
-        "model": the state dict; further keys as they stand in the file ("optimizer", "iteration", ...). Files of the
-        model zoos have "__author__", and "matching_heuristics": True where Detectron2 has to translate the names.
+        "model": the state dict; further keys as they stand in the file ("optimizer", "iteration", "config", ...).
+        Of a published one "dropped": name -> reason, of what no model needs, "left_out": these tensors, and "renamed":
+        how many names changed. Files of the model zoos have "__author__".
 
     Raises:
         UserError: the file does not exist, is not a checkpoint, is damaged, or holds something other than tensors
-            and plain values.
+            and plain values; or `averaged`, and there is no average.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; a checkpoint file (.pth, .safetensors, .pkl) was expected")
-    if not path.is_file():
-        raise UserError(f"weights file {path} does not exist")
-    if path.stat().st_size == 0:
-        raise UserError(f"weights file {path} is empty; was a download or a copy cut off?")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_safetensors(path)
-        elif path.suffix == ".pkl":
-            content = _read_model_zoo(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a reader that meets arbitrary bytes raises nearly anything
-        raise UserError(f"{path} cannot be read as a checkpoint: {_explain(path, error)}") from error
-    checkpoint = content if isinstance(content, dict) and "model" in content else {"model": content}
+    checkpoint = _unwrapped(path, _read(path), averaged)
     _check_state_dict(path, checkpoint["model"])
     if is_published(checkpoint["model"]):
-        checkpoint["model"], dropped = from_published(checkpoint["model"])
-        logger.info(f"{path} is a published checkpoint: renamed; left out: {', '.join(dropped) or 'nothing'}")
+        published = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
+        checkpoint["model"], dropped = from_published(published)
+        checkpoint |= {
+            "dropped": dropped,
+            "left_out": {name: published[name] for name in dropped},
+            "renamed": len(checkpoint["model"].keys() - published.keys()),
+        }
     return checkpoint
+
+
+def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: `.safetensors` keeps the model and what is text ("config"); anything else is written by `torch.save`.
+        checkpoint: "model": a state dict, and what else is to be kept.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        if path.suffix == ".safetensors":
+            texts = {key: value for key, value in checkpoint.items() if isinstance(value, str)}
+            save_safetensors({name: x.contiguous() for name, x in checkpoint["model"].items()}, partial, texts)
+        else:
+            torch.save(dict(checkpoint), partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter, for want of space too
+        raise UserError(f"{path} cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; a checkpoint file (.pth, .safetensors, .pkl) was expected")
+        if not path.is_file():
+            raise UserError(f"weights file {path} does not exist")
+        if path.stat().st_size == 0:
+            raise UserError(f"weights file {path} is empty; was a download or a copy cut off?")
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {"model": {name: file.get_tensor(name) for name in file.keys()}} | (file.metadata() or {})  # noqa: SIM118
+        if path.suffix == ".pkl":
+            return _read_model_zoo(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # a reader that meets arbitrary bytes raises nearly anything
+        raise UserError(f"{path} cannot be read as a checkpoint: {_explain(path, error)}") from error
+
+
+def _unwrapped(path: Path, content: Any, averaged: bool) -> dict[str, Any]:
+    """`content` with the state dict at "model"."""
+    entries = content if isinstance(content, dict) else {}
+    average = next((key for key in AVERAGES if isinstance(entries.get(key), dict)), None)
+    plain = next((key for key in STATE_DICTS if key in entries), None)
+    if averaged and average is None:
+        raise UserError(f"{path} holds no moving average of the weights (it would be at {', '.join(AVERAGES)})")
+    if average and plain and not averaged:
+        logger.info(f'{path} holds a moving average of the weights too, at "{average}", which is not taken')
+    key = average if averaged or plain is None else plain
+    if key is None:
+        return {"model": content}
+    return {name: value for name, value in entries.items() if name != key} | {"model": entries[key]}
 
 
 def _check_state_dict(path: Path, weights: Any) -> None:
@@ -96,7 +140,7 @@ def _check_state_dict(path: Path, weights: Any) -> None:
 
 def _explain(path: Path, error: Exception) -> str:
     if isinstance(error, OSError):
-        return str(error)
+        return error.strerror or str(error)
     with path.open("rb") as file:
         head = file.read(512).lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):

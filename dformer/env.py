@@ -82,7 +82,9 @@ def torch_lines() -> list[tuple[str, str]]:
         gpu = torch.cuda.get_device_properties(index)
         capability = f"compute capability {gpu.major}.{gpu.minor}"
         lines.append((f"GPU {index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {capability}"))
-    lines.append(("ms_deform_attn", ops.implementation()))
+    for kind in ("cpu", "cuda"):
+        implementation, told = ops.implementation(kind), ops.explanation(kind)
+        lines.append((f"ms_deform_attn, {kind}", f"{implementation}: {told}"))
     return lines
 
 
@@ -109,7 +111,8 @@ def report() -> str:
     lines.append(("data sets", os.environ.get("DETECTRON2_DATASETS", "datasets (DETECTRON2_DATASETS is not set)")))
     lines += [("to get", f"{', '.join(names)}: {command}") for command, names in missing().items()]
     width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:{width}}  {text}" for name, text in lines)
+    indent = "\n" + " " * (width + 2)
+    return "\n".join(f"{name:{width}}  {text.replace(chr(10), indent)}" for name, text in lines)
 
 
 if __name__ == "__main__":

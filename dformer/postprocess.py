@@ -3,10 +3,13 @@
 Shapes: N masks of H x W, K classes. `logits` are (N, K + 1), the last for "no object"; `masks` are (N, H, W) logits.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+ELEMENTS = 2**21  # of a strip: 8 MB, about what a core's cache holds
 
 
 class Segment(NamedTuple):
@@ -30,7 +33,11 @@ class InstanceResult(NamedTuple):
 
 def semantic(logits: Tensor, masks: Tensor) -> Tensor:
     """Class scores (K, H, W): the masks' probabilities, weighted by their class probabilities."""
-    return torch.einsum("nk,nhw->khw", logits.softmax(-1)[:, :-1], masks.sigmoid())
+    weights = logits.softmax(-1)[:, :-1].T  # (K, N)
+    scores = masks.new_empty(len(weights), *masks.shape[1:])
+    for rows in strips(masks):
+        scores[:, rows] = torch.einsum("kn,nhw->khw", weights, masks[:, rows].sigmoid())
+    return scores
 
 
 def panoptic(
@@ -45,32 +52,40 @@ def panoptic(
     """
     num_classes = logits.shape[1] - 1
     scores, classes = logits.softmax(-1).max(-1)
-    keep = (classes != num_classes) & (scores > object_threshold)
-    scores, classes, probability = scores[keep], classes[keep], masks[keep].sigmoid()
-    segment_map = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device)
-    if len(scores) == 0:
-        return segment_map, []
-    winner = (scores[:, None, None] * probability).argmax(0)  # (H, W)
-    inside = probability >= 0.5
-    won = winner == torch.arange(len(scores), device=masks.device)[:, None, None]  # (n, H, W)
-    visible = won & inside
-    statistics = torch.stack([won.flatten(1).sum(1), inside.flatten(1).sum(1), visible.flatten(1).sum(1)], dim=1)
+    kept = ((classes != num_classes) & (scores > object_threshold)).nonzero()[:, 0]
+    scores, classes = scores[kept], classes[kept]
+    if len(kept) == 0:
+        return torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device), []
+    winner = torch.empty(masks.shape[1:], dtype=torch.int64, device=masks.device)  # of the kept masks, at each pixel
+    visible = torch.empty_like(winner, dtype=torch.bool)  # is the pixel inside its winner
+    areas = torch.zeros_like(kept)
+    for rows in strips(masks):
+        probability = masks[kept, rows].sigmoid()  # (n, h, W)
+        inside = probability >= 0.5
+        areas += inside.flatten(1).sum(1)
+        winner[rows] = (scores[:, None, None] * probability).argmax(0)
+        visible[rows] = inside.gather(0, winner[None, rows])[0]
+    won_areas = torch.bincount(winner.flatten(), minlength=len(kept))
+    visible_areas = torch.bincount(winner[visible], minlength=len(kept))
+    statistics = torch.stack([won_areas, areas, visible_areas, classes, things[classes].long()], dim=1)
     segments: list[Segment] = []
     stuff: dict[int, int] = {}  # class -> position in `segments`
-    rows = zip(statistics.tolist(), classes.tolist(), scores.tolist(), things[classes].tolist(), strict=True)
-    for mask, ((won_area, area, visible_area), category, score, thing) in zip(visible, rows, strict=True):
+    ids = [0] * len(kept)  # of the segment that a mask becomes
+    for k, ((won_area, area, visible_area, category, thing), score) in enumerate(
+        zip(statistics.tolist(), scores.tolist(), strict=True)
+    ):
         if visible_area == 0 or won_area / area < overlap_threshold:
             continue
         if not thing and category in stuff:
             first = segments[stuff[category]]
             segments[stuff[category]] = first._replace(score=max(first.score, score), area=first.area + visible_area)
-            segment_map[mask] = first.id
+            ids[k] = first.id
             continue
         if not thing:
             stuff[category] = len(segments)
         segments.append(Segment(len(segments) + 1, category, score, visible_area))
-        segment_map[mask] = segments[-1].id
-    return segment_map, segments
+        ids[k] = segments[-1].id
+    return torch.tensor(ids, dtype=torch.int32, device=masks.device)[winner] * visible, segments
 
 
 def instances(logits: Tensor, masks: Tensor, things: Tensor, top_k: int) -> InstanceResult:
@@ -86,11 +101,23 @@ def instances(logits: Tensor, masks: Tensor, things: Tensor, top_k: int) -> Inst
     keep = things[classes]
     scores, classes, source = scores[keep], classes[keep], (index // num_classes)[keep]
     unique, position = source.unique(return_inverse=True)
-    inside = masks[unique] > 0
-    certainty = (masks[unique].sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
+    inside = torch.empty(len(unique), *masks.shape[1:], dtype=torch.bool, device=masks.device)
+    total, area = torch.zeros(2, len(unique), device=masks.device)  # of the probabilities inside; pixels
+    for rows in strips(masks):
+        logits_here = masks[unique, rows]
+        inside[:, rows] = logits_here > 0
+        total += (logits_here.sigmoid() * inside[:, rows]).flatten(1).sum(1)
+        area += inside[:, rows].flatten(1).sum(1)
+    certainty = total / (area + 1e-6)
     scores, order = (scores * certainty[position]).sort(descending=True)
     position = position[order]
     return InstanceResult(inside[position], boxes_of(inside)[position], scores, classes[order])
+
+
+def strips(masks: Tensor) -> Iterator[slice]:
+    """Rows of masks (N, H, W), a few at a time: what is computed from them need not exist for all at once."""
+    height = max(1, ELEMENTS // max(1, masks.shape[0] * masks.shape[2]))
+    return (slice(top, top + height) for top in range(0, masks.shape[1], height))
 
 
 def boxes_of(masks: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from dformer.checkpoint import read_checkpoint, read_weights
+from dformer.checkpoint import read_checkpoint
 from dformer.errors import UserError
 
 WEIGHTS = {"stem.weight": torch.arange(6.0).reshape(2, 3), "stem.steps": torch.tensor(3)}
@@ -33,15 +33,15 @@ def same(weights: dict, expected: dict) -> bool:
 
 def test_what_torch_saved(tmp_path):
     torch.save({"model": WEIGHTS, "iteration": 7, "optimizer": {"state": {}}}, tmp_path / "model.pth")
-    assert same(read_weights(tmp_path / "model.pth"), WEIGHTS)
+    assert same(read_checkpoint(tmp_path / "model.pth")["model"], WEIGHTS)
     assert read_checkpoint(tmp_path / "model.pth")["iteration"] == 7
     torch.save(collections.OrderedDict(WEIGHTS), tmp_path / "bare.pth")
-    assert same(read_weights(str(tmp_path / "bare.pth")), WEIGHTS)
+    assert same(read_checkpoint(str(tmp_path / "bare.pth"))["model"], WEIGHTS)
 
 
 def test_safetensors(tmp_path):
     save_file(WEIGHTS, tmp_path / "model.safetensors")
-    assert same(read_weights(tmp_path / "model.safetensors"), WEIGHTS)
+    assert same(read_checkpoint(tmp_path / "model.safetensors")["model"], WEIGHTS)
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
@@ -76,7 +76,7 @@ def test_arrays_that_python_2_pickled(tmp_path):
     content = b"\x80\x02}U\x04conv" + reduced[2:] + array.tobytes() + b"tbs."
     assert np.array_equal(pickle.loads(content, encoding="latin1")["conv"], array)  # the bytes above are right
     (tmp_path / "R-50.pkl").write_bytes(content)
-    assert np.array_equal(read_weights(tmp_path / "R-50.pkl")["conv"], array)
+    assert np.array_equal(read_checkpoint(tmp_path / "R-50.pkl")["model"]["conv"], array)
 
 
 def test_arrays_of_numpy_1_and_2(tmp_path):
@@ -85,7 +85,7 @@ def test_arrays_of_numpy_1_and_2(tmp_path):
     )  # there, names of globals are plain text
     for module in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
         (tmp_path / "model.pkl").write_bytes(content.replace(np.ones(0).__reduce__()[0].__module__.encode(), module))
-        assert read_weights(tmp_path / "model.pkl")["w"].tolist() == [1, 1, 1]
+        assert read_checkpoint(tmp_path / "model.pkl")["model"]["w"].tolist() == [1, 1, 1]
 
 
 def test_blobs_of_detectron(tmp_path):
@@ -105,14 +105,14 @@ def test_code_in_a_file_is_not_run(tmp_path, suffix, save):
     path = tmp_path / f"model{suffix}"
     save({"model": {"stem.weight": Trap(mark)}}, path)
     with pytest.raises(UserError, match=path.name):
-        read_weights(path)
+        read_checkpoint(path)
     assert not mark.exists()
 
 
 def test_object_arrays_are_refused(tmp_path):
     (tmp_path / "model.pkl").write_bytes(pickle.dumps({"model": {"w": np.array([{}], dtype=object)}}))
     with pytest.raises(UserError, match=r"model\.pkl"):
-        read_weights(tmp_path / "model.pkl")
+        read_checkpoint(tmp_path / "model.pkl")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
@@ -131,7 +131,7 @@ def test_what_is_not_a_checkpoint(tmp_path, content, says, suffix):
     path = tmp_path / f"model{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match=says) as caught:
-        read_weights(path)
+        read_checkpoint(path)
     assert str(path) in str(caught.value)
 
 
@@ -143,14 +143,24 @@ def test_what_is_not_a_checkpoint(tmp_path, content, says, suffix):
 def test_files_without_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(UserError, match="state dict"):
-        read_weights(tmp_path / "model.pth")
+        read_checkpoint(tmp_path / "model.pth")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    torch.save({"model": WEIGHTS}, tmp_path / "model.pth")
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(UserError, match=r"model\.pth cannot be read as a checkpoint: Permission denied"):
+        read_checkpoint(tmp_path / "model.pth")
 
 
 def test_places_without_a_file(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        read_weights(tmp_path / "model.pth")
+        read_checkpoint(tmp_path / "model.pth")
     with pytest.raises(UserError, match="is a folder"):
-        read_weights(tmp_path)
+        read_checkpoint(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -170,5 +180,5 @@ def test_a_truncated_file_is_told(intact_files, data):
         cut = path.with_name(f"cut{path.suffix}")
         cut.write_bytes(content[:kept])
         with pytest.raises(UserError, match=cut.name):
-            read_weights(cut)
+            read_checkpoint(cut)
         cut.unlink()

@@ -164,6 +164,19 @@ def test_exit_status(monkeypatch, config_file, tmp_path, capsys):
         assert says in capsys.readouterr().err
 
 
+def test_a_checkpoint_alone_is_enough(cfg, monkeypatch, tmp_path, capsys):
+    checkpoint = {"model": torch.load(cfg.MODEL.WEIGHTS)["model"], "config": cfg.dump()}
+    torch.save(checkpoint, tmp_path / "trained.pth")
+    arguments = ["--input", str(save_image(tmp_path / "a.jpg")), "--output", str(tmp_path / "out")]
+    assert run(monkeypatch, "--weights", str(tmp_path / "trained.pth"), *arguments) == 0
+    assert {segment["category"] for segment in segments_of(tmp_path / "out")[0]["segments"]} <= SHAPES
+    assert json.loads((tmp_path / "out/segments.json").read_text())["weights"] == str(tmp_path / "trained.pth")
+    assert run(monkeypatch, "--weights", cfg.MODEL.WEIGHTS, *arguments) == 2
+    assert run(monkeypatch, *arguments) == 2
+    errors = capsys.readouterr().err
+    assert "carries no config" in errors and "give a checkpoint with --weights" in errors
+
+
 def test_an_output_folder_that_cannot_be_is_told(cfg, tmp_path):
     image = str(save_image(tmp_path / "a.jpg"))
     (tmp_path / "out").write_text("a file")

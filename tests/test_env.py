@@ -26,14 +26,15 @@ def test_screen_tells_versions_devices_and_operators() -> None:
     assert lines["dformer"].startswith(dformer.__version__)
     assert torch.__version__.startswith(lines["torch"])
     assert f"PyTorch uses {torch.get_num_threads()} threads" in lines["CPU"]
-    assert lines["ms_deform_attn"] == ops.implementation()
+    for kind in ("cpu", "cuda"):
+        assert lines[f"ms_deform_attn, {kind}"].startswith(f"{ops.implementation(kind)}: ")
     assert ("GPU 0" in lines) == torch.cuda.is_available()
 
 
 def test_screen_without_any_package_names_what_is_missing_and_the_commands() -> None:
     lines = screen("-S")  # without site-packages
     assert all(lines[name].strip() == "missing" for name in env.REQUIRED)
-    assert "ms_deform_attn" not in lines
+    assert "ms_deform_attn, cpu" not in lines
     commands = lines["to get"]
     assert commands.endswith("panopticapi-lite, detectron2: python tools/install_detectron2.py")
 

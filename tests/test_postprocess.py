@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from dformer import postprocess
 from dformer.postprocess import boxes_of, instances, panoptic, semantic
 
 
@@ -74,3 +75,23 @@ def test_boxes_enclose_their_masks(height, width, data):
     x0, y0, x1, y1 = boxes_of(mask)[0].int().tolist()
     assert (x0, y0) == (min(x for _, x in cells), min(y for y, _ in cells))
     assert (x1, y1) == (max(x for _, x in cells) + 1, max(y for y, _ in cells) + 1)
+
+
+def test_strips_change_nothing(monkeypatch):
+    """A row at a time, all results are those of all rows at once."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(20, 6, generator=generator)
+    masks = torch.nn.functional.interpolate(3 * torch.randn(1, 20, 6, 8, generator=generator), (24, 40))[0]
+    things = torch.tensor([True, True, False, False, True])
+
+    def results():
+        segment_map, segments = panoptic(logits, masks, things, 0.3, 0.1)
+        return [semantic(logits, masks), segment_map, torch.tensor(segments), *instances(logits, masks, things, 15)]
+
+    whole = results()
+    assert len(whole[2]) > 3 and (whole[1] == 0).any()
+    monkeypatch.setattr(postprocess, "ELEMENTS", 1)
+    for a, b in zip(results(), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    probability = masks.sigmoid()
+    torch.testing.assert_close(whole[0], torch.einsum("nk,nhw->khw", logits.softmax(-1)[:, :-1], probability))

@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from safetensors.torch import load_file
 
-from dformer.checkpoint import read_weights
+from dformer.checkpoint import read_checkpoint
 from dformer.d2.backbones import TimmBackbone
 from dformer.models.dformer import DFormerHead, MaskDiffusion
 from dformer.models.mask2former import Mask2FormerHead
@@ -93,7 +93,7 @@ def test_swin(golden_dir, monkeypatch):
     create = timm.create_model
     small = {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 4, 8)}
     monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **options, **small))
-    backbone = TimmBackbone(name="swin_tiny_patch4_window7_224", pretrained=False, drop_path_rate=0.0).eval()
+    backbone = TimmBackbone(name="swin_tiny_patch4_window7_224", drop_path_rate=0.0).eval()
     converted, dropped = from_published(published_weights(golden, "backbone."))
     assert set(dropped.values()) == {"follows from the window size"}
     backbone.load_state_dict(strip(converted, "backbone."))
@@ -129,6 +129,6 @@ def test_a_published_file_is_read_as_ours(golden_dir, tmp_path):
     golden = load_file(golden_dir / "mask2former_head.safetensors")
     published = published_weights(golden, "module.sem_seg_head.")
     torch.save({"model": published, "iteration": 3}, tmp_path / "model.pth")
-    weights = read_weights(tmp_path / "model.pth")
+    weights = read_checkpoint(tmp_path / "model.pth")["model"]
     assert set(weights) == set(from_published(published)[0])
     torch.testing.assert_close(weights["head.query"], published["module.sem_seg_head.predictor.query_feat.weight"])

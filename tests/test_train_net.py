@@ -103,6 +103,22 @@ def test_evaluation_by_one_process_of_what_two_trained(monkeypatch, capsys, trai
     assert "PQ" in printed and "mIoU" in printed and str(tmp_path / "results.json") in printed
 
 
+def test_saved_predictions_are_evaluated_without_a_model(monkeypatch, capsys, trained, config, data, tmp_path):
+    arguments = ["train_net.py", "--eval-only", "--config-file", config]
+    options = [*data, "TEST.BOUNDARY", "True", "TEST.CLASS_AGNOSTIC", "True", "OUTPUT_DIR"]
+    weights = ["MODEL.WEIGHTS", str(trained / "model_final.pth")]
+    monkeypatch.setattr(sys, "argv", [*arguments, *options, str(tmp_path / "first"), *weights])
+    main()
+    predictions = ["--predictions", str(tmp_path / "first" / "inference")]
+    monkeypatch.setattr(sys, "argv", [*arguments, *predictions, *options, str(tmp_path / "again")])
+    monkeypatch.setattr("dformer.d2.trainer.build_model", None)
+    main()
+    for name in ("results.json", "results.csv"):
+        assert (tmp_path / "first" / name).read_text() == (tmp_path / "again" / name).read_text()
+    assert not (tmp_path / "again" / "inference").exists()
+    assert "PQ_agnostic" in results(tmp_path / "again")["metrics"]["small_shapes_val"]["panoptic_seg"]
+
+
 def refused(monkeypatch, capsys, *arguments: str) -> str:
     """What is said when the arguments are refused."""
     monkeypatch.setattr(sys, "argv", ["tools/train_net.py", *arguments])
@@ -120,6 +136,8 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
         (["SOLVER.MAX_ITER", "many"], ["MAX_ITER"]),
         (["--config-file", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
         (["DATASETS.TRAIN", "('shape_train',)"], ["shape_train", 'did you mean "shapes_train"']),
+        (["--predictions", "output/inference"], ["--predictions", "--eval-only"]),
+        (["--eval-only"], ["DATASETS.TEST is empty"]),
     ],
 )
 def test_what_is_misspelt_is_told(monkeypatch, capsys, arguments, parts):
@@ -146,6 +164,8 @@ def test_a_missing_data_root_is_told(monkeypatch, capsys, config, tmp_path):
         (["MODEL.WEIGHTS", __file__], [__file__, "cannot be read as a checkpoint"]),
         (["MODEL.WEIGHTS", "nowhere.pth"], ["nowhere.pth", "does not exist"]),
         (["OUTPUT_DIR", __file__], ["OUTPUT_DIR", __file__]),
+        (["TEST.TASKS", "('depth',)"], ["nothing to evaluate", "small_shapes_val", "depth"]),
+        (["TEST.AUG.ENABLED", "True"], ["TEST.AUG.ENABLED", "TEST.TASKS"]),
         (["SOLVER.OPTIMIZER", "ADAM"], ["SOLVER.OPTIMIZER", "ADAMW"]),
     ],
 )
@@ -154,3 +174,4 @@ def test_what_cannot_be_run_is_told(monkeypatch, capsys, config, data, tmp_path,
     output = ["OUTPUT_DIR", str(tmp_path / "output")]
     said = refused(monkeypatch, capsys, "--config-file", config, *data, *output, *overrides)
     assert all(part in said for part in parts), said
+    assert not list((tmp_path / "output").glob("*.pth"))  # told before the training

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Segment image files: a picture of each result, with class names and scores, and segments.json with all segments.
 
-python tools/demo.py --config-file configs/... --input a.jpg 'dir/*.png' dir --output out --opts MODEL.WEIGHTS model.pth
+python tools/demo.py --weights model.pth --input a.jpg 'dir/*.png' dir --output out
+python tools/demo.py --config-file configs/... --weights model.pth --input a.jpg --output out --opts KEY VALUE
 """
 
 import argparse
@@ -11,7 +12,8 @@ from dformer.d2 import get_cfg
 from dformer.d2.config import merge_config
 from dformer.d2.demo import TASKS, segment_files
 from dformer.d2.launch import resolve_device
-from dformer.errors import exit_on_user_error
+from dformer.d2.zoo import config_of
+from dformer.errors import UserError, exit_on_user_error
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -21,7 +23,8 @@ def parse_arguments() -> argparse.Namespace:
         epilog=f"{usage}\nexit status: 0 all done, 1 some inputs could not be read, 2 nothing done",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config-file", metavar="FILE", required=True, help="config that the model was trained with")
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint of ours or of a published model (MODEL.WEIGHTS)")
+    parser.add_argument("--config-file", metavar="FILE", help="config of the model; default: the one of the checkpoint")
     parser.add_argument("--input", nargs="+", metavar="PATH", required=True, help="image files, folders, 'patterns'")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder for the pictures and segments.json")
     parser.add_argument("--task", choices=TASKS, help="default: what the model was trained for")
@@ -35,8 +38,12 @@ def parse_arguments() -> argparse.Namespace:
 @exit_on_user_error
 def main() -> None:
     args = parse_arguments()
-    cfg = get_cfg()
+    if not args.config_file and not args.weights:
+        raise UserError("give a checkpoint with --weights, or a config with --config-file")
+    cfg = get_cfg() if args.config_file else config_of(args.weights)
     merge_config(cfg, args.config_file, args.opts)
+    if args.weights:
+        cfg.MODEL.WEIGHTS = args.weights
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE, "MODEL.DEVICE" in args.opts, num_gpus=1)
     if args.steps is not None:
         cfg.DIFFUSION.SAMPLING_STEPS = args.steps

@@ -35,8 +35,8 @@ def main() -> None:
     step(1, "generate 2,000 training and 100 validation images", ["datasets/shapes.py", "--root", str(data)])
     train = ["tools/train_net.py", "--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT)]
     step(2, "train a small DFormer from scratch and evaluate it on the validation images", train)
-    weights = ["--opts", "MODEL.WEIGHTS", str(OUTPUT / "model_final.pth")]
-    demo = ["tools/demo.py", "--config-file", str(CONFIG), "--input", *unseen, "--output", str(pictures), *weights]
+    weights = str(OUTPUT / "model_final.pth")
+    demo = ["tools/demo.py", "--weights", weights, "--input", *unseen, "--output", str(pictures)]
     step(3, "segment four images that it has not seen", demo)
 
     results = json.loads((OUTPUT / "results.json").read_text())

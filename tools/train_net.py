@@ -3,6 +3,7 @@
 
 python tools/train_net.py --config-file configs/... [--resume] [--eval-only] [KEY VALUE ...]
 python tools/train_net.py --num-gpus 8 --config-file configs/...
+python tools/train_net.py --eval-only --predictions output/inference --config-file configs/... [KEY VALUE ...]
 torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/...
 """
 
@@ -12,21 +13,24 @@ from dformer.d2 import get_cfg
 from dformer.d2.config import merge_config
 from dformer.d2.launch import launch, resolve_device
 from dformer.d2.trainer import check, run
-from dformer.errors import exit_on_user_error
+from dformer.errors import UserError, exit_on_user_error
 
 
 @exit_on_user_error
 def main() -> None:
     parser = default_argument_parser(epilog=__doc__)
     parser.set_defaults(dist_url="auto")
+    parser.add_argument("--predictions", metavar="DIR", help="with --eval-only: evaluate saved predictions, no model")
     args = parser.parse_args()
+    if args.predictions and not args.eval_only:
+        raise UserError("--predictions is for evaluation: give --eval-only, too")
     cfg = get_cfg()
     merge_config(cfg, args.config_file, args.opts)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE, "MODEL.DEVICE" in args.opts, args.num_gpus)
     check(cfg, args.eval_only)
     launch(
         run,
-        (cfg, args.resume, args.eval_only),
+        (cfg, args.resume, args.eval_only, args.predictions),
         device=cfg.MODEL.DEVICE,
         num_processes=max(args.num_gpus, 1),
         num_machines=args.num_machines,

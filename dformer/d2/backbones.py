@@ -1,4 +1,4 @@
-"""timm models as Detectron2 backbones. (Detectron2 brings its own ResNets: "build_resnet_backbone".)"""
+"""timm models as Detectron2 backbones, and Detectron2's own ResNets ("build_resnet_backbone") made faster."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,7 +6,7 @@ from functools import partial
 import timm
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
@@ -26,14 +26,12 @@ class TimmBackbone(Backbone):
         UserError: no timm model has that name, or it lacks one of the strides.
     """
 
-    def __init__(self, *, name: str, pretrained: bool, drop_path_rate: float) -> None:
+    def __init__(self, *, name: str, drop_path_rate: float) -> None:
         super().__init__()
         if not timm.is_model(name):
             raise UserError(f'MODEL.TIMM.NAME: timm has no model "{name}"{did_you_mean(name, timm.list_models())}')
         any_size = {"strict_img_size": False, "always_partition": True} if name.startswith("swin") else {}
-        self.body = timm.create_model(
-            name, features_only=True, pretrained=pretrained, drop_path_rate=drop_path_rate, **any_size
-        )
+        self.body = timm.create_model(name, features_only=True, drop_path_rate=drop_path_rate, **any_size)
         for block in self.body.modules():
             if isinstance(block, SwinTransformerBlock):
                 block._attn = partial(attend_padded, block._attn, block.window_size)
@@ -71,8 +69,26 @@ def attend_padded(attend: Callable[[Tensor], Tensor], window: tuple[int, int], x
     return attend(x)[:, :height, :width]
 
 
+class FoldedConv2d(Conv2d):
+    """A convolution and the frozen batch norm after it, as one convolution; parameters and buffers stay as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the two after each other."""
+        norm = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight, bias = self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return x if self.activation is None else self.activation(x)
+
+
+def fold_frozen_norms(backbone: Backbone) -> None:
+    """Let frozen batch norms cost nothing: else they are two passes over each map, and three in training."""
+    for module in backbone.modules():
+        if type(module) is Conv2d and isinstance(module.norm, FrozenBatchNorm2d) and module.bias is None:
+            module.__class__ = FoldedConv2d
+
+
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """The backbone named by MODEL.TIMM, for images of three channels."""
-    timm_cfg = cfg.MODEL.TIMM
-    return TimmBackbone(name=timm_cfg.NAME, pretrained=timm_cfg.PRETRAINED, drop_path_rate=timm_cfg.DROP_PATH_RATE)
+    return TimmBackbone(name=cfg.MODEL.TIMM.NAME, drop_path_rate=cfg.MODEL.TIMM.DROP_PATH_RATE)

@@ -1,40 +1,112 @@
-"""Checkpoints as Detectron2 writes them, read without running what is in them."""
+"""Checkpoints of a cfg's model: written with the cfg; read from files, URLs and timm."""
 
+import logging
+import os
 from typing import Any
 
+import timm
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
 
-from dformer.checkpoint import read_checkpoint
-from dformer.errors import UserError
+from dformer.checkpoint import read_checkpoint, write_checkpoint
+from dformer.errors import UserError, did_you_mean
+from dformer.loading import load, table
+
+logger = logging.getLogger(__name__)
+
+TIMM = "timm://"
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer with `dformer.checkpoint` as its reader.
+    """Detectron2's checkpointer on `dformer.checkpoint` and `dformer.loading`."""
 
-    `load` takes local files and what Detectron2's path manager knows (`detectron2://...`, `https://...`), logs
-    parameters that are missing, left over or of another shape, and translates the names of the model zoos' backbones.
+    def __init__(self, model: nn.Module, cfg: CfgNode, **checkpointables: Any) -> None:
+        super().__init__(model, cfg.OUTPUT_DIR, **checkpointables)
+        self._cfg = cfg
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write `<OUTPUT_DIR>/<name>.pth`: the model, the checkpointables, `kwargs` and, at "config", the cfg."""
+        if not self.save_to_disk:
+            return
+        states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
+        content = {"model": self.model.state_dict(), "config": self._cfg.dump(), **states, **kwargs}
+        write_checkpoint(os.path.join(self.save_dir, f"{name}.pth"), content)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load what `fetch_checkpoint` takes, or nothing where `path` is empty, and log where everything went.
+
+        Args:
+            checkpointables: what else to load; None: all, to go on with a run, so that nothing may be missing.
+
+        Returns:
+            What was saved beside.
+
+        Raises:
+            UserError: the file cannot be had, is not a checkpoint, or does not fit (see `dformer.loading.load`).
+        """
+        if not path:
+            logger.info("MODEL.WEIGHTS is empty: all weights are initial")
+            return {}
+        checkpoint = fetch_checkpoint(path)
+        is_resumed = checkpointables is None
+        load_weights(self.model, checkpoint, path, self._cfg.MODEL.WEIGHTS_STRICT or is_resumed, trained=is_resumed)
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in checkpoint:
+                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+        return checkpoint
+
+
+def load_weights(
+    model: nn.Module, checkpoint: dict[str, Any], path: str, strict: bool = True, trained: bool = True
+) -> None:
+    """`dformer.loading.load`, with its account in the log."""
+    fit = load(model, checkpoint, path, strict, trained)
+    logger.info(f"Weights of {path}:\n{table(fit)}")
+
+
+def fetch_checkpoint(path: str, averaged: bool = False) -> dict[str, Any]:
+    """`dformer.checkpoint.read_checkpoint` from wherever the file is.
+
+    Args:
+        path: a local file, what Detectron2's path manager fetches (`detectron2://...`, `https://...`), or
+            `timm://<name>`, a pretrained model of timm's.
+        averaged: see `read_checkpoint`.
 
     Raises:
-        UserError (in `load`): the file does not exist, is not a checkpoint, or holds no parameter of the model.
+        UserError: it cannot be had, or is not a checkpoint.
     """
+    if path.startswith(TIMM):
+        return {"model": _timm_weights(path)}
+    try:
+        local_path = PathManager.get_local_path(path)
+    except OSError as error:
+        raise UserError(f"weights {path} cannot be fetched: {error}") from error
+    checkpoint = read_checkpoint(local_path, averaged)
+    if checkpoint.get("__author__") == "Caffe2":
+        checkpoint["model"] = _from_caffe2(checkpoint["model"])
+    return checkpoint
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        self._path = path
-        if path and not self.path_manager.isfile(path) and "://" not in path:
-            raise UserError(f"checkpoint {path} does not exist (MODEL.WEIGHTS, or last_checkpoint in OUTPUT_DIR)")
-        return super().load(path, *args, **kwargs)
 
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        return read_checkpoint(filename)
+def _timm_weights(path: str) -> dict[str, Tensor]:
+    name = path.removeprefix(TIMM)
+    if not timm.is_model_pretrained(name):
+        known = timm.list_pretrained()
+        raise UserError(f'MODEL.WEIGHTS {path}: timm has no pretrained model "{name}"{did_you_mean(name, known)}')
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except OSError as error:
+        raise UserError(f"weights {path} cannot be fetched: {error}") from error
 
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        names = list(checkpoint["model"])
-        incompatible = super()._load_model(checkpoint)
-        unloaded = {*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)}
-        parameters = [name for name, _ in self.model.named_parameters()]
-        if unloaded.issuperset(parameters):
-            raise UserError(
-                f"{self._path} holds no parameter of this model: it has {', '.join(names[:3])}, ... and the model "
-                f"{', '.join(parameters[:3])}, ... Is it the checkpoint of another model or config?"
-            )
-        return incompatible
+
+def _from_caffe2(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Detectron's names -> Detectron2's. Its batch norms are scale and shift only."""
+    renamed, _ = convert_c2_detectron_names(weights)
+    norms = [name.removesuffix("weight") for name in renamed if name.endswith(".norm.weight")]
+    means = {f"{norm}running_mean": torch.zeros_like(renamed[f"{norm}bias"]) for norm in norms}
+    variances = {f"{norm}running_var": torch.ones_like(renamed[f"{norm}bias"]) - 1e-5 for norm in norms}  # its epsilon
+    return renamed | means | variances

@@ -21,6 +21,13 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.MODEL.META_ARCHITECTURE = "DFormer"  # or "Mask2Former"
     # Classes, things and stuff together. 0: as many as the first training data set has.
     cfg.MODEL.NUM_CLASSES = 0
+    # Their names, and the ids of those that are things. Empty: of the first training data set. Training writes them
+    # into config.yaml and checkpoints, which so can be used where the data set is not.
+    cfg.MODEL.CLASSES = ()
+    cfg.MODEL.THINGS = ()
+    # MODEL.WEIGHTS is a file, detectron2://..., https://... or timm://<pretrained model>: checkpoints of ours, of the
+    # published DFormer and Mask2Former, or ImageNet backbones. False: load what fits, and only tell what does not.
+    cfg.MODEL.WEIGHTS_STRICT = True
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # of ImageNet, RGB, 0..255
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
@@ -30,7 +37,6 @@ def add_dformer_config(cfg: CN) -> None:
     # Any timm model with `features_only`; taken when MODEL.BACKBONE.NAME is "build_timm_backbone".
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "swin_tiny_patch4_window7_224"
-    cfg.MODEL.TIMM.PRETRAINED = False  # True: fetch timm's weights for this name
     cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0  # stochastic depth; ResNet-like models take it too
 
     # Backbone features -> pyramid of strides 32, 16, 8 and a pixel embedding of stride 4.
@@ -113,6 +119,9 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.TEST.TASKS = ("panoptic", "instance", "semantic")  # results that are computed and, where annotated, evaluated
     cfg.TEST.OBJECT_THRESHOLD = 0.8  # panoptic: masks with a lower class score are dropped
     cfg.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: masks of which less than this share stays visible are dropped
+    cfg.TEST.BOUNDARY = False  # also boundary AP and boundary IoU
+    cfg.TEST.CLASS_AGNOSTIC = False  # also PQ of segments whatever their class
+    # Detectron2's TEST.AUG (MIN_SIZES, MAX_SIZE, FLIP) is for semantic segmentation alone; class scores are averaged.
 
 
 def merge_config(cfg: CN, config_file: str | None, opts: list[str]) -> None:

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import re
 import tempfile
 import time
@@ -25,17 +24,24 @@ from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dformer.d2.checkpointer import Checkpointer
-from dformer.d2.data import build_test_loader, build_train_loader, check_datasets, register_custom
-from dformer.d2.evaluation import build_evaluators, summary_table
+from dformer.d2.checkpointer import Checkpointer, fetch_checkpoint, load_weights
+from dformer.d2.data import (
+    build_test_loader,
+    build_train_loader,
+    check_datasets,
+    model_classes,
+    register_custom,
+)
+from dformer.d2.evaluation import build_evaluators, class_table, evaluate_saved, summary_table, write_csv, written_whole
 from dformer.d2.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
+from dformer.d2.precision import amp_dtype, inference_autocast
+from dformer.d2.test_time_augmentation import augment, check_augmentation
 from dformer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # iterations
 MAX_BAD_STEPS = 10  # steps in a row without a usable gradient, after which training stops
-AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # of data sets, tasks and metrics
 
@@ -50,12 +56,17 @@ HEADLINE = {
 
 
 def check(cfg: CfgNode, eval_only: bool = False) -> None:
-    """Find what is missing before anything heavy begins.
+    """Find what is missing before anything heavy begins, such as what would stop the first evaluation.
 
     Raises:
-        UserError: of `check_datasets`, or OUTPUT_DIR cannot be written to.
+        UserError: of `check_datasets`, `check_augmentation` or `build_evaluators`, or OUTPUT_DIR cannot be written to.
     """
     check_datasets(cfg, train=not eval_only)
+    if eval_only and not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty; name at least one data set to evaluate on")
+    check_augmentation(cfg)
+    for name in cfg.DATASETS.TEST:
+        build_evaluators(cfg, name, cfg.OUTPUT_DIR)  # which does not write yet
     try:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR).close()
@@ -63,12 +74,13 @@ def check(cfg: CfgNode, eval_only: bool = False) -> None:
         raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written to: {error.strerror}") from error
 
 
-def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> None:
-    """Train and evaluate, or evaluate only; logs, checkpoints, metrics and results.json lie in OUTPUT_DIR after it.
+def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions: str | None = None) -> None:
+    """Train and evaluate, or evaluate only; logs, checkpoints, metrics and results lie in OUTPUT_DIR after it.
 
     Args:
         resume: go on from the last checkpoint in OUTPUT_DIR where there is one, MODEL.WEIGHTS otherwise.
         eval_only: evaluate MODEL.WEIGHTS (or that last checkpoint).
+        predictions: with `eval_only`, evaluate the predictions in this folder instead, see `evaluate_saved`.
 
     Raises:
         UserError: a value of the cfg, a checkpoint or OUTPUT_DIR cannot be used.
@@ -76,13 +88,19 @@ def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> None:
     """
     cfg = set_up(cfg, write_config=not eval_only)
     register_custom(cfg)
-    if eval_only:
+    train_seconds = None
+    results: Results
+    if eval_only and predictions:
+        results = {name: evaluate_saved(cfg, name, predictions) for name in cfg.DATASETS.TEST}
+    elif eval_only:
         model = build_model(cfg)
-        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
-        if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        checkpointer = Checkpointer(model, cfg)
+        weights = checkpointer.get_checkpoint_file() if resume else ""
+        weights = weights or cfg.MODEL.WEIGHTS
+        if not weights:
             raise UserError("nothing to evaluate: give a checkpoint with MODEL.WEIGHTS <file>")
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-        results, train_seconds = evaluate(cfg, model), None
+        load_weights(model, fetch_checkpoint(weights), weights, cfg.MODEL.WEIGHTS_STRICT)
+        results = evaluate(cfg, model)
     else:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume)
@@ -103,6 +121,8 @@ def set_up(cfg: CfgNode, write_config: bool) -> CfgNode:
     cfg.defrost()
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed()  # drawn, but written down
+    if write_config:
+        cfg.MODEL.CLASSES, cfg.MODEL.THINGS = (list(each) for each in model_classes(cfg))
     slow_amp = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu"
     if slow_amp:
         cfg.SOLVER.AMP.ENABLED = False
@@ -121,16 +141,23 @@ def set_up(cfg: CfgNode, write_config: bool) -> CfgNode:
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
-    """Run `model` on DATASETS.TEST. Returns, in the main process, the metrics: {data set: {task: {metric: value}}}."""
+    """Run `model` on DATASETS.TEST. Returns, in the main process, the metrics: {data set: {task: {metric: value}}}.
+
+    As a `Predictor` does it: on a GPU in the precision of SOLVER.AMP, with TEST.AUG where enabled. The predictions are
+    saved in OUTPUT_DIR/inference/<data set>, whole or not at all.
+    """
     results = OrderedDict()
+    augmented = augment(cfg, model)
     for name in cfg.DATASETS.TEST:
-        evaluators = build_evaluators(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference", name))
-        results[name] = inference_on_dataset(model, build_test_loader(cfg, name), evaluators)
+        folder = Path(cfg.OUTPUT_DIR) / "inference" / name
+        with written_whole(folder) as predictions, inference_autocast(cfg):
+            evaluators = build_evaluators(cfg, name, predictions)
+            results[name] = inference_on_dataset(augmented, build_test_loader(cfg, name), evaluators)
     return results
 
 
 def report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None:
-    """Write results.json, print the tables and say where everything lies."""
+    """Write results.json and results.csv, print the tables and say where everything lies."""
     first = next(iter(results.values()), {})
     content: dict[str, Any] = {
         name: first[task].get(metric) for name, (task, metric) in HEADLINE.items() if task in first
@@ -138,9 +165,10 @@ def report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None:
     content |= {"train_seconds": train_seconds, "metrics": results}
     path = Path(cfg.OUTPUT_DIR) / "results.json"
     path.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
+    write_csv(path.with_suffix(".csv"), results)
     for name, metrics in results.items():
-        print(f"\n{name}\n{summary_table(metrics)}")
-    print(f"\nresults: {path}\nlogs, metrics, checkpoints: {cfg.OUTPUT_DIR}")
+        print(f"\n{name}\n{class_table(metrics)}\n\n{summary_table(metrics)}")
+    print(f"\nresults: {path}, {path.with_suffix('.csv').name}\nlogs, metrics, checkpoints: {cfg.OUTPUT_DIR}")
 
 
 def _without_nan(value: Any) -> Any:
@@ -166,7 +194,7 @@ class Trainer(TrainerBase):
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.device = torch.device(cfg.MODEL.DEVICE)
-        self.amp_dtype = _amp_dtype(cfg)
+        self.amp_dtype = amp_dtype(cfg)
         self.model = build_model(cfg)
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_schedule(cfg)
@@ -174,7 +202,7 @@ class Trainer(TrainerBase):
         # Gradients of fp16 underflow without a scale; disabled, the scaler hands everything through.
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
         self.replica = self.model if comm.get_world_size() == 1 else self._replicate()
-        self.checkpointer = Checkpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(self.model, cfg, trainer=weakref.proxy(self))
         self.results: Results = {}
         self.train_seconds = 0.0
         self.bad_steps = 0
@@ -231,7 +259,6 @@ class Trainer(TrainerBase):
         self.storage.put_scalar("lr", lr, smoothing_hint=False)
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             losses = self.replica(batch)
-        self.optimizer.zero_grad()
         self.grad_scaler.scale(sum(losses.values())).backward()
         self.grad_scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.cfg, self.optimizer)
@@ -246,6 +273,7 @@ class Trainer(TrainerBase):
             self.grad_scaler.step(self.optimizer)
             self._put_scalars(measured, data_time)
         self.grad_scaler.update()
+        self.optimizer.zero_grad()  # now: memory is scarcest at the end of the next forward
         self._count_bad_steps(bad)
         self.train_seconds += time.perf_counter() - start
 
@@ -284,13 +312,6 @@ class Trainer(TrainerBase):
         if state_dict["grad_scaler"]:  # else the run was in another precision
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.train_seconds = state_dict["train_seconds"]
-
-
-def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    amp = cfg.SOLVER.AMP
-    if amp.ENABLED and amp.DTYPE not in AMP_DTYPES:
-        raise UserError(f'SOLVER.AMP.DTYPE is "{amp.DTYPE}", but one of {", ".join(AMP_DTYPES)} was expected')
-    return AMP_DTYPES[amp.DTYPE] if amp.ENABLED else None
 
 
 def _means_over_processes(scalars: dict[str, Tensor]) -> dict[str, float]:

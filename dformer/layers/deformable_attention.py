@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from dformer.layers.attention import FeedForward
 from dformer.ops import ms_deform_attn
 
+Size = tuple[int, int]  # height, width
+
 
 class DeformableAttention(nn.Module):
     """Each query samples `num_points` points a head and level around its own place.
@@ -40,16 +42,18 @@ class DeformableAttention(nn.Module):
         nn.init.xavier_uniform_(self.value.weight)
         nn.init.xavier_uniform_(self.output.weight)
 
-    def forward(self, x: Tensor, pos: Tensor, reference: Tensor, shapes: Tensor) -> Tensor:
-        """Pyramid `x` (B, S, C), `pos` (S, C), `reference` (S, 2) in [0, 1], `shapes` (L, 2) -> (B, S, C)."""
+    def forward(self, x: Tensor, pos: Tensor, reference: Tensor, extent: Tensor, sizes: list[Size]) -> Tensor:
+        """Pyramid `x` (B, S, C), `pos` (S, C), `reference` (S, 2) in [0, 1] -> (B, S, C).
+
+        `sizes` of the levels, and their `extent` (L, 1, 2), width and height, as float32 on the device of `x`.
+        """
         query = x + pos
         grid = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.offsets(query).unflatten(2, (*grid, 2))  # (B, S, M, L, P, 2), in cells of the level
         weights = self.weights(query).unflatten(2, (self.num_heads, -1)).softmax(-1).unflatten(3, grid[1:])
-        size = shapes.flip(1).to(x.device)[:, None]  # (L, 1, 2): widths and heights
-        locations = reference[:, None, None, None] + offsets / size
+        locations = reference[:, None, None, None] + offsets / extent
         value = self.value(x).unflatten(2, (self.num_heads, -1))
-        return self.output(ms_deform_attn(value, shapes, locations, weights))
+        return self.output(ms_deform_attn(value, sizes, locations, weights))
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -61,6 +65,6 @@ class DeformableEncoderLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.feed_forward = FeedForward(dim, ffn_dim)
 
-    def forward(self, x: Tensor, pos: Tensor, reference: Tensor, shapes: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pos: Tensor, reference: Tensor, extent: Tensor, sizes: list[Size]) -> Tensor:
         """As `DeformableAttention`."""
-        return self.feed_forward(self.norm(x + self.attention(x, pos, reference, shapes)))
+        return self.feed_forward(self.norm(x + self.attention(x, pos, reference, extent, sizes)))

@@ -4,7 +4,7 @@ Shapes: L supervised predictions (one a decoder layer), B images, N masks each, 
 image b, K classes, P points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dformer.losses.matcher import LossWeights, assign, matching_cost
-from dformer.losses.points import random_points, sample_logits, sample_targets, uncertain_points
+from dformer.losses.points import random_points, sample_logits, sample_map, sample_targets, uncertain_points
+
+MASKS_AT_ONCE = 32  # whose points are drawn together: bounds the memory, of which candidates need most
 
 
 class Target(NamedTuple):
@@ -22,6 +24,28 @@ class Target(NamedTuple):
 
     labels: Tensor
     masks: Tensor
+
+
+class MaskProducts(NamedTuple):
+    """Mask logits of L layers and B images as products, of which only what is looked at is computed."""
+
+    queries: Tensor  # (L, B, N, E)
+    pixels: Tensor  # (B, E, h, w)
+
+    def of_queries(self, image: int, rows: Tensor) -> Tensor:
+        """Masks (L * M, h, w), float32, of the queries `rows` (L, M) of an image."""
+        layer = torch.arange(len(rows), device=rows.device)[:, None]
+        queries = self.queries[layer, image, rows].flatten(0, 1)
+        return (queries @ self.pixels[image].flatten(1)).float().unflatten(1, self.pixels.shape[-2:])
+
+    def at_points(self, image: int, points: Tensor) -> Iterator[Tensor]:
+        """Of one layer after the other, the logits (N, P), float32, of all queries of an image at points (P, 2).
+
+        Sampled bilinearly: the product with the sampled embedding, as both are linear.
+        """
+        pixels = sample_map(self.pixels[image], points)  # (E, P)
+        for layer in self.queries[:, image]:
+            yield (layer @ pixels.to(layer.dtype)).float()
 
 
 class Criterion(nn.Module):
@@ -50,25 +74,24 @@ class Criterion(nn.Module):
 
     def forward(
         self,
-        logits: Sequence[Tensor],
-        masks: Sequence[Tensor],
+        logits: Tensor,
+        masks: MaskProducts,
         targets: list[Target],
         generators: list[torch.Generator],
     ) -> dict[str, Tensor]:
         """Weighted losses, to be summed.
 
         Args:
-            logits: L times (B, N, K + 1).
-            masks: L times (B, N, h, w), logits.
+            logits: (L, B, N, K + 1).
+            masks: of L layers and B images.
             targets: B.
             generators: one an image, of the points.
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice` of the last layer, `loss_ce_0`, ... of the ones before.
         """
-        class_logits = torch.stack([x.float() for x in logits])  # (L, B, N, K + 1)
-        mask_logits = torch.stack([x.float() for x in masks])  # (L, B, N, h, w)
-        matches = self.match(class_logits, mask_logits, targets, generators)
+        class_logits = logits.float()
+        matches = self.match(class_logits, masks, targets, generators)
         classes = classification_targets(class_logits, targets, matches)  # (L, B, N)
         class_weight = self.class_weight[classes]
         count = sum(len(target.labels) for target in targets)
@@ -79,7 +102,7 @@ class Criterion(nn.Module):
         )
         nll = F.cross_entropy(class_logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(class_weight)
         loss_ce = (class_weight * nll).sum(dim=(1, 2)) / normalisers[:-1]
-        loss_mask, loss_dice = self.mask_losses(mask_logits, targets, matches, generators)
+        loss_mask, loss_dice = self.mask_losses(masks, targets, matches, generators)
         num_masks = normalisers[-1].clamp(min=1)
         losses = {
             "loss_ce": self.weights.classes * loss_ce,
@@ -95,55 +118,63 @@ class Criterion(nn.Module):
 
     @torch.no_grad()
     def match(
-        self, logits: Tensor, masks: Tensor, targets: list[Target], generators: list[torch.Generator]
+        self, logits: Tensor, masks: MaskProducts, targets: list[Target], generators: list[torch.Generator]
     ) -> list[tuple[Tensor, Tensor]]:
         """For each image, which predictions (L, min(N, G_b)) go with which ground truth (L, min(N, G_b))."""
         costs = []
         for b, (target, generator) in enumerate(zip(targets, generators, strict=True)):
-            layers, queries = masks.shape[0], masks.shape[2]
             if len(target.labels) == 0:
-                costs.append(masks.new_zeros(layers, queries, 0))
+                costs.append(logits.new_zeros(len(logits), logits.shape[2], 0))
                 continue
             points = random_points((1, self.num_points), generator)
-            predicted = sample_logits(masks[:, b].flatten(0, 1), points.expand(layers * queries, -1, -1))
-            index = torch.arange(len(target.masks), device=masks.device)
+            index = torch.arange(len(target.masks), device=logits.device)
             truth = sample_targets(target.masks, index, points.expand(len(index), -1, -1))
-            cost = matching_cost(
-                logits[:, b], predicted.unflatten(0, (layers, queries)), target.labels, truth, self.weights
-            )
-            costs.append(cost)
+            layers = zip(logits[:, b], masks.at_points(b, points[0]), strict=True)
+            costs.append(torch.stack([matching_cost(*layer, target.labels, truth, self.weights) for layer in layers]))
         return assign(costs)
 
     def mask_losses(
         self,
-        masks: Tensor,
+        masks: MaskProducts,
         targets: list[Target],
         matches: list[tuple[Tensor, Tensor]],
         generators: list[torch.Generator],
     ) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy and dice (L,), each the sum over the matched masks of a layer."""
-        loss_mask, loss_dice = masks.new_zeros(len(masks)), masks.new_zeros(len(masks))
+        loss_mask = loss_dice = torch.zeros(len(masks.queries), device=masks.queries.device)
         for b, (target, (rows, columns), generator) in enumerate(zip(targets, matches, generators, strict=True)):
             layers, matched = rows.shape
             if matched == 0:
                 continue
-            index = torch.arange(layers, device=masks.device)[:, None]
-            predicted = masks[index, b, rows].flatten(0, 1)  # (L * matched, h, w)
-            points = uncertain_points(
-                partial(sample_logits, predicted.detach()),
-                layers * matched,
-                self.num_points,
-                self.oversample_ratio,
-                self.importance_sample_ratio,
-                generator,
-            )
-            truth = sample_targets(target.masks, columns.flatten(), points)
+            predicted = masks.of_queries(b, rows)  # (L * matched, h, w)
+            sampled = [
+                self.sample(predicted_part, target.masks, index, generator)
+                for predicted_part, index in zip(
+                    predicted.detach().split(MASKS_AT_ONCE), columns.flatten().split(MASKS_AT_ONCE), strict=True
+                )
+            ]
+            points, truth = (torch.cat(parts) for parts in zip(*sampled, strict=True))
             logits = sample_logits(predicted, points)
             loss_mask = loss_mask + mask_bce(logits, truth).view(layers, matched).sum(1)
             loss_dice = loss_dice + dice_loss(logits, truth).view(layers, matched).sum(1)
         # Images without objects still reach every parameter, or processes would wait for each other's gradients.
-        nothing = 0.0 * masks.sum()
+        nothing = 0.0 * (masks.queries.float().sum() + masks.pixels.float().sum())
         return loss_mask + nothing, loss_dice
+
+    @torch.no_grad()
+    def sample(
+        self, predicted: Tensor, targets: Tensor, index: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Points (M, P, 2) for predicted masks (M, h, w), and the values (M, P) of the masks `targets[index]` there."""
+        points = uncertain_points(
+            partial(sample_logits, predicted),
+            len(predicted),
+            self.num_points,
+            self.oversample_ratio,
+            self.importance_sample_ratio,
+            generator,
+        )
+        return points, sample_targets(targets, index, points)
 
 
 def classification_targets(logits: Tensor, targets: list[Target], matches: list[tuple[Tensor, Tensor]]) -> Tensor:

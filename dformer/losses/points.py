@@ -16,6 +16,12 @@ def sample_logits(masks: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(masks[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0, :, 0]
 
 
+def sample_map(features: Tensor, points: Tensor) -> Tensor:
+    """Values of features (C, H, W) bilinearly at points (P, 2) -> (C, P) float32; outside they are 0."""
+    grid = (2 * points - 1)[None, :, None]
+    return F.grid_sample(features[None].float(), grid, padding_mode="zeros", align_corners=False)[0, :, :, 0]
+
+
 @torch.no_grad()
 def sample_targets(masks: Tensor, index: Tensor, points: Tensor) -> Tensor:
     """Values of `masks[index]` bilinearly at points, without a copy of the masks.

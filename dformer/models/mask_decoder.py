@@ -19,10 +19,20 @@ from dformer.models.pixel_decoder import PixelFeatures
 
 
 class Prediction(NamedTuple):
-    """`logits`: (B, N, K + 1), the last one for "no object"; `masks`: (B, N, H/4, W/4) logits."""
+    """`logits` (B, N, K + 1), the last one for "no object", and two embeddings whose products are the mask logits.
+
+    The products are the largest tensors of all, so that they are taken only where somebody looks at them.
+    """
 
     logits: Tensor
-    masks: Tensor
+    mask_embedding: Tensor  # (B, N, E)
+    pixel_embedding: Tensor  # (B, E, H/4, W/4)
+
+    @property
+    def masks(self) -> Tensor:
+        """Mask logits (B, N, H/4, W/4)."""
+        products = torch.bmm(self.mask_embedding, self.pixel_embedding.flatten(2))
+        return products.unflatten(2, self.pixel_embedding.shape[-2:])
 
 
 class DecoderLayer(nn.Module):
@@ -90,34 +100,39 @@ class MaskDecoder(nn.Module):
             )
         ]
         sizes = [level.shape[-2:] for level in features.pyramid]
+        # A mask resized to a level is the product with the resized embedding: all of them are linear.
+        coarse = [resize(features.embedding.detach(), size).flatten(2) for size in sizes]  # (B, E, S)
         positions = [sine_position(h, w, self.hidden_dim, queries.device).flatten(1).T for h, w in sizes]  # (S, C)
-        predictions = []
-        if masks is None:
-            predictions.append(self.predict(queries, features.embedding))
-            masks = predictions[0].masks
+        predictions = [] if masks is not None else [self.predict(queries, features.embedding)]
         for i, layer in enumerate(self.layers):
             level = i % len(sizes)
-            seen = attention_mask(masks, sizes[level])
+            if masks is not None and i == 0:
+                logits = resize(masks, sizes[level]).flatten(2)  # (B, N, S)
+            else:
+                logits = torch.bmm(predictions[-1].mask_embedding.detach(), coarse[level])
+            seen = attention_mask(logits)
             queries = layer(queries, self.query_position, memories[level], positions[level], seen)
             if modulation is not None:
                 scale, shift = modulation
                 queries = queries * (1 + scale) + shift
             predictions.append(self.predict(queries, features.embedding))
-            masks = predictions[-1].masks
         return predictions
 
     def predict(self, queries: Tensor, embedding: Tensor) -> Prediction:
-        """Queries (B, N, C) and pixel embedding (B, E, h, w) -> class logits and mask logits."""
+        """Queries (B, N, C) and pixel embedding (B, E, h, w) -> class logits and masks."""
         x = self.norm(queries)
-        masks = torch.bmm(self.mask_head(x), embedding.flatten(2)).unflatten(2, embedding.shape[-2:])
-        return Prediction(self.class_head(x), masks)
+        return Prediction(self.class_head(x), self.mask_head(x), embedding)
 
 
-@torch.no_grad()
-def attention_mask(masks: Tensor, size: torch.Size) -> Tensor:
-    """Where each query may look: masks (B, N, h, w), positive inside -> (B, N, S) bool for a level of `size`.
+def attention_mask(logits: Tensor) -> Tensor:
+    """Where each query may look: masks (B, N, S) at a level's cells, positive inside -> (B, N, S) bool.
 
     A query whose mask is empty at this level may look everywhere.
     """
-    inside = F.interpolate(masks.float(), size, mode="bilinear", align_corners=False).flatten(2) >= 0
+    inside = logits >= 0
     return inside | ~inside.any(dim=2, keepdim=True)
+
+
+def resize(maps: Tensor, size: torch.Size) -> Tensor:
+    """(B, C, h, w) -> (B, C, *size), bilinearly."""
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)

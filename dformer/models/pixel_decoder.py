@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dformer.layers.convolution import convolution, convolution_norm
-from dformer.layers.deformable_attention import DeformableEncoderLayer
+from dformer.layers.deformable_attention import DeformableEncoderLayer, Size
 from dformer.layers.embedding import sine_position
 
 STRIDES = (4, 8, 16, 32)
@@ -50,13 +50,13 @@ class MSDeformAttnPixelDecoder(nn.Module):
     def forward(self, features: list[Tensor]) -> PixelFeatures:
         """Four maps (B, c_i, h_i, w_i) of strides 4, 8, 16, 32 -> `PixelFeatures`."""
         levels = [project(x) for project, x in zip(self.input_projections, features[:0:-1], strict=True)]
-        sizes = [level.shape[-2:] for level in levels]
-        shapes = torch.tensor([list(size) for size in sizes])  # (3, 2), on the CPU
+        sizes = [(level.shape[2], level.shape[3]) for level in levels]
         x = torch.cat([level.flatten(2).mT for level in levels], dim=1)  # (B, S, C)
         pos = self.position(sizes, x)  # (S, C)
         reference = torch.cat([cell_centres(h, w, x.device) for h, w in sizes])  # (S, 2)
+        extent = torch.tensor([[w, h] for h, w in sizes], dtype=reference.dtype, device=x.device)[:, None]
         for layer in self.layers:
-            x = layer(x, pos, reference, shapes)
+            x = layer(x, pos, reference, extent, sizes)
         pyramid = [
             level.mT.unflatten(2, size)  # (B, C, h, w)
             for level, size in zip(x.split([h * w for h, w in sizes], dim=1), sizes, strict=True)
@@ -65,7 +65,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         finest = finest + F.interpolate(pyramid[-1], finest.shape[-2:], mode="bilinear", align_corners=False)
         return PixelFeatures(pyramid, self.mask_projection(F.relu(self.smooth(finest))))
 
-    def position(self, sizes: list[torch.Size], x: Tensor) -> Tensor:
+    def position(self, sizes: list[Size], x: Tensor) -> Tensor:
         """Where a cell lies, and in which level: (S, C) in the dtype of `x`."""
         levels = [sine_position(h, w, x.shape[2], x.device).flatten(1).T.to(x.dtype) for h, w in sizes]
         return torch.cat([p + e for p, e in zip(levels, self.level_embedding, strict=True)])

@@ -1,5 +1,5 @@
 """Operators."""
 
-from dformer.ops.ms_deform_attn import implementation, ms_deform_attn
+from dformer.ops.ms_deform_attn import explanation, implementation, ms_deform_attn
 
-__all__ = ["implementation", "ms_deform_attn"]
+__all__ = ["explanation", "implementation", "ms_deform_attn"]

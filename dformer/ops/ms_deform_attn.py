@@ -1,41 +1,192 @@
 """Multi-scale deformable attention (Deformable DETR, Zhu et al. 2021, Eq. 3), after the linear projections.
 
 Shapes: B batch, L levels of h_l x w_l cells, S = sum h_l w_l, Q queries, M heads, D channels a head, P points a level.
+
+`ms_deform_attn` is the operator `dformer::ms_deform_attn` of PyTorch's dispatcher. On the CPU and on CUDA its kernels
+are those of csrc/; on other devices, and where those cannot be had, `reference`.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dformer.ops import native, reference
 
-def implementation() -> str:
-    """Which implementation `ms_deform_attn` runs: "reference", in plain PyTorch."""
-    return "reference"
+
+def implementation(device: torch.device | str = "cpu") -> str:
+    """What `ms_deform_attn` runs on `device`: "native", or "reference" in plain PyTorch."""
+    return "native" if _state(device).library else "reference"
+
+
+def explanation(device: torch.device | str = "cpu") -> str:
+    """The library that `ms_deform_attn` runs on `device`; or why there is none, the first line in short."""
+    return _state(device).told
+
+
+def _state(device: torch.device | str) -> native.State:
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    return native.state(device.type, device.index)
 
 
 def ms_deform_attn(
-    value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
 ) -> Tensor:
     """Sum over levels and points of attention weight x bilinearly sampled value; outside of a level the value is 0.
 
+    Sums and coordinates are float32, or float64 where `value` is. Under autocast `value` is cast to its dtype, the
+    others are not. Gradients are those of the same sums; there is no second derivative.
+
     Args:
-        value: (B, S, M, D), the levels one after the other, each row by row.
-        spatial_shapes: (L, 2) int64, h_l and w_l; on the CPU, or it costs a synchronisation.
+        value: (B, S, M, D), the levels one after the other, each row by row; float16, bfloat16, float32, float64.
+        spatial_shapes: (L, 2), h_l and w_l: numbers, or an int64 tensor; on the CPU, or it costs a synchronisation, and
+            under torch.compile a graph break.
         sampling_locations: (B, Q, M, L, P, 2), x and y; (0, 0) is the upper left corner of a level, (1, 1) the lower
-            right.
+            right. What is not a number lies outside.
         attention_weights: (B, Q, M, L, P).
 
     Returns:
-        (B, Q, M * D).
+        (B, Q, M * D), in the dtype of `value`.
+
+    Raises:
+        ValueError: sizes or devices do not fit together.
     """
-    batch, _, heads, dim = value.shape
-    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
-    sizes = [(int(h), int(w)) for h, w in spatial_shapes.tolist()]
-    grid = (2 * sampling_locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, BM, Q, P, 2)
-    sampled = []
-    for level, level_grid, (h, w) in zip(value.split([h * w for h, w in sizes], dim=1), grid, sizes, strict=True):
-        image = level.permute(0, 2, 3, 1).reshape(batch * heads, dim, h, w)
-        sampled.append(F.grid_sample(image, level_grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(sizes) * points)
-    output = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # (BM, D, Q)
-    return output.view(batch, heads * dim, queries).transpose(1, 2).contiguous()
+    rows = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
+    sizes = [size for row in rows for size in row]
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    return torch.ops.dformer.ms_deform_attn(value, sizes, sampling_locations.to(dtype), attention_weights.to(dtype))
+
+
+LIBRARY = torch.library.Library("dformer", "DEF")
+LIBRARY.define(
+    "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) "
+    "-> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+LIBRARY.define(
+    "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
+    "Tensor attention_weights) -> (Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def check(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor) -> None:
+    """Holds a call to the sizes that the docstring of `ms_deform_attn` gives: kernels read memory by them."""
+    if value.ndim != 4 or sampling_locations.ndim != 6:
+        raise ValueError(
+            "ms_deform_attn: value must be (B, S, M, D), sampling_locations (B, Q, M, L, P, 2); "
+            f"they are {tuple(value.shape)} and {tuple(sampling_locations.shape)}"
+        )
+    batch, cells, heads, _ = value.shape
+    queries, levels, points = sampling_locations.shape[1], *sampling_locations.shape[3:5]
+    expected = (batch, queries, heads, levels, points)
+    if tuple(sampling_locations.shape) != (*expected, 2) or tuple(attention_weights.shape) != expected:
+        raise ValueError(
+            f"ms_deform_attn: value {tuple(value.shape)}, sampling_locations {tuple(sampling_locations.shape)} and "
+            f"attention_weights {tuple(attention_weights.shape)} differ in B, Q, M, L or P, or locations are not pairs"
+        )
+    if len(spatial_shapes) != 2 * levels or any(size < 0 for size in spatial_shapes):
+        raise ValueError(f"ms_deform_attn: spatial_shapes must be {levels} pairs of sizes; they are {spatial_shapes}")
+    if sum(h * w for h, w in zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True)) != cells:
+        raise ValueError(f"ms_deform_attn: levels of {spatial_shapes} do not have the {cells} cells of value")
+    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"ms_deform_attn: value may be float16, bfloat16, float32 or float64, not {value.dtype}")
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    if not sampling_locations.dtype == attention_weights.dtype == dtype:
+        raise ValueError(
+            f"ms_deform_attn: for {value.dtype} values, locations and weights must be {dtype}; "
+            f"they are {sampling_locations.dtype} and {attention_weights.dtype}"
+        )
+    if not value.device == sampling_locations.device == attention_weights.device:
+        raise ValueError(
+            "ms_deform_attn: value, sampling_locations and attention_weights must be on one device; "
+            f"they are on {value.device}, {sampling_locations.device} and {attention_weights.device}"
+        )
+
+
+def forward(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+    """The operator on any device."""
+    check(value, spatial_shapes, sampling_locations, attention_weights)
+    if 0 in (*value.shape, *sampling_locations.shape):
+        return value.new_zeros(value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
+    library = native.serving(value, spatial_shapes)
+    if library is None:
+        return reference.ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
+    return native.forward(library, value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def backward(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: list[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Its gradients by value, locations and weights, on any device."""
+    check(value, spatial_shapes, sampling_locations, attention_weights)
+    if 0 in (*value.shape, *sampling_locations.shape):
+        return torch.zeros_like(value), torch.zeros_like(sampling_locations), torch.zeros_like(attention_weights)
+    library = native.serving(value, spatial_shapes)
+    arguments = (grad_output, value, spatial_shapes, sampling_locations, attention_weights)
+    if library is None:
+        return reference.ms_deform_attn_backward(*arguments)
+    return native.backward(library, *arguments)
+
+
+def autocast(device: str) -> Callable[..., Tensor]:
+    """The operator under autocast on `device`: values in its dtype, coordinates as they are."""
+
+    def kernel(value: Tensor, *others: Any) -> Tensor:
+        if value.dtype != torch.float64:  # as PyTorch's own rules
+            value = value.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            return torch.ops.dformer.ms_deform_attn(value, *others)
+
+    return kernel
+
+
+def fake_forward(
+    value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    check(value, spatial_shapes, sampling_locations, attention_weights)
+    return value.new_empty(value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
+
+
+def fake_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: list[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = (value, sampling_locations, attention_weights)
+    grad_value, grad_locations, grad_weights = (x.new_empty(x.shape) for x in inputs)
+    return grad_value, grad_locations, grad_weights
+
+
+def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.spatial_shapes, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    value, locations, weights = ctx.saved_tensors
+    grad_value, grad_locations, grad_weights = torch.ops.dformer.ms_deform_attn_backward(
+        grad_output, value, ctx.spatial_shapes, locations, weights
+    )
+    return grad_value, None, grad_locations, grad_weights
+
+
+LIBRARY.impl("ms_deform_attn", forward, "CompositeExplicitAutograd")
+LIBRARY.impl("ms_deform_attn_backward", backward, "CompositeExplicitAutograd")
+LIBRARY.impl("ms_deform_attn", autocast("cpu"), "AutocastCPU")
+LIBRARY.impl("ms_deform_attn", autocast("cuda"), "AutocastCUDA")
+torch.library.register_fake("dformer::ms_deform_attn", fake_forward, lib=LIBRARY)
+torch.library.register_fake("dformer::ms_deform_attn_backward", fake_backward, lib=LIBRARY)
+torch.library.register_autograd("dformer::ms_deform_attn", differentiate, setup_context=save, lib=LIBRARY)

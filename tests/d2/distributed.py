@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from detectron2.modeling import build_model
@@ -19,6 +20,7 @@ COUNTS = (1, 6, 0, 9)  # objects of the images of the joint batch; the model has
 def gradients(folder: Path, meta_architecture: str) -> tuple[dict[str, Tensor], float]:
     """Gradients and total loss of one step on the joint batch, of which each process has a part."""
     line = _trainer(folder, meta_architecture, [_share(tiny_batch(COUNTS))])
+    line.optimizer.zero_grad = lambda: None
     line.train()
     gradients = {name: parameter.grad for name, parameter in line.model.named_parameters()}
     return gradients, line.storage.history("total_loss").latest()
@@ -78,10 +80,10 @@ def _trainer(folder: Path, meta_architecture: str, batches: list[list[dict]]) ->
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
     torch.manual_seed(0)
 
-    trainer.build_train_loader = lambda cfg: batches
     # In single precision, rounding that differs with the batch's size now and then moves a point or a match.
-    trainer.build_model = lambda cfg: build_model(cfg).double()
-    line = trainer.Trainer(cfg)
+    parts = {"build_train_loader": lambda cfg: batches, "build_model": lambda cfg: build_model(cfg).double()}
+    with patch.multiple(trainer, **parts):
+        line = trainer.Trainer(cfg)
     line.resume_or_load(resume=False)
     return line
 

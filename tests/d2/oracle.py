@@ -86,10 +86,12 @@ def evaluate(
     pairs: Iterable[tuple[dict[str, Any], dict[str, Any]]],
     folder: Path,
     tasks: Sequence[str] = ("panoptic", "instance", "semantic"),
+    more: bool = False,
 ) -> Results:
-    """Results of (model input, model output) pairs on the data set `name`."""
+    """Results of (model input, model output) pairs on the data set `name`; `more`: boundary, class-agnostic."""
     cfg = get_cfg()
     cfg.TEST.TASKS = tuple(tasks)
+    cfg.TEST.BOUNDARY = cfg.TEST.CLASS_AGNOSTIC = more
     evaluators = build_evaluators(cfg, name, folder)
     evaluators.reset()
     for image, output in pairs:

@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import build_resnet_backbone
 
-from dformer.d2.backbones import TimmBackbone
+from dformer.d2 import get_cfg
+from dformer.d2.backbones import FoldedConv2d, TimmBackbone, fold_frozen_norms
 from dformer.errors import UserError
 
 
 def backbone(name):
     with torch.device("meta") if "large" in name or "base" in name else torch.device("cpu"):
-        return TimmBackbone(name=name, pretrained=False, drop_path_rate=0.0).eval()
+        return TimmBackbone(name=name, drop_path_rate=0.0).eval()
 
 
 @pytest.mark.parametrize(
@@ -44,3 +47,27 @@ def test_unknown_and_unfit_models_are_told():
         backbone("swin_tyni_patch4_window7_224")
     with pytest.raises(UserError, match="vit_tiny_patch16_224 has features of strides"):
         backbone("vit_tiny_patch16_224")
+
+
+def test_folded_norms_change_nothing():
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res2", "res5"], "MODEL.RESNETS.NORM", "FrozenBN"])
+    torch.manual_seed(0)
+    backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    for name, buffer in backbone.named_buffers():
+        buffer.copy_(torch.rand_like(buffer) + 0.5 * name.endswith("var"))
+    names, image = list(backbone.state_dict()), torch.rand(2, 3, 64, 64)
+
+    def run():
+        maps = backbone(image)
+        maps = {key: x / x.detach().std() for key, x in maps.items()}
+        weight = backbone.res3[0].conv2.weight
+        (gradient,) = torch.autograd.grad(maps["res5"].square().mean(), weight)
+        return [*maps.values(), gradient / gradient.std()]
+
+    plain = run()
+    fold_frozen_norms(backbone)
+    assert list(backbone.state_dict()) == names
+    assert isinstance(backbone.res3[0].conv2, FoldedConv2d) and isinstance(backbone.stem.conv1, FoldedConv2d)
+    for a, b in zip(run(), plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)

@@ -1,14 +1,15 @@
-"""Checkpoints are read safely, and clear words tell what cannot be."""
+"""Checkpoints are written whole, with the config, and read safely; clear words tell what cannot be."""
 
 import logging
+import os
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dformer.d2.checkpointer import Checkpointer
+from dformer.d2 import get_cfg
+from dformer.d2.checkpointer import Checkpointer, fetch_checkpoint
 from dformer.errors import UserError
 
 
@@ -25,33 +26,63 @@ class Trap:
         return (pytest.fail, ("the pickle was run",))
 
 
-def test_what_is_saved_is_loaded(tmp_path):
+def checkpointer(folder=".", model: nn.Module | None = None, **changes) -> Checkpointer:
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.merge_from_list([word for key, value in changes.items() for word in (key.replace("__", "."), value)])
+    return Checkpointer(model or Model(), cfg)
+
+
+def test_what_is_saved_is_loaded_with_its_config(tmp_path):
     saved, loaded = Model(), Model()
-    Checkpointer(saved, str(tmp_path)).save("model", iteration=7)
-    assert Checkpointer(loaded).load(str(tmp_path / "model.pth"))["iteration"] == 7
+    checkpointer(tmp_path, saved, SEED=5).save("model", iteration=7)
+    checkpoint = checkpointer(model=loaded).load(str(tmp_path / "model.pth"))
+    assert checkpoint["iteration"] == 7 and "SEED: 5\n" in checkpoint["config"]
     assert all(
         torch.equal(a, b) for a, b in zip(saved.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model.pth"]
 
 
-def test_names_of_a_model_zoo_are_translated(tmp_path):
-    path = tmp_path / "R-50.pkl"
-    weight = np.random.rand(2, 3, 3, 3).astype(np.float32)
-    content = {"model": {"stem.weight": weight}, "__author__": "torchvision", "matching_heuristics": True}
-    path.write_bytes(pickle.dumps(content))
-    model = Model()
-    Checkpointer(model).load(str(path))
-    assert np.array_equal(model.backbone.stem.weight.detach(), weight)
+def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    line = checkpointer(tmp_path)
+    line.save("model")
+    before = (tmp_path / "model.pth").read_bytes()
+
+    def fail(content, file):
+        file.write_bytes(b"half a checkpoint")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(UserError, match=r"model\.pth cannot be written: no space left"):
+        line.save("model")
+    assert (tmp_path / "model.pth").read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model.pth"]
 
 
-def test_missing_and_left_over_keys_are_logged(tmp_path, caplog):
+def test_the_account_is_logged(tmp_path, caplog):
     weights = Model().state_dict()
     weights["surplus.weight"] = weights.pop("head.weight")
-    weights["head.bias"] = torch.zeros(9)
     torch.save(weights, tmp_path / "other.pth")
-    with caplog.at_level(logging.WARNING):
-        Checkpointer(Model()).load(str(tmp_path / "other.pth"))
-    assert all(name in caplog.text for name in ("surplus", "head", "(9,)"))
+    with caplog.at_level(logging.INFO):
+        checkpointer(MODEL__WEIGHTS_STRICT=False).load(str(tmp_path / "other.pth"), checkpointables=[])
+    assert all(name in caplog.text for name in ("other.pth", "not in this model: surplus.weight", "file: head.weight"))
+
+
+def test_a_run_is_not_resumed_from_half_a_model(tmp_path):
+    weights = Model().state_dict()
+    del weights["head.bias"]
+    torch.save(weights, tmp_path / "half.pth")
+    line = checkpointer(MODEL__WEIGHTS_STRICT=False)
+    line.load(str(tmp_path / "half.pth"), checkpointables=[])
+    with pytest.raises(UserError, match=r"1 missing \(head\.bias\)"):
+        line.load(str(tmp_path / "half.pth"))
+
+
+def test_without_weights_all_is_initial(caplog):
+    with caplog.at_level(logging.INFO):
+        assert checkpointer().load("") == {}
+    assert "all weights are initial" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -64,21 +95,17 @@ def test_what_is_not_a_checkpoint_is_refused(tmp_path, content, suffix):
     path = tmp_path / f"file.{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match=path.name):
-        Checkpointer(Model()).load(str(path))
+        fetch_checkpoint(str(path))
 
 
 def test_a_pickle_is_not_run(tmp_path):
     torch.save({"model": {"x": Trap()}}, tmp_path / "trap.pth")
     with pytest.raises(UserError, match="could run code"):
-        Checkpointer(Model()).load(str(tmp_path / "trap.pth"))
+        fetch_checkpoint(str(tmp_path / "trap.pth"))
 
 
-def test_a_file_that_does_not_exist_is_named():
-    with pytest.raises(UserError, match="nowhere/model.pth"):
-        Checkpointer(Model()).load("nowhere/model.pth")
-
-
-def test_weights_of_another_model_are_refused(tmp_path):
-    torch.save({"transformer.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"transformer\.weight.*backbone\.stem\.weight"):
-        Checkpointer(Model()).load(str(tmp_path / "other.pth"))
+def test_what_cannot_be_had_is_named():
+    with pytest.raises(UserError, match=r"nowhere/model\.pth"):
+        fetch_checkpoint("nowhere/model.pth")
+    with pytest.raises(UserError, match=r"weights https://nowhere\.invalid/model\.pth cannot be fetched"):
+        fetch_checkpoint("https://nowhere.invalid/model.pth")

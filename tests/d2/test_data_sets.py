@@ -22,6 +22,7 @@ from dformer.d2.data import (
     build_test_loader,
     build_train_loader,
     check_datasets,
+    class_names,
     num_classes,
     register_shapes,
     semantic_from_panoptic,
@@ -216,6 +217,15 @@ def test_class_count_that_disagrees(shapes_root: Path) -> None:
     with pytest.raises(
         UserError, match=rf'"{SHAPES}_train" has 7 classes, but data set "coco_2017_val_panoptic" has 133'
     ):
+        check_datasets(cfg)
+
+
+def test_class_names_that_disagree(shapes_root: Path) -> None:
+    cfg = config(f"{SHAPES}_train")
+    cfg.MODEL.CLASSES = [*class_names(f"{SHAPES}_train", "panoptic")]
+    check_datasets(cfg)
+    cfg.MODEL.CLASSES[0] = "cat"
+    with pytest.raises(UserError, match=rf'MODEL\.CLASSES is cat, square.*data set "{SHAPES}_train" are disc, square'):
         check_datasets(cfg)
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ class LineModel(nn.Module):
 
     def forward(self, batch):
         if not self.training:
+            self.dtypes.append(self.backbone(torch.zeros(1, 4)).dtype)
             return [{"answer": 42.0} for _ in batch]
         self.seen.append(self.iteration)
         self.iteration += 1
@@ -89,7 +91,7 @@ def cfg(tmp_path):
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE = "LineModel"
     cfg.MODEL.DEVICE = "cpu"
-    cfg.DATASETS.TEST = ("somewhere",)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ("somewhere",)
     cfg.SOLVER.MAX_ITER = 6
     cfg.SOLVER.CHECKPOINT_PERIOD = 3
     cfg.SOLVER.BASE_LR = 0.01
@@ -168,7 +170,8 @@ def test_mixed_precision(cfg, data, dtype):
     line = start(cfg)
     before = weights(line)
     line.train()
-    assert set(line.model.dtypes) == {getattr(torch, dtype)}
+    assert set(line.model.dtypes[:6]) == {getattr(torch, dtype)}
+    assert set(line.model.dtypes[6:]) == {torch.float32}  # of the evaluation, on a CPU
     assert weights(line).dtype == torch.float32
     assert line.grad_scaler.is_enabled() == (dtype == "float16")
     assert not torch.equal(weights(line), before)
@@ -229,6 +232,13 @@ def test_evaluation_during_training(cfg, data, monkeypatch):
     assert line.model.training
 
 
+def test_evaluation_has_the_precision_of_inference(cfg, data, monkeypatch):
+    monkeypatch.setattr(trainer, "inference_autocast", lambda cfg: torch.autocast("cpu", torch.bfloat16))
+    line = start(cfg)
+    evaluate(cfg, line.model)
+    assert set(line.model.dtypes) == {torch.bfloat16}
+
+
 def test_what_a_run_leaves_behind(cfg, data, capsys):
     run(cfg)
     output = Path(cfg.OUTPUT_DIR)
@@ -247,6 +257,7 @@ def test_what_a_run_leaves_behind(cfg, data, capsys):
     assert (results["PQ"], results["PQ_things"], results["PQ_stuff"]) == (42.0, 41.0, None)
     assert results["metrics"]["somewhere"]["panoptic_seg"]["PQ"] == 42.0
     assert results["train_seconds"] > 0
+    assert "somewhere,panoptic_seg,PQ,,42.0" in (output / "results.csv").read_text().splitlines()
     printed = capsys.readouterr().out
     assert "total_loss" in printed and "eta" in printed
     assert "42.0" in printed and str(output / "results.json") in printed
@@ -259,6 +270,30 @@ def test_evaluation_only(cfg, data, tmp_path):
     run(cfg, eval_only=True)
     assert json.loads((tmp_path / "evaluation" / "results.json").read_text())["PQ"] == 42.0
     assert not (tmp_path / "evaluation" / "config.yaml").exists()
+
+
+def test_predictions_of_an_interrupted_evaluation_do_not_replace_whole_ones(cfg, data, monkeypatch):
+    folder, line = Path(cfg.OUTPUT_DIR) / "inference" / "somewhere", start(cfg)
+
+    class Writer(Answers):
+        def __init__(self, folder: Path, text: str) -> None:
+            self.folder, self.text = folder, text
+
+        def process(self, inputs, outputs):
+            super().process(inputs, outputs)
+            (self.folder / self.text).touch()
+
+        def evaluate(self):
+            if self.text == "bad":
+                raise UserError("annotation missing")
+            return super().evaluate()
+
+    for text, left in (("first", ["first"]), ("second", ["second"]), ("bad", ["second"])):
+        monkeypatch.setattr(trainer, "build_evaluators", lambda cfg, name, folder, text=text: Writer(folder, text))
+        with pytest.raises(UserError) if text == "bad" else nullcontext():
+            evaluate(cfg, line.model)
+        assert [path.name for path in folder.iterdir()] == left
+        assert [path.name for path in folder.parent.iterdir()] == ["somewhere"]
 
 
 def test_evaluation_only_needs_weights(cfg, data):

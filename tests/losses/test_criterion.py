@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from dformer.losses.criterion import Criterion, Target
+from dformer.losses.criterion import Criterion, MaskProducts, Target
 from dformer.losses.matcher import LossWeights, assign
+from dformer.losses.points import sample_logits
 
 NUM_CLASSES = 3
 
@@ -47,16 +48,24 @@ def prediction(targets, queries, sure=12.0):
     return logits, masks
 
 
+def loss(criterion, layers, targets, generators):
+    """Of predictions given as logits (B, N, K + 1) and masks (B, N, h, w) a layer."""
+    logits, masks = zip(*layers, strict=True)
+    queries = masks[0].shape[1]
+    choice = torch.eye(len(masks) * queries).view(len(masks), 1, queries, -1).expand(-1, len(targets), -1, -1)
+    return criterion(torch.stack(logits), MaskProducts(choice, torch.cat(masks, dim=1)), targets, generators)
+
+
 def test_perfect_predictions_cost_nothing_and_wrong_ones_something(criterion):
     targets = [target(3), target(1, seed=5)]
     logits, masks = prediction(targets, queries=5)
-    perfect = criterion([logits], [masks], targets, generators(2))
+    perfect = loss(criterion, [(logits, masks)], targets, generators(2))
     assert set(perfect) == {"loss_ce", "loss_mask", "loss_dice"}
     # Bilinear points on a mask's edge lie between inside and outside, so that a little remains.
     assert perfect["loss_ce"] < 1e-3 and perfect["loss_dice"] < 1
-    wrong_class = criterion([logits.roll(1, dims=2)], [masks], targets, generators(2))
+    wrong_class = loss(criterion, [(logits.roll(1, dims=2), masks)], targets, generators(2))
     assert wrong_class["loss_ce"] > 1
-    wrong_mask = criterion([logits], [masks.roll(10, dims=3)], targets, generators(2))
+    wrong_mask = loss(criterion, [(logits, masks.roll(10, dims=3))], targets, generators(2))
     assert wrong_mask["loss_dice"] > perfect["loss_dice"] + 1 and wrong_mask["loss_mask"] > perfect["loss_mask"] + 1
 
 
@@ -64,8 +73,8 @@ def test_order_of_queries_does_not_matter(criterion):
     targets = [target(3)]
     logits, masks = prediction(targets, queries=5, sure=2.0)
     order = torch.tensor([4, 2, 0, 1, 3])
-    a = criterion([logits], [masks], targets, generators(1))
-    b = criterion([logits[:, order]], [masks[:, order]], targets, generators(1))
+    a = loss(criterion, [(logits, masks)], targets, generators(1))
+    b = loss(criterion, [(logits[:, order], masks[:, order])], targets, generators(1))
     torch.testing.assert_close(a["loss_ce"], b["loss_ce"])
     torch.testing.assert_close(sum(a.values()), sum(b.values()), rtol=0.1, atol=0)  # points are others
 
@@ -74,7 +83,7 @@ def test_layers_are_named_as_published(criterion):
     targets = [target(2)]
     logits, masks = prediction(targets, queries=4, sure=1.0)
     better_logits, better_masks = prediction(targets, queries=4)
-    losses = criterion([logits, logits, better_logits], [masks, masks, better_masks], targets, generators(1))
+    losses = loss(criterion, [(logits, masks), (logits, masks), (better_logits, better_masks)], targets, generators(1))
     assert set(losses) == {f"loss_{k}{s}" for k in ("ce", "mask", "dice") for s in ("", "_0", "_1")}
     assert losses["loss_ce"] < losses["loss_ce_0"] and losses["loss_mask"] < losses["loss_mask_1"]
 
@@ -85,7 +94,7 @@ def test_any_number_of_objects_gives_finite_gradients_everywhere(criterion, coun
     targets = [target(count, seed=i) for i, count in enumerate(counts)]
     logits = torch.randn(2, len(counts), 5, NUM_CLASSES + 1, requires_grad=True)
     masks = torch.randn(2, len(counts), 5, 8, 8, requires_grad=True)
-    sum(criterion(list(logits), list(masks), targets, generators(len(counts))).values()).backward()
+    sum(loss(criterion, zip(logits, masks, strict=True), targets, generators(len(counts))).values()).backward()
     assert logits.grad.isfinite().all() and masks.grad.isfinite().all()
     assert logits.grad.abs().sum() > 0
     assert (masks.grad.abs().sum() > 0) == (sum(counts) > 0)
@@ -96,9 +105,9 @@ def test_an_image_does_not_depend_on_its_batch(criterion):
     first, second = target(2, seed=1), target(2, seed=2)
     torch.manual_seed(0)
     logits, masks = torch.randn(2, 5, NUM_CLASSES + 1), torch.randn(2, 5, 8, 8)
-    together = criterion([logits], [masks], [first, second], generators(2))
+    together = loss(criterion, [(logits, masks)], [first, second], generators(2))
     alone = [
-        criterion([logits[i : i + 1]], [masks[i : i + 1]], [image], [generators(2)[i]])
+        loss(criterion, [(logits[i : i + 1], masks[i : i + 1])], [image], [generators(2)[i]])
         for i, image in enumerate((first, second))
     ]
     for key in ("loss_mask", "loss_dice"):
@@ -116,3 +125,20 @@ def test_assignment_is_optimal_and_survives_bad_numbers():
     assert rows.shape == (1, 2)
     ((rows, columns),) = assign([torch.zeros(2, 3, 0)])
     assert rows.shape == columns.shape == (2, 0)
+
+
+def test_products_are_the_masks():
+    """Those of some queries, and the values at some points, with their gradients."""
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(2, 3, 5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    pixels = torch.randn(3, 4, 6, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    masks, products = torch.einsum("lbne,behw->lbnhw", queries, pixels), MaskProducts(queries, pixels)
+    rows = torch.tensor([[4, 0], [1, 1]])
+    expected = torch.stack([masks[0, 2, 4], masks[0, 2, 0], masks[1, 2, 1], masks[1, 2, 1]])
+    some = products.of_queries(2, rows)
+    torch.testing.assert_close(some, expected.float())
+    points = torch.rand(7, 2, generator=generator)
+    for layer, values in zip(masks[:, 1], products.at_points(1, points), strict=True):
+        torch.testing.assert_close(values, sample_logits(layer.float(), points.expand(5, -1, -1)), atol=1e-5, rtol=1e-5)
+    for a, b in zip(*(torch.autograd.grad(x.float().sum(), (queries, pixels)) for x in (some, expected)), strict=True):
+        torch.testing.assert_close(a, b)

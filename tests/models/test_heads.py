@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from dformer.models import mask_decoder as mask_decoder_module
 from dformer.models.dformer import DFormerHead, MaskDiffusion, pool_queries
 from dformer.models.mask2former import Mask2FormerHead
 from dformer.models.mask_decoder import MaskDecoder, attention_mask
@@ -54,8 +56,19 @@ def test_predictions_of_every_layer(name):
     torch.manual_seed(0)
     learned = Mask2FormerHead(pixel_decoder=pixel_decoder(name, mask_dim=32), mask_decoder=mask_decoder())
     assert len(learned(features())) == 5  # the queries alone come first
-    for logits, masks in [*predictions, *learned(features())]:
-        assert logits.shape == (2, 6, 6) and masks.shape == (2, 6, 16, 24)
+    for prediction in [*predictions, *learned(features())]:
+        assert prediction.logits.shape == (2, 6, 6) and prediction.masks.shape == (2, 6, 16, 24)
+
+
+def test_each_layer_looks_where_the_masks_before_it_are(monkeypatch):
+    """Computed at the level's resolution, they are the full masks resized to it."""
+    seen = []
+    monkeypatch.setattr(mask_decoder_module, "attention_mask", lambda x: seen.append(x) or attention_mask(x))
+    predictions = dformer()(features(), torch.rand(2, 6, 16, 24), torch.tensor([3, 99]))
+    for i, (prediction, logits) in enumerate(zip(predictions, seen[1:], strict=False), start=1):
+        size = [(2, 3), (4, 6), (8, 12)][i % 3]
+        resized = F.interpolate(prediction.masks, size, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(logits, resized.flatten(2).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_masks_and_time_matter():
@@ -109,11 +122,8 @@ def test_queries_are_means_of_the_pixel_embedding_under_the_masks():
 
 
 def test_an_empty_mask_looks_everywhere():
-    masks = torch.full((1, 2, 8, 8), -1.0)
-    masks[0, 0, :4] = 1.0
-    seen = attention_mask(masks, torch.Size((4, 4)))
-    assert seen[0, 0].view(4, 4)[:2].all() and not seen[0, 0].view(4, 4)[2:].any()
-    assert seen[0, 1].all()
+    seen = attention_mask(torch.tensor([[[1.0, -1.0], [-1.0, -2.0]]]))
+    assert seen.tolist() == [[[True, False], [True, True]]]
 
 
 def test_widths_that_do_not_fit_are_told():

@@ -1,15 +1,77 @@
-"""The operator against the published implementation's tensors, and against its definition."""
+"""The operator on all that it runs on: against the published implementation's tensors, and against its definition."""
+
+import logging
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import Tensor
 
-from dformer.ops import ms_deform_attn
+from dformer.ops import ms_deform_attn, native, reference
+
+Inputs = tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]
+# Of float64 on the same, rounded, inputs: relative to the largest number of a tensor.
+ERROR = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+
+
+def random_inputs(
+    device: torch.device,
+    dtype: torch.dtype = torch.float64,
+    *,
+    batch: int = 2,
+    heads: int = 2,
+    channels: int = 8,
+    queries: int = 7,
+    points: int = 3,
+    shapes: tuple[tuple[int, int], ...] = ((4, 5), (2, 3)),
+    seed: int = 0,
+) -> Inputs:
+    """Two thirds of the points inside, some about the border."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = sum(h * w for h, w in shapes)
+    grid = (batch, queries, heads, len(shapes), points)
+    value = torch.randn(batch, cells, heads, channels, generator=generator, dtype=torch.float64).to(dtype)
+    locations = torch.rand(*grid, 2, generator=generator, dtype=torch.float64) * 1.4 - 0.2
+    weights = torch.rand(*grid, generator=generator, dtype=torch.float64)
+    other = torch.float64 if dtype == torch.float64 else torch.float32
+    return value.to(device), list(shapes), locations.to(device, other), weights.to(device, other)
+
+
+def differentiate(inputs: Inputs, grad_output: Tensor) -> list[Tensor]:
+    """Output and gradients by value, locations, weights."""
+    value, shapes, locations, weights = inputs
+    leaves = [x.detach().requires_grad_() for x in (value, locations, weights)]
+    output = ms_deform_attn(leaves[0], shapes, *leaves[1:])
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad_output.to(output).expand_as(output))]
+
+
+def by_definition(inputs: Inputs, grad_output: Tensor) -> list[Tensor]:
+    """The same by autograd through the reference, in float64 on the CPU."""
+    value, shapes, locations, weights = inputs
+    leaves = [x.detach().double().cpu().requires_grad_() for x in (value, locations, weights)]
+    output = reference.ms_deform_attn(leaves[0], [size for shape in shapes for size in shape], *leaves[1:])
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad_output.double().cpu().expand_as(output))]
+
+
+def assert_as_defined(inputs: Inputs, seed: int = 0) -> None:
+    value, _, locations, weights = inputs
+    shape = (value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+    grad_output = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(value.dtype)
+    ours, expected = differentiate(inputs, grad_output), by_definition(inputs, grad_output)
+    dtypes = (value.dtype, value.dtype, locations.dtype, weights.dtype)
+    for mine, right, dtype in zip(ours, expected, dtypes, strict=True):
+        assert mine.dtype == dtype
+        error = (mine.double().cpu() - right).abs().max() if right.numel() else 0
+        assert error <= ERROR[dtype] * max(right.abs().max(), 1) if right.numel() else mine.shape == right.shape
 
 
 @pytest.mark.golden
-def test_golden(golden_dir):
-    golden = load_file(golden_dir / "ms_deform_attn.safetensors")
+def test_golden(golden_dir, device):
+    golden = {name: tensor.to(device) for name, tensor in load_file(golden_dir / "ms_deform_attn.safetensors").items()}
     names = ("value", "sampling_locations", "attention_weights")
     value, locations, weights = (golden[name].requires_grad_() for name in names)
     output = ms_deform_attn(value, golden["spatial_shapes"], locations, weights)
@@ -19,12 +81,233 @@ def test_golden(golden_dir):
         torch.testing.assert_close(gradient, golden[f"grad_{name}"], rtol=0, atol=1e-8)
 
 
-def test_definition():
+def test_definition(device):
     """At the centre of a cell the value of that cell, outside zero, half-way between two cells their mean."""
-    value = torch.arange(6, dtype=torch.float64).view(1, 6, 1, 1) + 1  # 1 2 3 / 4 5 6
-    shapes = torch.tensor([[2, 3]])
+    value = torch.arange(6, dtype=torch.float64, device=device).view(1, 6, 1, 1) + 1  # 1 2 3 / 4 5 6
     points = torch.tensor(
-        [[1 / 6, 1 / 4], [5 / 6, 3 / 4], [2 / 6, 1 / 4], [2.0, 0.5], [0.0, 1 / 4]], dtype=torch.float64
+        [[1 / 6, 1 / 4], [5 / 6, 3 / 4], [2 / 6, 1 / 4], [2.0, 0.5], [0.0, 1 / 4]], dtype=torch.float64, device=device
     )
-    output = ms_deform_attn(value, shapes, points.view(1, 5, 1, 1, 1, 2), torch.ones(1, 5, 1, 1, 1).double())
-    torch.testing.assert_close(output.flatten(), torch.tensor([1.0, 6.0, 1.5, 0.0, 0.5]).double())
+    weights = torch.ones(1, 5, 1, 1, 1, dtype=torch.float64, device=device)
+    output = ms_deform_attn(value, torch.tensor([[2, 3]]), points.view(1, 5, 1, 1, 1, 2), weights)
+    torch.testing.assert_close(output.flatten().cpu(), torch.tensor([1.0, 6.0, 1.5, 0.0, 0.5]).double())
+
+
+@given(
+    batch=st.integers(1, 2),
+    heads=st.integers(1, 3),
+    channels=st.sampled_from([1, 3, 8, 20, 32, 65]),
+    queries=st.integers(1, 70),
+    points=st.integers(1, 5),
+    shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4).map(tuple),
+    dtype=st.sampled_from(list(ERROR)),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_shape_is_as_defined(device, batch, heads, channels, queries, points, shapes, dtype, seed):
+    sizes = dict(batch=batch, heads=heads, channels=channels, queries=queries, points=points, shapes=shapes)
+    assert_as_defined(random_inputs(device, dtype, **sizes, seed=seed), seed)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels"),
+    [(dtype, 32) for dtype in ERROR] + [(torch.float32, 256), (torch.float64, 256), (torch.float16, 250)],
+)
+def test_head_dimensions(device, dtype, channels):
+    assert_as_defined(random_inputs(device, dtype, channels=channels, queries=40, shapes=((6, 7), (5, 4), (2, 2))))
+
+
+def test_more_points_than_are_taken_at_once(device):
+    assert_as_defined(random_inputs(device, torch.float32, points=33, queries=3))
+
+
+@pytest.mark.parametrize("dtype", list(ERROR))
+def test_borders(device, dtype):
+    """Points on borders, on cells' centres, in corners, and far away; sizes are such that float32 has all exactly."""
+    places = torch.tensor([-1e30, -1e4, -1, -0.125, 0, 0.0625, 0.125, 0.5, 0.875, 1, 1.125, 2, 1e4, 1e30])
+    locations = torch.cartesian_prod(places, places).view(1, -1, 1, 1, 1, 2).to(device)
+    value, _, _, weights = random_inputs(
+        device, dtype, batch=1, heads=1, queries=len(places) ** 2, points=1, shapes=((4, 8),)
+    )
+    inputs = (value, [(4, 8)], locations.to(weights), weights)
+    assert all(x.isfinite().all() for x in differentiate(inputs, torch.ones(())))
+    assert_as_defined(inputs)
+
+
+def test_what_is_not_finite_lies_outside(device, request):
+    if "reference" in request.node.name:
+        pytest.skip("grid_sample gives NaN")
+    value, shapes, locations, weights = random_inputs(device, torch.float32, points=1)
+    locations[:] = torch.tensor([torch.nan, 0.5])
+    locations[:, ::2] = torch.tensor([0.5, torch.inf])
+    for x in differentiate((value, shapes, locations, weights), torch.ones(())):
+        assert not x.any()
+
+
+def test_a_cell_outside_of_a_level_is_not_read(device):
+    """Not even with weight 0: what lies beside a level in memory may be infinite."""
+    value, shapes, locations, weights = random_inputs(device, torch.float32, batch=1, queries=50, shapes=((2, 2),) * 3)
+    locations[..., 0, :, :] = locations[..., 2, :, :] = 9
+    value[:, :4] = value[:, 8:] = torch.inf
+    assert ms_deform_attn(value, shapes, locations, weights).isfinite().all()
+
+
+def test_strides_do_not_matter(device):
+    value, shapes, locations, weights = random_inputs(device)
+    strided = (value.mT.contiguous().mT, shapes, locations.flip(1).contiguous().flip(1), weights.mT.contiguous().mT)
+    assert not strided[0].is_contiguous()
+    grad_output = torch.randn(2, 16, 7, device=device).mT
+    for ours, expected in zip(
+        differentiate(strided, grad_output),
+        differentiate((value, shapes, locations, weights), grad_output),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_memory_that_is_not_aligned(device):
+    value, shapes, locations, weights = random_inputs(device, torch.float32, channels=32)
+    shifted = torch.empty(value.numel() + 1, device=device)[1:].view(value.shape).copy_(value)
+    assert_as_defined((shifted, shapes, locations, weights))
+
+
+@pytest.mark.parametrize("empty", ["batch", "heads", "channels", "queries", "points"])
+def test_empty(device, empty):
+    inputs = random_inputs(device, torch.float32, **{empty: 0})
+    value, _, locations, _ = inputs
+    output, *gradients = differentiate(inputs, torch.ones(()))
+    assert output.shape == (value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+    assert not any(x.any() for x in (output, *gradients))
+    assert [x.shape for x in gradients] == [x.shape for x in (inputs[0], *inputs[2:])]
+
+
+def test_gradcheck_and_opcheck(device):
+    value, shapes, locations, weights = random_inputs(device, batch=1, queries=2, channels=4, points=2)
+    sizes = [size for shape in shapes for size in shape]
+    leaves = [x.requires_grad_() for x in (value, locations, weights)]
+    torch.autograd.gradcheck(lambda v, *others: ms_deform_attn(v, shapes, *others), leaves, nondet_tol=1e-12)
+    torch.library.opcheck(torch.ops.dformer.ms_deform_attn.default, (value, sizes, locations, weights))
+    inputs = (torch.randn(1, 2, 8, device=device).double(), *(x.detach() for x in (value, locations, weights)))
+    torch.library.opcheck(torch.ops.dformer.ms_deform_attn_backward.default, (*inputs[:2], sizes, *inputs[2:]))
+
+
+def test_gradients_do_not_depend_on_chance(device):
+    """Where that is asked for: not on the threads on a CPU, not on their order on a GPU."""
+    inputs = random_inputs(device, torch.float32, queries=300, channels=32)
+    grad_output = torch.randn(2, 300, 64, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    try:
+        torch.use_deterministic_algorithms(device.type == "cuda" or native.library("cpu", None) is not None)
+        first = differentiate(inputs, grad_output)
+        torch.set_num_threads(3)
+        second = differentiate(inputs, grad_output)
+        assert_as_defined(inputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(threads)
+    if native.library(device.type, device.index):
+        assert all(map(torch.equal, first, second))
+
+
+def test_order_does_not_change_the_deterministic_sums(emulated, monkeypatch):
+    """Queries in another order are blocks and threads in another order; float sums then differ, those asked for not."""
+    device = torch.device("cpu")
+    monkeypatch.setattr(native, "library", lambda kind, index: emulated)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=None))
+    value, shapes, locations, weights = random_inputs(device, torch.float32, queries=70, channels=32)
+    grad_output = torch.randn(2, 70, 64)
+    order = torch.randperm(70)
+
+    def by_value(deterministic: bool) -> tuple[Tensor, Tensor]:
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            in_order = differentiate((value, shapes, locations, weights), grad_output)[1]
+            other = (value, shapes, locations[:, order], weights[:, order])
+            return in_order, differentiate(other, grad_output[:, order])[1]
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    assert torch.equal(*by_value(True)) and not torch.equal(*by_value(False))
+    grad_output[0, 0, 0] = torch.inf
+    assert by_value(True)[0].isnan().all()  # told, not hidden
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_runs_on_the_current_stream_and_never_waits():
+    """Else it could not be captured in a graph."""
+    value, shapes, locations, weights = random_inputs(torch.device("cuda"), torch.float32)
+    grad_output = torch.ones(2, 7, 16, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        differentiate((value, shapes, locations, weights), grad_output)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        captured = differentiate((value, shapes, locations, weights), grad_output)
+    value.mul_(2)
+    graph.replay()
+    torch.testing.assert_close(captured, differentiate((value, shapes, locations, weights), grad_output))
+
+
+def test_autocast(device):
+    value, shapes, locations, weights = random_inputs(device, torch.float32)
+    with torch.autocast(device.type, torch.bfloat16):
+        leaves = [x.requires_grad_() for x in (value, locations, weights)]
+        output = ms_deform_attn(leaves[0], shapes, *leaves[1:])
+        assert ms_deform_attn(value.double(), shapes, locations, weights).dtype == torch.float64
+    expected = ms_deform_attn(value.bfloat16(), shapes, locations, weights)
+    assert output.dtype == torch.bfloat16 and torch.equal(output, expected)
+    gradients = torch.autograd.grad(output.float().sum(), leaves)
+    assert [gradient.dtype for gradient in gradients] == [torch.float32] * 3
+
+
+def test_half_precision_coordinates_are_taken(device):
+    """A model that is bfloat16 altogether."""
+    value, shapes, locations, weights = (x if isinstance(x, list) else x.bfloat16() for x in random_inputs(device))
+    output, *gradients = differentiate((value, shapes, locations, weights), torch.ones(()))
+    assert {x.dtype for x in (output, *gradients)} == {torch.bfloat16}
+    torch.testing.assert_close(output, ms_deform_attn(value, shapes, locations.float(), weights.float()))
+
+
+def test_meta_tensors():
+    value, shapes, locations, weights = random_inputs(torch.device("meta"), torch.float16)
+    output = ms_deform_attn(value, shapes, locations, weights)
+    assert output.device.type == "meta" and output.shape == (2, 7, 16) and output.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda v, s, a, w: (v.flatten(2), s, a, w), "must be"),
+        (lambda v, s, a, w: (v[:1], s, a, w), "differ in B"),
+        (lambda v, s, a, w: (v, s, a[..., :1], w), "not pairs"),
+        (lambda v, s, a, w: (v, s, a, w[:, :3]), "differ in"),
+        (lambda v, s, a, w: (v, s[:1], a, w), "2 pairs"),
+        (lambda v, s, a, w: (v, [(4, 5), (-2, -3)], a, w), "2 pairs"),
+        (lambda v, s, a, w: (v, [(4, 5), (2, 4)], a, w), "26 cells"),
+        (lambda v, s, a, w: (v.int(), s, a, w), "float16"),
+        (lambda v, s, a, w: (v, s, a.to("meta"), w), "one device"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_memory_is_read(change, told):
+    with pytest.raises(ValueError, match=told):
+        ms_deform_attn(*change(*random_inputs(torch.device("cpu"))))
+
+
+def test_what_the_cuda_kernels_do_not_do_is_done_by_the_reference(emulated, monkeypatch):
+    monkeypatch.setattr(native, "library", lambda kind, index: emulated)
+    assert_as_defined(random_inputs(torch.device("cpu"), channels=257, queries=2, points=1))
+    assert_as_defined(random_inputs(torch.device("cpu"), shapes=((1, 1),) * 65, queries=2, points=1))
+
+
+def test_a_slower_path_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(native, "state", lambda kind, index: native.State(None, "no compiler\nall of it"))
+    native.library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            for _ in range(2):
+                ms_deform_attn(*random_inputs(torch.device("cpu")))
+    finally:
+        native.library.cache_clear()
+    (record,) = caplog.records
+    assert "no compiler." in record.getMessage() and "all of it" not in record.getMessage()

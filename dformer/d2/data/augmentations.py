@@ -35,7 +35,12 @@ def train_augmentations(cfg: CfgNode, ignore_label: int = 255) -> Augmentations:
 
 
 def test_augmentations(cfg: CfgNode) -> Augmentations:
-    """Resizing of images at inference: short side `INPUT.MIN_SIZE_TEST` (0: as it is), at most `MAX_SIZE_TEST`."""
+    """Resizing of images at inference: short side `INPUT.MIN_SIZE_TEST` (0: as it is), at most `MAX_SIZE_TEST`.
+
+    Nothing with TEST.AUG, which resizes in its own way.
+    """
+    if cfg.TEST.AUG.ENABLED:
+        return []
     short = cfg.INPUT.MIN_SIZE_TEST
     return [KeepOnePixel(T.ResizeShortestEdge([short, short], cfg.INPUT.MAX_SIZE_TEST, "choice"))]
 

@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from dformer.d2.data.custom import register_custom
-from dformer.d2.data.datasets import available_tasks, has_classes, num_classes
+from dformer.d2.data.datasets import available_tasks, class_names, has_classes, num_classes
 from dformer.d2.data.faults import WARNING
 from dformer.d2.data.forms import folder_of
 from dformer.d2.data.inspection import inspect_datasets
@@ -82,7 +82,8 @@ def _check_contents(cfg: CfgNode, training: Sequence[str], testing: Sequence[str
 
 
 def check_class_counts(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Check that the data sets have `cfg.MODEL.NUM_CLASSES` classes or, where that is 0, as many as the first.
+    """Check that the data sets have `cfg.MODEL.NUM_CLASSES` classes or, where that is 0, as many as the first; and that
+    these are `cfg.MODEL.CLASSES`, where that says which.
 
     Raises:
         UserError: as `check_datasets`, but for files.
@@ -97,6 +98,12 @@ def check_class_counts(cfg: CfgNode, names: Sequence[str]) -> None:
             raise UserError(
                 f'{origin} {has}, but data set "{name}" has {count} classes for {cfg.INPUT.TASK} segmentation; '
                 "set MODEL.NUM_CLASSES to 0 to take it from the data set, or name another data set"
+            )
+        if cfg.MODEL.CLASSES and class_names(name, cfg.INPUT.TASK) != list(cfg.MODEL.CLASSES):
+            raise UserError(
+                f'MODEL.CLASSES is {", ".join(cfg.MODEL.CLASSES[:3])}, ..., but the classes of data set "{name}" are '
+                f"{', '.join(class_names(name, cfg.INPUT.TASK)[:3])}, ...; this config is of a run on other data: "
+                'override with MODEL.CLASSES "()", MODEL.THINGS "()"'
             )
 
 

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import register_coco_panoptic
 
 from dformer.d2.data.ade20k import register_ade20k
+from dformer.d2.data.custom import register_custom
 from dformer.errors import UserError, did_you_mean
 
 TASKS = ("panoptic", "instance", "semantic")
@@ -128,6 +130,41 @@ def thing_ids(name: str, task: str) -> tuple[int, ...]:
     if "panoptic" in available_tasks(name):
         return tuple(sorted(metadata.thing_dataset_id_to_contiguous_id.values()))
     return ()
+
+
+def class_names(name: str, task: str) -> list[str]:
+    """Names of the classes that a model for `task` has on a data set, by class id.
+
+    Raises:
+        UserError: there is no such data set, it is not annotated for this task, or it names no classes for it.
+    """
+    metadata = _metadata_for(name, task)
+    key = "thing_classes" if task == "instance" else "stuff_classes"  # in panoptic sets, these name the things too
+    names = metadata.get(key)
+    if names is None:
+        raise UserError(f'data set "{name}" has no names of classes for {task} segmentation ({key} in its metadata)')
+    return list(names)[: num_classes(name, task)]
+
+
+def model_classes(cfg: CfgNode) -> tuple[list[str], tuple[int, ...]]:
+    """Names of a model's classes, by class id, and which of them are things.
+
+    They are MODEL.CLASSES and MODEL.THINGS or, where these are empty, those of the first training data set.
+
+    Raises:
+        UserError: of `class_names`; or MODEL.NUM_CLASSES is another number.
+    """
+    if cfg.MODEL.CLASSES:
+        names, things = list(cfg.MODEL.CLASSES), tuple(cfg.MODEL.THINGS)
+    else:
+        register_custom(cfg)
+        name, task = cfg.DATASETS.TRAIN[0], cfg.INPUT.TASK
+        names, things = class_names(name, task), thing_ids(name, task)
+    if cfg.MODEL.NUM_CLASSES not in (0, len(names)):
+        raise UserError(
+            f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but there are {len(names)} classes; 0 takes these"
+        )
+    return names, things
 
 
 def _metadata_for(name: str, task: str) -> Metadata:

@@ -8,17 +8,11 @@ from detectron2.data import transforms as T
 from numpy.typing import NDArray
 
 from dformer.d2.data.annotations import Record, annotation_reader
-from dformer.d2.data.datasets import get_metadata, num_classes, thing_ids
+from dformer.d2.data.datasets import class_names, get_metadata, num_classes, thing_ids
 from dformer.d2.data.images import read_image
 from dformer.visualize import UInt8, draw_instances, draw_panoptic
 
 LONG_SIDE = 480  # pixels; below that, names could not be read
-
-
-def class_names(name: str, task: str) -> list[str]:
-    """Names of the classes that a model for `task` has on a data set."""
-    metadata = get_metadata(name)
-    return list(metadata.thing_classes if task == "instance" else metadata.stuff_classes)
 
 
 def draw_record(record: Record, name: str, task: str, long_side: int = LONG_SIDE) -> UInt8:

@@ -17,10 +17,11 @@ from PIL import Image
 from tabulate import tabulate
 
 from dformer.d2.data.annotations import Record
+from dformer.d2.data.datasets import class_names
 from dformer.d2.data.faults import FATAL, NOTE, WARNING, Finding
 from dformer.d2.data.inspection import Inspection
 from dformer.d2.data.parallel import parallel_map
-from dformer.d2.data.pictures import class_names, draw_record
+from dformer.d2.data.pictures import draw_record
 from dformer.errors import UserError
 
 SHOWN_IN_TERMINAL, SHOWN_IN_PAGE = 3, 50  # findings of a kind

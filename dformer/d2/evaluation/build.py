@@ -1,36 +1,39 @@
 """Which evaluators a data set gets."""
 
+import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
-from detectron2.utils import comm
+from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
 from dformer.d2.data.coco_format import instances_json
-from dformer.d2.data.datasets import get_metadata
+from dformer.d2.data.datasets import get_metadata, loading
 from dformer.d2.data.images import read_labels, read_panoptic_png
 from dformer.d2.data.panoptic import semantic_from_panoptic
+from dformer.d2.data.parallel import parallel_map
 from dformer.d2.evaluation.ground_truth import PanopticGroundTruth
 from dformer.d2.evaluation.instance import InstanceEvaluator
-from dformer.d2.evaluation.output import write_json
+from dformer.d2.evaluation.output import TaskEvaluator
 from dformer.d2.evaluation.panoptic import PanopticEvaluator
-from dformer.d2.evaluation.semantic import Labels, SemanticEvaluator
+from dformer.d2.evaluation.semantic import Labels, SemanticEvaluator, prediction_names
 from dformer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | Path) -> DatasetEvaluators:
+def build_evaluators(cfg: CfgNode, dataset_name: str, folder: str | Path) -> DatasetEvaluators:
     """Evaluators of the tasks in `cfg.TEST.TASKS` that the data set annotates, for one pass over it.
 
-    `evaluate` returns {"panoptic_seg": {"PQ", "SQ", "RQ", "PQ_th", ..., "PQ-<class>"}, "segm": {"AP", "AP50", ...,
+    `evaluate` returns {"panoptic_seg": {"PQ", "SQ", "RQ", "PQ_th", ..., "PQ-<class>", ...}, "segm": {"AP", "AP50", ...,
     "AP-<class>"}, "sem_seg": {"mIoU", ..., "IoU-<class>"}}, all 0..100, nan for what is not annotated; it is empty on
-    processes other than the first. Predictions are written to `output_dir` (see the evaluators).
+    processes other than the first. `cfg.TEST.BOUNDARY` and `CLASS_AGNOSTIC` add to it. Predictions are written to
+    `folder` (see the evaluators).
 
     Raises:
         UserError: the data set is not registered, is of a kind that dformer cannot evaluate, or annotates none of the
@@ -43,7 +46,7 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | Path) ->
             f'data set "{dataset_name}" cannot be evaluated: its evaluator_type is {metadata.get("evaluator_type")!r}, '
             f"not one of {', '.join(BUILDERS)}"
         )
-    evaluators = build(metadata, Path(output_dir))
+    evaluators = build(cfg, metadata, Path(folder))
     chosen = [evaluator for task, evaluator in evaluators.items() if task in cfg.TEST.TASKS]
     if not chosen:
         raise UserError(
@@ -53,7 +56,7 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: str | Path) ->
     return DatasetEvaluators(chosen)
 
 
-def _with_panoptic_annotations(metadata: Metadata, folder: Path) -> dict[str, DatasetEvaluator]:
+def _with_panoptic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -> dict[str, TaskEvaluator]:
     truth = PanopticGroundTruth(_local(metadata.panoptic_json), _local(metadata.panoptic_root))
 
     def labels_of(image: dict[str, Any]) -> Labels:
@@ -61,36 +64,75 @@ def _with_panoptic_annotations(metadata: Metadata, folder: Path) -> dict[str, Da
         picture = read_panoptic_png(truth.png_file(annotation))
         return semantic_from_panoptic(picture, annotation["segments_info"], metadata)
 
-    evaluators: dict[str, DatasetEvaluator] = {"panoptic": PanopticEvaluator(truth, _dataset_ids(metadata), folder)}
+    dataset_ids = _dataset_ids(metadata)
+    evaluators: dict[str, TaskEvaluator] = {
+        "panoptic": PanopticEvaluator(truth, dataset_ids, folder, cfg.TEST.CLASS_AGNOSTIC)
+    }
     if metadata.get("json_file") and PathManager.isfile(metadata.json_file):
-        evaluators |= _with_instance_annotations(metadata, folder)
+        evaluators |= _with_instance_annotations(cfg, metadata, folder)
     else:
         logger.warning("%s: no instance annotations (%s), AP is left out", metadata.name, metadata.get("json_file"))
-    evaluators["semantic"] = SemanticEvaluator(labels_of, metadata.stuff_classes, metadata.ignore_label, folder)
+    evaluators["semantic"] = SemanticEvaluator(
+        labels_of=labels_of,
+        name_of=lambda image: truth[image["image_id"]]["file_name"],
+        class_names=metadata.stuff_classes,
+        label_values=[dataset_ids[k] for k in range(len(metadata.stuff_classes))],
+        ignore_label=metadata.ignore_label,
+        folder=folder,
+        with_boundary=cfg.TEST.BOUNDARY,
+    )
     return evaluators
 
 
-def _with_instance_annotations(metadata: Metadata, folder: Path) -> dict[str, DatasetEvaluator]:
+def _with_instance_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -> dict[str, TaskEvaluator]:
     if metadata.get("thing_dataset_id_to_contiguous_id") is None:
-        DatasetCatalog.get(metadata.name)  # Detectron2 numbers the categories when it loads the annotations
+        with loading(metadata.name):
+            DatasetCatalog.get(metadata.name)  # Detectron2 numbers the categories when it loads the annotations
     things = {contiguous: i for i, contiguous in metadata.thing_dataset_id_to_contiguous_id.items()}
     if metadata.get("json_file"):
         json_file = _local(metadata.json_file)
+        where, truth = str(json_file), partial(_read_json, json_file)
     else:  # annotated in another form
-        json_file = folder / "annotations.json"
-        if comm.is_main_process():
-            write_json(json_file, instances_json(DatasetCatalog.get(metadata.name), metadata))
-    return {"instance": InstanceEvaluator(json_file, things, folder)}
+        where, truth = f'data set "{metadata.name}"', partial(_as_coco_instances, metadata)
+    return {"instance": InstanceEvaluator(truth, where, things, folder, cfg.TEST.BOUNDARY)}
 
 
-def _with_semantic_annotations(metadata: Metadata, folder: Path) -> dict[str, DatasetEvaluator]:
-    records = {record["file_name"]: record for record in DatasetCatalog.get(metadata.name)}
+def _read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
+
+
+def _as_coco_instances(metadata: Metadata) -> dict[str, Any]:
+    return instances_json(DatasetCatalog.get(metadata.name), metadata, run=partial(parallel_map, workers=1))
+
+
+def _with_semantic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -> dict[str, TaskEvaluator]:
+    with loading(metadata.name):
+        records = {record["file_name"]: record for record in DatasetCatalog.get(metadata.name)}
 
     def labels_of(image: dict[str, Any]) -> Labels:
         record = records[image["file_name"]]
         return read_labels(record["sem_seg_file_name"], record.get("label_map"))
 
-    return {"semantic": SemanticEvaluator(labels_of, metadata.stuff_classes, metadata.ignore_label, folder)}
+    names = prediction_names(records)
+    evaluator = SemanticEvaluator(
+        labels_of=labels_of,
+        name_of=lambda image: names[image["file_name"]],
+        class_names=metadata.stuff_classes,
+        label_values=_label_values(metadata),
+        ignore_label=metadata.ignore_label,
+        folder=folder,
+        with_boundary=cfg.TEST.BOUNDARY,
+    )
+    return {"semantic": evaluator}
+
+
+def _label_values(metadata: Metadata) -> list[int]:
+    """The data set's own label of each contiguous class id, as its test server expects it."""
+    num_classes = len(metadata.stuff_classes)
+    if metadata.name.startswith("ade20k_sem_seg"):  # published, and to be submitted, with 0 for void
+        return list(range(1, num_classes + 1))
+    contiguous = {k: i for i, k in metadata.get("stuff_dataset_id_to_contiguous_id", {}).items()}
+    return [contiguous.get(k, k) for k in range(num_classes)]
 
 
 def _local(path: str) -> Path:
@@ -106,7 +148,13 @@ def _dataset_ids(metadata: Metadata) -> dict[int, int]:
             f'things and stuff of data set "{metadata.name}" share class ids, as in the "separated" data sets of '
             "Detectron2; dformer needs the standard form, where ids run over things, then stuff"
         )
-    return things | stuff
+    ids, names = things | stuff, metadata.stuff_classes
+    if sorted(ids) != list(range(len(names))):
+        raise UserError(
+            f'data set "{metadata.name}": stuff_classes has {len(names)} names; it is to name things and stuff, which '
+            f"are {len(ids)}, in the order of the contiguous ids 0..{len(ids) - 1}"
+        )
+    return ids
 
 
 # evaluator_type of the metadata -> task: evaluator

@@ -6,8 +6,8 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
-from dformer.d2.data.custom import register_custom
-from dformer.d2.data.datasets import num_classes, thing_ids
+from dformer.d2.backbones import fold_frozen_norms
+from dformer.d2.data.datasets import model_classes
 from dformer.errors import UserError
 from dformer.losses.criterion import Criterion
 from dformer.losses.matcher import LossWeights
@@ -70,11 +70,10 @@ def build_criterion(cfg: CfgNode, classes: int) -> Criterion:
 
 def build_parts(cfg: CfgNode) -> tuple[dict[str, Any], PixelDecoder, MaskDecoder]:
     """Keywords of `Segmenter` but `head`, the pixel decoder, and the mask decoder."""
-    register_custom(cfg)
-    name, task = cfg.DATASETS.TRAIN[0], cfg.INPUT.TASK
-    classes = cfg.MODEL.NUM_CLASSES or num_classes(name, task)
-    things = thing_ids(name, task)
+    names, things = model_classes(cfg)
+    classes = len(names)
     backbone = build_backbone(cfg)
+    fold_frozen_norms(backbone)
     parts = {
         "backbone": backbone,
         "criterion": build_criterion(cfg, classes),

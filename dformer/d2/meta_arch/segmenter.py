@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from dformer import postprocess, rng
-from dformer.losses.criterion import Criterion, Target
+from dformer.losses.criterion import Criterion, MaskProducts, Target
 from dformer.models.mask_decoder import Prediction
 
 
@@ -100,7 +100,9 @@ class Segmenter(nn.Module, ABC):
         ]
         self.iteration += 1
         predictions = self.training_predictions(self.features(images.tensor), targets, generators)
-        logits, masks = zip(*predictions, strict=True)
+        logits = torch.stack([prediction.logits for prediction in predictions])
+        queries = torch.stack([prediction.mask_embedding for prediction in predictions])
+        masks = MaskProducts(queries, predictions[0].pixel_embedding)
         return self.criterion(logits, masks, targets, generators)
 
     @torch.no_grad()
@@ -115,12 +117,13 @@ class Segmenter(nn.Module, ABC):
             images = self.preprocess([batched_inputs[index] for index in group])
             generators = [rng.generator(self.device, self.inference_seed) for _ in group]
             prediction = self.predict(self.features(images.tensor), generators)
+            logits, masks = prediction.logits.float(), prediction.masks.float()
             for position, index in enumerate(group):
                 size = images.image_sizes[position]
                 item = batched_inputs[index]
                 results[index] = self.result(
-                    prediction.logits[position].float(),
-                    prediction.masks[position].float(),
+                    logits[position],
+                    masks[position],
                     images.tensor.shape[-2:],
                     size,
                     (item.get("height", size[0]), item.get("width", size[1])),
@@ -181,4 +184,6 @@ class Segmenter(nn.Module, ABC):
 
 def resize(masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """(N, h, w) -> (N, *size), bilinearly."""
+    if masks.shape[1:] == tuple(size):
+        return masks
     return F.interpolate(masks[None], size, mode="bilinear", align_corners=False)[0]

@@ -1,0 +1,445 @@
+// Multi-scale deformable attention on CUDA (see ../reference.py for the definition).
+//
+// Shapes: B batch, L levels of h_l x w_l cells, S cells in all, Q queries, M heads, D channels a head, P points a level.
+// All arrays are contiguous:
+//   value, grad_value            (B, S, M, D)
+//   locations, grad_locations    (B, Q, M, L, P, 2), x and y
+//   weights, grad_weights        (B, Q, M, L, P)
+//   output, grad_output          (B, Q, M, D)
+// T is the type of value and output; A, that of all else and of the sums: double for double, else float.
+//
+// A block works on one head of one image and on QUERIES queries; LANES threads of a warp share a query, each with
+// CHUNKS times WIDTH adjacent channels (16 bytes where D and alignment allow). Points are taken some at a time:
+// first all threads together find the four cells around each point and leave them in shared memory, reading locations
+// and weights once and in order; then each thread goes through the points of its query.
+//
+// Plain functions on plain arrays: neither Python nor PyTorch is included or linked to, so a build outlives both.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+constexpr int MAX_LEVELS = 64;
+constexpr int MAX_CHANNELS = 256;
+constexpr int THREADS = 256;
+constexpr int SHARED_BYTES = 24 * 1024;
+
+// Whether there are atomic sums of four floats at once.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && 100 * __CUDACC_VER_MAJOR__ + __CUDACC_VER_MINOR__ >= 1201
+#define FOUR_AT_ONCE 1
+#else
+#define FOUR_AT_ONCE 0
+#endif
+
+struct Sizes {
+    const int64_t* shapes;  // (L, 2), h_l and w_l, on the host
+    int64_t batch, cells, heads, channels, queries, levels, points;
+};
+
+extern __shared__ __align__(16) unsigned char shared_memory[];
+
+namespace {
+
+template <class T>
+struct Arithmetic {
+    using type = float;
+};
+template <>
+struct Arithmetic<double> {
+    using type = double;
+};
+
+// What a kernel needs to know of the sizes; goes by value, so that nothing is copied to the device.
+struct Layout {
+    int64_t cells, queries;
+    int heads, channels, points, all_points;  // of a level, of all levels
+    int lanes, block_queries, points_at_once;
+    int width[MAX_LEVELS], height[MAX_LEVELS], start[MAX_LEVELS];
+};
+
+template <class A>
+struct alignas(4 * sizeof(A) > 16 ? 16 : 4 * sizeof(A)) Four {
+    A at[4];
+};
+
+template <class T, int WIDTH>
+struct alignas(sizeof(T) * WIDTH) Pack {
+    T at[WIDTH];
+};
+
+template <class A, class T>
+__device__ A to(T x) {
+    return A(x);
+}
+template <>
+__device__ float to<float, __half>(__half x) {
+    return __half2float(x);
+}
+template <>
+__device__ float to<float, __nv_bfloat16>(__nv_bfloat16 x) {
+    return __bfloat162float(x);
+}
+template <>
+__device__ __half to<__half, float>(float x) {
+    return __float2half_rn(x);
+}
+template <>
+__device__ __nv_bfloat16 to<__nv_bfloat16, float>(float x) {
+    return __float2bfloat16_rn(x);
+}
+
+// Where a thread stands.
+struct Place {
+    int head, query, lane;  // query of the block's, lane of the query's
+    int64_t image, first;   // the block's image and first query
+
+    __device__ explicit Place(const Layout& layout) {
+        const int64_t blocks = (layout.queries + layout.block_queries - 1) / layout.block_queries;
+        const int64_t tile = blockIdx.x / layout.heads;
+        head = blockIdx.x % layout.heads;
+        image = tile / blocks;
+        first = tile % blocks * layout.block_queries;
+        query = threadIdx.x / layout.lanes;
+        lane = threadIdx.x % layout.lanes;
+    }
+
+    // (b, q, m), counted through
+    __device__ int64_t row(const Layout& layout, int of_block) const {
+        return (image * layout.queries + first + of_block) * layout.heads + head;
+    }
+};
+
+// The four cells around a point, upper left, upper right, lower left, lower right; -1: outside of the level.
+template <class A>
+struct Corners {
+    int4 cell;
+    A right, down;  // where in the square of the four: 0 to 1
+};
+
+// A location that is not a number lies outside.
+template <class A>
+__device__ Corners<A> locate(const Layout& layout, int level, A location_x, A location_y) {
+    const int w = layout.width[level], h = layout.height[level];
+    A x = location_x * A(w) - A(0.5), y = location_y * A(h) - A(0.5);
+    x = x > A(-2) ? x : A(-2);
+    y = y > A(-2) ? y : A(-2);
+    x = x < A(w + 1) ? x : A(w + 1);
+    y = y < A(h + 1) ? y : A(h + 1);
+    const A floor_x = floor(x), floor_y = floor(y);
+    const int left = int(floor_x), top = int(floor_y);
+    const bool in_left = left >= 0 && left < w, in_right = left >= -1 && left < w - 1;
+    const bool in_top = top >= 0 && top < h, in_bottom = top >= -1 && top < h - 1;
+    const int first = layout.start[level] + top * w + left;
+    return {
+        make_int4(in_top && in_left ? first : -1, in_top && in_right ? first + 1 : -1,
+                  in_bottom && in_left ? first + w : -1, in_bottom && in_right ? first + w + 1 : -1),
+        x - floor_x, y - floor_y};
+}
+
+// Shared memory of a block: for each point of each query the four cells, and four numbers beside them. The queries
+// come innermost, and one more than there are, against bank conflicts on either way through.
+template <class A>
+struct Shared {
+    int4* cells;
+    Four<A>* numbers;
+    int stride;
+
+    __device__ Shared(unsigned char* memory, const Layout& layout) {
+        stride = layout.block_queries + 1;
+        cells = reinterpret_cast<int4*>(memory);
+        numbers = reinterpret_cast<Four<A>*>(cells + stride * layout.points_at_once);
+    }
+};
+
+// Calls use(point of all, index in shared memory, row) for `count` points from `from` on, of all of the block's
+// queries; the threads take them in the order in which they lie in global memory.
+template <class Use>
+__device__ void for_points(const Layout& layout, const Place& place, int stride, int from, int count, Use use) {
+    for (int i = threadIdx.x; i < count * layout.block_queries; i += blockDim.x) {
+        const int query = i / count, point = i % count;
+        if (place.first + query < layout.queries)
+            use(from + point, point * stride + query, place.row(layout, query) * layout.all_points + from + point);
+    }
+}
+
+template <class T, class A, int WIDTH, int CHUNKS>
+__global__ void __launch_bounds__(THREADS) forward_kernel(
+    const __grid_constant__ Layout layout, const T* __restrict__ value, const A* __restrict__ locations,
+    const A* __restrict__ weights, T* __restrict__ output) {
+    const Place place(layout);
+    const Shared<A> shared(shared_memory, layout);
+    const int64_t stride = int64_t(layout.heads) * layout.channels;
+    const T* image = value + place.image * layout.cells * stride + int64_t(place.head) * layout.channels;
+    const bool works = place.first + place.query < layout.queries;
+    A total[CHUNKS][WIDTH] = {};
+    for (int from = 0; from < layout.all_points; from += layout.points_at_once) {
+        const int count = min(layout.points_at_once, layout.all_points - from);
+        for_points(layout, place, shared.stride, from, count, [&](int point, int index, int64_t row) {
+            const Corners<A> c = locate(layout, point / layout.points, locations[2 * row], locations[2 * row + 1]);
+            const A weight = weights[row], up = weight * (1 - c.down), down = weight * c.down;
+            shared.cells[index] = c.cell;
+            shared.numbers[index] = {up * (1 - c.right), up * c.right, down * (1 - c.right), down * c.right};
+        });
+        __syncthreads();
+        for (int point = 0; works && point < count; ++point) {
+            const int4 cells = shared.cells[point * shared.stride + place.query];
+            const Four<A> weight = shared.numbers[point * shared.stride + place.query];
+            const int cell[4] = {cells.x, cells.y, cells.z, cells.w};
+#pragma unroll
+            for (int k = 0; k < CHUNKS; ++k) {
+                const int channel = (k * layout.lanes + place.lane) * WIDTH;
+                if (channel >= layout.channels) break;
+                Pack<T, WIDTH> pack[4] = {};
+#pragma unroll
+                for (int c = 0; c < 4; ++c)
+                    if (cell[c] >= 0)
+                        pack[c] = *reinterpret_cast<const Pack<T, WIDTH>*>(image + cell[c] * stride + channel);
+#pragma unroll
+                for (int c = 0; c < 4; ++c)
+#pragma unroll
+                    for (int i = 0; i < WIDTH; ++i)  // a cell outside counts nothing, whatever its weight is
+                        total[k][i] += cell[c] >= 0 ? weight.at[c] * to<A>(pack[c].at[i]) : A(0);
+            }
+        }
+        __syncthreads();
+    }
+    if (!works) return;
+    T* row = output + place.row(layout, place.query) * layout.channels;
+#pragma unroll
+    for (int k = 0; k < CHUNKS; ++k) {
+        const int channel = (k * layout.lanes + place.lane) * WIDTH;
+        if (channel >= layout.channels) break;
+        Pack<T, WIDTH> pack;
+#pragma unroll
+        for (int i = 0; i < WIDTH; ++i) pack.at[i] = to<T>(total[k][i]);
+        *reinterpret_cast<Pack<T, WIDTH>*>(row + channel) = pack;
+    }
+}
+
+template <int WIDTH>
+__device__ void add(double* to, const double (&x)[WIDTH]) {
+#pragma unroll
+    for (int i = 0; i < WIDTH; ++i) atomicAdd(to + i, x[i]);
+}
+
+template <int WIDTH>
+__device__ void add(float* to, const float (&x)[WIDTH]) {
+    constexpr int FOURS = FOUR_AT_ONCE ? WIDTH / 4 * 4 : 0;
+#pragma unroll
+    for (int i = 0; i < FOURS; i += 4) {
+#if FOUR_AT_ONCE
+        atomicAdd(reinterpret_cast<float4*>(to + i), make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
+#endif
+    }
+#pragma unroll
+    for (int i = FOURS; i < WIDTH; ++i) atomicAdd(to + i, x[i]);
+}
+
+// Sums of integers do not depend on their order.
+template <class A, int WIDTH>
+__device__ void add_fixed(int64_t* to, const A (&x)[WIDTH], double scale) {
+#pragma unroll
+    for (int i = 0; i < WIDTH; ++i)
+        atomicAdd(reinterpret_cast<unsigned long long*>(to + i), (unsigned long long)__double2ll_rn(x[i] * scale));
+}
+
+// `scale` is null, and grad_value of type A; or it points to the one number that grad_value, of int64, is scaled by.
+template <class T, class A, int WIDTH, int CHUNKS>
+__global__ void __launch_bounds__(THREADS) backward_kernel(
+    const __grid_constant__ Layout layout, const T* __restrict__ grad_output, const T* __restrict__ value,
+    const A* __restrict__ locations, const A* __restrict__ weights, const double* __restrict__ scale,
+    void* __restrict__ grad_value, A* __restrict__ grad_locations, A* __restrict__ grad_weights) {
+    const Place place(layout);
+    const Shared<A> shared(shared_memory, layout);
+    const int64_t stride = int64_t(layout.heads) * layout.channels;
+    const int64_t image = place.image * layout.cells * stride + int64_t(place.head) * layout.channels;
+    const bool works = place.first + place.query < layout.queries;
+    const double fixed_scale = scale ? *scale : 0;
+    A gradient[CHUNKS][WIDTH] = {};
+    if (works) {
+        const T* row = grad_output + place.row(layout, place.query) * layout.channels;
+#pragma unroll
+        for (int k = 0; k < CHUNKS; ++k) {
+            const int channel = (k * layout.lanes + place.lane) * WIDTH;
+            if (channel >= layout.channels) break;
+            const auto pack = *reinterpret_cast<const Pack<T, WIDTH>*>(row + channel);
+#pragma unroll
+            for (int i = 0; i < WIDTH; ++i) gradient[k][i] = to<A>(pack.at[i]);
+        }
+    }
+    for (int from = 0; from < layout.all_points; from += layout.points_at_once) {
+        const int count = min(layout.points_at_once, layout.all_points - from);
+        for_points(layout, place, shared.stride, from, count, [&](int point, int index, int64_t row) {
+            const Corners<A> c = locate(layout, point / layout.points, locations[2 * row], locations[2 * row + 1]);
+            shared.cells[index] = c.cell;
+            shared.numbers[index] = {weights[row], c.right, c.down, A(0)};
+        });
+        __syncthreads();
+        // A query that is not there has no cells, but its threads take part in the sums of their warp.
+        for (int point = 0; point < count; ++point) {
+            const int index = point * shared.stride + place.query;
+            const int4 cells = works ? shared.cells[index] : make_int4(-1, -1, -1, -1);
+            const Four<A> numbers = works ? shared.numbers[index] : Four<A>{};
+            const A weight = numbers.at[0], right = numbers.at[1], down = numbers.at[2];
+            const A share[4] = {
+                (1 - right) * (1 - down), right * (1 - down), (1 - right) * down, right * down};
+            const int cell[4] = {cells.x, cells.y, cells.z, cells.w};
+            A dot[4] = {};  // <grad_output, value at the corner>, this thread's part
+#pragma unroll
+            for (int k = 0; k < CHUNKS; ++k) {
+                const int channel = (k * layout.lanes + place.lane) * WIDTH;
+                if (channel >= layout.channels) break;
+                Pack<T, WIDTH> pack[4] = {};
+#pragma unroll
+                for (int c = 0; c < 4; ++c)
+                    if (cell[c] >= 0)
+                        pack[c] = *reinterpret_cast<const Pack<T, WIDTH>*>(value + image + cell[c] * stride + channel);
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    if (cell[c] < 0) continue;
+                    A part[WIDTH];
+#pragma unroll
+                    for (int i = 0; i < WIDTH; ++i) {
+                        dot[c] += gradient[k][i] * to<A>(pack[c].at[i]);
+                        part[i] = weight * share[c] * gradient[k][i];
+                    }
+                    const int64_t at = image + cell[c] * stride + channel;
+                    if (scale)
+                        add_fixed(static_cast<int64_t*>(grad_value) + at, part, fixed_scale);
+                    else
+                        add(static_cast<A*>(grad_value) + at, part);
+                }
+            }
+            A grad_weight = share[0] * dot[0] + share[1] * dot[1] + share[2] * dot[2] + share[3] * dot[3];
+            A grad_x = weight * ((1 - down) * (dot[1] - dot[0]) + down * (dot[3] - dot[2]));
+            A grad_y = weight * ((1 - right) * (dot[2] - dot[0]) + right * (dot[3] - dot[1]));
+            for (int other = layout.lanes / 2; other > 0; other /= 2) {
+                grad_weight += __shfl_xor_sync(0xffffffff, grad_weight, other);
+                grad_x += __shfl_xor_sync(0xffffffff, grad_x, other);
+                grad_y += __shfl_xor_sync(0xffffffff, grad_y, other);
+            }
+            __syncwarp();
+            if (works && place.lane == 0) shared.numbers[index] = {grad_weight, grad_x, grad_y, A(0)};
+        }
+        __syncthreads();
+        for_points(layout, place, shared.stride, from, count, [&](int point, int index, int64_t row) {
+            const Four<A> numbers = shared.numbers[index];
+            grad_weights[row] = numbers.at[0];
+            grad_locations[2 * row] = numbers.at[1] * A(layout.width[point / layout.points]);
+            grad_locations[2 * row + 1] = numbers.at[2] * A(layout.height[point / layout.points]);
+        });
+        __syncthreads();
+    }
+}
+
+bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+// What one point of each of a block's queries takes in shared memory.
+template <class A>
+int shared_bytes(const Layout& layout) {
+    return (layout.block_queries + 1) * int(sizeof(int4) + sizeof(Four<A>));
+}
+
+// How the work is laid out for threads of `width` channels; `chunks` is how many times a thread works.
+template <class A>
+Layout lay_out(const Sizes& size, int width, int* chunks) {
+    Layout layout = {};
+    layout.cells = size.cells;
+    layout.queries = size.queries;
+    layout.heads = int(size.heads);
+    layout.channels = int(size.channels);
+    layout.points = int(size.points);
+    layout.all_points = int(size.levels * size.points);
+    const int packs = (layout.channels + width - 1) / width;
+    layout.lanes = 1;
+    while (layout.lanes < packs && layout.lanes < 32) layout.lanes *= 2;
+    *chunks = (packs + layout.lanes - 1) / layout.lanes;
+    layout.block_queries = THREADS / layout.lanes;
+    layout.points_at_once = min(layout.all_points, max(1, SHARED_BYTES / shared_bytes<A>(layout)));
+    int start = 0;
+    for (int level = 0; level < size.levels; ++level) {
+        layout.height[level] = int(size.shapes[2 * level]);
+        layout.width[level] = int(size.shapes[2 * level + 1]);
+        layout.start[level] = start;
+        start += layout.height[level] * layout.width[level];
+    }
+    return layout;
+}
+
+template <int N>
+using Constant = std::integral_constant<int, N>;
+
+// Calls launch(configuration, layout, WIDTH, CHUNKS), the last two as types, with the widest loads that fit.
+template <class T, class Launch>
+const char* dispatch(const Sizes& size, cudaStream_t stream, bool aligned, Launch launch) {
+    using A = typename Arithmetic<T>::type;
+    constexpr int WIDE = 16 / sizeof(T), MOST = (MAX_CHANNELS + 32 * WIDE - 1) / (32 * WIDE);
+    if (size.levels > MAX_LEVELS || size.channels > MAX_CHANNELS) return "too many levels or channels";
+    const bool wide = aligned && size.channels % WIDE == 0;
+    int chunks;
+    const Layout layout = lay_out<A>(size, wide ? WIDE : 1, &chunks);
+    const int64_t tiles = (size.queries + layout.block_queries - 1) / layout.block_queries;
+    const int64_t blocks = size.batch * size.heads * tiles;
+    if (blocks > INT32_MAX) return "too many queries";
+    cudaLaunchConfig_t configuration = {};
+    configuration.gridDim = dim3(unsigned(blocks));
+    configuration.blockDim = dim3(THREADS);
+    configuration.dynamicSmemBytes = shared_bytes<A>(layout) * layout.points_at_once;
+    configuration.stream = stream;
+    const cudaError_t error = !wide         ? launch(configuration, layout, Constant<1>(), Constant<MAX_CHANNELS / 32>())
+                              : chunks == 1 ? launch(configuration, layout, Constant<WIDE>(), Constant<1>())
+                                            : launch(configuration, layout, Constant<WIDE>(), Constant<MOST>());
+    if (error == cudaSuccess) return nullptr;
+    cudaGetLastError();  // it is told here, and is not to be found by the next who asks
+    return cudaGetErrorString(error);
+}
+
+}  // namespace
+
+// Functions that return a text return null where all went well; all run on the current device.
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// The major version of CUDA that this library was built for.
+EXPORT int dformer_cuda_major() { return CUDART_VERSION / 1000; }
+
+// Whether this library has code for the current device.
+EXPORT const char* dformer_cuda_check() {
+    cudaFuncAttributes attributes;
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, forward_kernel<float, float, 4, 1>);
+    if (error != cudaSuccess) cudaGetLastError();  // it is told here, and is not to be found by the next who asks
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+#define DFORMER_CUDA(T, suffix)                                                                                    \
+    EXPORT const char* dformer_cuda_forward_##suffix(                                                              \
+        const Sizes* size, cudaStream_t stream, const void* value, const void* locations, const void* weights,     \
+        void* output) {                                                                                            \
+        using A = Arithmetic<T>::type;                                                                             \
+        const auto launch = [&](const cudaLaunchConfig_t& configuration, const Layout& layout, auto w, auto c) {   \
+            return cudaLaunchKernelEx(                                                                             \
+                &configuration, forward_kernel<T, A, w.value, c.value>, layout, (const T*)value,                   \
+                (const A*)locations, (const A*)weights, (T*)output);                                               \
+        };                                                                                                         \
+        return dispatch<T>(*size, stream, aligned(value) && aligned(output), launch);                              \
+    }                                                                                                              \
+    EXPORT const char* dformer_cuda_backward_##suffix(                                                             \
+        const Sizes* size, cudaStream_t stream, const void* grad_output, const void* value, const void* locations, \
+        const void* weights, const void* scale, void* grad_value, void* grad_locations, void* grad_weights) {      \
+        using A = Arithmetic<T>::type;                                                                             \
+        const auto launch = [&](const cudaLaunchConfig_t& configuration, const Layout& layout, auto w, auto c) {   \
+            return cudaLaunchKernelEx(                                                                             \
+                &configuration, backward_kernel<T, A, w.value, c.value>, layout, (const T*)grad_output,            \
+                (const T*)value, (const A*)locations, (const A*)weights, (const double*)scale, grad_value,         \
+                (A*)grad_locations, (A*)grad_weights);                                                             \
+        };                                                                                                         \
+        return dispatch<T>(                                                                                        \
+            *size, stream, aligned(grad_output) && aligned(value) && aligned(grad_value), launch);                 \
+    }
+
+DFORMER_CUDA(float, float32)
+DFORMER_CUDA(double, float64)
+DFORMER_CUDA(__half, float16)
+DFORMER_CUDA(__nv_bfloat16, bfloat16)

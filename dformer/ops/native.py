@@ -1,0 +1,202 @@
+"""The kernels of csrc/ as Python sees them: which library serves a device, and the calls into it."""
+
+import ctypes
+import functools
+import logging
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_CHANNELS, MAX_LEVELS = 256, 64  # of the CUDA kernels
+CUDA_DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+logger = logging.getLogger(__name__)
+
+
+class Library(NamedTuple):
+    """Functions dformer_<kind>_...; `kind` is cpu or cuda."""
+
+    kind: str
+    functions: ctypes.CDLL
+
+
+class State(NamedTuple):
+    """What serves a device: a library; or none, and `told` says why, the first line in short."""
+
+    library: Library | None
+    told: str
+
+
+class Sizes(ctypes.Structure):
+    """As in csrc."""
+
+    _fields_ = [("shapes", ctypes.POINTER(ctypes.c_int64))] + [
+        (name, ctypes.c_int64) for name in ("batch", "cells", "heads", "channels", "queries", "levels", "points")
+    ]
+
+
+@functools.cache
+def state(kind: str, index: int | None = None) -> State:
+    """What serves devices of type `kind`, or the one of them with that index. At first use it may be compiled."""
+    from dformer.ops import build  # here, so that it can be run as a command
+
+    forced = os.environ.get("DFORMER_OPS", "").strip().lower()
+    if forced == "reference":
+        return State(None, "DFORMER_OPS=reference")
+    if forced:
+        return State(None, f"DFORMER_OPS is {forced!r}; it may be reference, or not set")
+    if kind not in build.SOURCES:
+        return State(None, f"there are no kernels for {kind}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        return State(None, "PyTorch sees no GPU")
+    rejected = [f"{path} was built from other sources" for path in build.strangers(kind)]
+
+    def load() -> State | None:
+        for path in build.libraries(kind):
+            try:
+                return open_library(kind, index, str(path))
+            except OSError as error:
+                rejected.append(f"{path}: {error}")
+        return None
+
+    try:
+        if found := load():
+            return found
+        kinds = build.wanted()
+        if kinds is not None and kind not in kinds:
+            asked = os.environ["DFORMER_BUILD_OPS"]
+            raise build.BuildError(f"DFORMER_BUILD_OPS={asked}, and there is no library that fits")
+        with build.lock(build.cache()):  # another process may have built it while we waited
+            rejected.clear()
+            return load() or open_library(kind, index, str(build.compile_library(kind, build.cache())))
+    except (build.BuildError, OSError) as error:
+        return State(None, "\n".join([str(error), *rejected]))
+
+
+def open_library(kind: str, index: int | None, path: str) -> State:
+    """Loads a library and makes sure that it fits; `OSError` where it does not."""
+    functions = ctypes.CDLL(path)
+    if kind == "cpu":
+        functions.dformer_cpu_isa.restype = ctypes.c_char_p
+        return State(Library(kind, functions), f"{functions.dformer_cpu_isa().decode()}, {path}")
+    major, expected = functions.dformer_cuda_major(), torch.version.cuda
+    if expected is None or major != int(expected.partition(".")[0]):
+        raise OSError(f"is for CUDA {major}, this PyTorch for {f'CUDA {expected}' if expected else 'none'}")
+    library = cuda_library(functions)
+    with torch.cuda.device(index):
+        if error := functions.dformer_cuda_check():
+            raise OSError(f"does not run on {torch.cuda.get_device_name()}: {error.decode()}")
+    return State(library, path)
+
+
+def cuda_library(functions: ctypes.CDLL) -> Library:
+    """With the functions' results declared: null or what went wrong."""
+    calls = [f"{call}_{dtype}" for call in ("forward", "backward") for dtype in CUDA_DTYPES]
+    for name in ("check", *calls):
+        getattr(functions, f"dformer_cuda_{name}").restype = ctypes.c_char_p
+    return Library("cuda", functions)
+
+
+@functools.cache
+def library(kind: str, index: int | None) -> Library | None:
+    """The library that serves a device; where there is none, that is told once, if nobody asked for it."""
+    found = state(kind, index)
+    if found.library is None and not found.told.startswith("DFORMER_OPS=reference"):
+        reason = found.told.partition("\n")[0]
+        logger.warning(
+            "ms_deform_attn runs in plain PyTorch on %s, which is slower: %s. In full: python -m dformer.env",
+            kind,
+            reason,
+        )
+    return found.library
+
+
+def serving(value: Tensor, spatial_shapes: list[int]) -> Library | None:
+    """The library that can take this call."""
+    found = library(value.device.type, value.device.index)
+    if found is None or value.shape[1] >= 2**31:  # cells are counted in 32 bits
+        return None
+    if found.kind == "cuda" and (value.shape[3] > MAX_CHANNELS or len(spatial_shapes) > 2 * MAX_LEVELS):
+        return None
+    return found
+
+
+def sizes(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor) -> Sizes:
+    """The sizes of a call as the libraries want them."""
+    batch, cells, heads, channels = value.shape
+    queries, levels, points = sampling_locations.shape[1], *sampling_locations.shape[3:5]
+    shapes = (ctypes.c_int64 * len(spatial_shapes))(*spatial_shapes)
+    return Sizes(shapes, batch, cells, heads, channels, queries, levels, points)
+
+
+def invoke(library: Library, name: str, dtype: torch.dtype, size: Sizes, *tensors: Tensor | None) -> None:
+    """Calls dformer_<kind>_<name>_<dtype> with contiguous `tensors`; on CUDA on the current stream of their device."""
+    function = getattr(library.functions, f"dformer_{library.kind}_{name}_{str(dtype).removeprefix('torch.')}")
+    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+    if library.kind == "cpu":
+        function(ctypes.byref(size), torch.get_num_threads(), *pointers)
+        return
+    assert tensors[0] is not None
+    with torch.cuda.device(tensors[0].device):
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        if error := function(ctypes.byref(size), stream, *pointers):
+            raise RuntimeError(f"ms_deform_attn: {error.decode()}")
+
+
+def forward(
+    library: Library, value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """As `dformer.ops.reference.ms_deform_attn`."""
+    if library.kind == "cpu" and value.dtype == torch.float16:
+        return forward(library, value.float(), spatial_shapes, sampling_locations, attention_weights).to(value.dtype)
+    output = value.new_empty(value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
+    inputs = [tensor.contiguous() for tensor in (value, sampling_locations, attention_weights)]
+    size = sizes(value, spatial_shapes, sampling_locations)
+    invoke(library, "forward", value.dtype, size, *inputs, output)
+    return output
+
+
+def backward(
+    library: Library,
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: list[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by value, locations and weights; that by value is summed in the precision of the locations."""
+    if library.kind == "cpu" and value.dtype == torch.float16:
+        arguments = (grad_output.float(), value.float(), spatial_shapes, sampling_locations, attention_weights)
+        grad_value, grad_locations, grad_weights = backward(library, *arguments)
+        return grad_value.to(value.dtype), grad_locations, grad_weights
+    grad_locations = torch.empty_like(sampling_locations, memory_format=torch.contiguous_format)
+    grad_weights = torch.empty_like(attention_weights, memory_format=torch.contiguous_format)
+    inputs = [tensor.contiguous() for tensor in (grad_output, value, sampling_locations, attention_weights)]
+    size = sizes(value, spatial_shapes, sampling_locations)
+    if library.kind == "cpu":  # each sum has one owner and one order
+        grad_value = value.new_zeros(value.shape, dtype=sampling_locations.dtype)
+        invoke(library, "backward", value.dtype, size, *inputs, grad_value, grad_locations, grad_weights)
+    elif torch.are_deterministic_algorithms_enabled():
+        scale = fixed_scale(grad_output, sampling_locations, attention_weights)
+        fixed = value.new_zeros(value.shape, dtype=torch.int64)
+        invoke(library, "backward", value.dtype, size, *inputs, scale, fixed, grad_locations, grad_weights)
+        grad_value = torch.where(scale.isfinite(), fixed / scale, torch.nan)
+    else:
+        grad_value = value.new_zeros(value.shape, dtype=sampling_locations.dtype)
+        invoke(library, "backward", value.dtype, size, *inputs, None, grad_value, grad_locations, grad_weights)
+    return grad_value.to(value.dtype), grad_locations, grad_weights
+
+
+def fixed_scale(grad_output: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+    """Power of two, a float64 number on the device, by which gradients are scaled to be summed as int64.
+
+    A cell gets at most one contribution of each query and point of its level, none larger than the largest gradient
+    times the largest weight: scaled, the sum stays below 2^62. Where those are not finite, neither is the scale.
+    """
+    contributions = sampling_locations.shape[1] * sampling_locations.shape[4]
+    largest = grad_output.abs().amax().double() * attention_weights.abs().amax().double() * contributions
+    _, exponent = torch.frexp(largest)
+    scale = torch.ldexp(torch.ones_like(largest), (62 - exponent).clamp(max=1000))
+    return torch.where(largest.isfinite(), scale, torch.inf)

@@ -1,0 +1,35 @@
+"""All else is in pyproject.toml; here the kernels of dformer.ops are compiled, as far as the machine allows."""
+
+import runpy
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
+
+# By path: where PyTorch is missing, as under build isolation, dformer.ops cannot be imported.
+install = runpy.run_path(str(Path(__file__).parent / "dformer" / "ops" / "build.py"))["install"]
+
+
+class BuildWithKernels(build_py):
+    """Puts the kernels beside the modules, in place for an editable install. Where that fails, the install goes on."""
+
+    def run(self) -> None:
+        super().run()
+        folder = Path(__file__).parent if self.editable_mode else Path(self.build_lib)
+        for told in install(folder / "dformer" / "ops"):
+            print(told)
+
+
+class PlatformWheel(bdist_wheel):
+    """Kernels are for a platform, and for any Python."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.root_is_pure = False
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(cmdclass={"build_py": BuildWithKernels, "bdist_wheel": PlatformWheel})

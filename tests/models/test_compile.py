@@ -1,0 +1,51 @@
+"""torch.compile and torch.export go through the pixel decoder, its operator included, without a break."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.export import Dim, export
+
+from dformer.models.pixel_decoder import MSDeformAttnPixelDecoder
+
+CHANNELS = (8, 16, 24, 32)
+STRIDES = (4, 8, 16, 32)
+
+
+@pytest.fixture
+def decoder() -> MSDeformAttnPixelDecoder:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    sizes = dict(conv_dim=32, mask_dim=16, num_layers=2, num_heads=4, num_points=3, ffn_dim=64)
+    return MSDeformAttnPixelDecoder(in_channels=CHANNELS, **sizes).eval()
+
+
+def features(height: int, width: int) -> list[Tensor]:
+    return [torch.randn(2, c, height // s, width // s) for c, s in zip(CHANNELS, STRIDES, strict=True)]
+
+
+def results(decoder: torch.nn.Module, x: list[Tensor]) -> list[Tensor]:
+    """Embedding, and the gradients of its mean square by the parameters."""
+    embedding = decoder(x).embedding
+    return [embedding, *torch.autograd.grad(embedding.square().mean(), list(decoder.parameters()))]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile(decoder, backend):
+    compiled = torch.compile(decoder, fullgraph=True, backend=backend)
+    x = features(64, 96)
+    torch.testing.assert_close(results(compiled, x), results(decoder, x), rtol=1e-3, atol=1e-5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compiled(x), decoder(x), rtol=0.05, atol=0.05)
+    x = features(96, 128)  # another size: now as a variable
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), decoder(x), rtol=1e-3, atol=1e-5)
+
+
+def test_export(decoder):
+    h, w = Dim("h", min=2, max=64), Dim("w", min=2, max=64)
+    sizes = [{2: 32 // s * h, 3: 32 // s * w} for s in STRIDES]
+    program = export(decoder, (features(64, 96),), dynamic_shapes=(sizes,))
+    names = [str(node.target) for node in program.graph.nodes]
+    assert names.count("dformer.ms_deform_attn.default") == 2
+    x = features(96, 160)
+    torch.testing.assert_close(program.module()(x), decoder(x))
