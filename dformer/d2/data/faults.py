@@ -144,10 +144,10 @@ def json_duplicates(content: Any, file: str, panoptic: bool) -> Findings:
 def json_references(content: Any, file: str, panoptic: bool) -> Findings:
     images = {image["id"] for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
-    orphans = [a["image_id"] for a in content["annotations"] if a["image_id"] not in images]
-    level = FATAL if orphans and len(orphans) == len(content["annotations"]) else WARNING
-    for i in dict.fromkeys(orphans):
-        what = f"{orphans.count(i)} annotations are of an image {i!r}, which is not listed"
+    orphans = Counter(a["image_id"] for a in content["annotations"] if a["image_id"] not in images)
+    level = FATAL if sum(orphans.values()) == len(content["annotations"]) else WARNING
+    for i, count in orphans.items():
+        what = f"{count} annotations are of an image {i!r}, which is not listed"
         yield Finding(level, "annotation without image", file, what, "list the image, or remove its annotations")
     if panoptic:
         for i in sorted(images - {a["image_id"] for a in content["annotations"]}, key=str):
