@@ -83,6 +83,16 @@ def test_semantic_classes_come_from_the_labels_where_none_are_declared(data_dir:
     assert MetadataCatalog.get("cam").stuff_classes == [str(k) for k in range(11)]
 
 
+def test_a_label_apart_is_asked_about(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 1)).save(tmp_path / "a.jpg")
+    Image.fromarray(np.array([[0, 1, 2, 200]], np.uint8)).save(tmp_path / "a.png")
+    declaration = {"form": "semantic", "images": "*.jpg", "annotations": "*.png"}
+    register_declarations({"cam": declaration, "mended": {**declaration, "void": 200}}, tmp_path)
+    with pytest.raises(UserError, match="run to 200, but no pixel has 3: is 200 a class, or void"):
+        num_classes("cam", "semantic")
+    assert num_classes("mended", "semantic") == 3
+
+
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_coco_panoptic_is_what_detectron2_registers(data_dir: Path, task: str) -> None:
     root = data_dir / "coco_panoptic" / "coco"

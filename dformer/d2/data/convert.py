@@ -61,6 +61,8 @@ def convert(name: str, form: str, output: str | Path, workers: int | None = None
     if output.exists():
         raise UserError(f"{output} exists already; name a folder that does not")
     metadata = get_metadata(name)
+    if not metadata.get("image_root"):
+        raise UserError(f'the metadata of data set "{name}" have no image_root: where all its images lie')
     with loading(name):
         records = DatasetCatalog.get(name)
     partial_output = output.with_name(f".{output.name}.partial")

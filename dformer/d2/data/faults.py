@@ -417,8 +417,8 @@ def unpaired_files(seen: Sequence[Seen], metadata: Metadata, queries: int) -> Fi
     if source is not None:
         folders, suffixes = (source.images, source.annotations), ANNOTATION_SUFFIXES.get(source.form)
     else:
-        folders = Path(metadata.get("image_root", "")), Path(metadata.get("sem_seg_root") or "")
-        suffixes = (".png",) if metadata.get("evaluator_type") == "sem_seg" else None
+        folders = Path(metadata.get("image_root") or ""), Path(metadata.get("sem_seg_root") or "")
+        suffixes = (".png",) if metadata.get("evaluator_type") == "sem_seg" and all(f.name for f in folders) else None
     if suffixes is None:
         return
     images, annotations = unpaired(*folders, suffixes)

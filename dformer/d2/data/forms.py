@@ -112,6 +112,11 @@ def _semantic(source: Source) -> Annotated:
     if classes is None:
         found = set().union(*parallel_map(_values, [label for _, label in pairs.values()])) - set(source.void)
         classes = {value: str(value) for value in range(max(found, default=0) + 1) if value not in source.void}
+        if missing := classes.keys() - found:
+            raise UserError(
+                f"{source.annotations}: the labels run to {max(classes)}, but no pixel has {min(missing)}: is "
+                f"{max(classes)} a class, or void? Declare `void`, or the names of all `classes`"
+            )
         logger.warning("%s: no names of classes are declared; labels run to %d", source.annotations, max(classes))
     names = list(dict.fromkeys(classes.values()))
     ignore_label = IGNORE_LABEL if len(names) <= IGNORE_LABEL else 65535
