@@ -10,14 +10,14 @@ the next call goes on with that.
 """
 
 import argparse
-import os
-import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from dformer.d2.data.images import read_labels
+from dformer.d2.data.prepare import default_root, fill_folder
 from dformer.errors import UserError, exit_on_user_error
 
 NUM_CLASSES = 150
@@ -32,38 +32,24 @@ def prepare(root: str | Path, progress: bool = True) -> Path:
     folder = Path(root) / "ADEChallengeData2016"
     for split in ("training", "validation"):
         source, target = folder / "annotations" / split, folder / "annotations_detectron2" / split
-        files = sorted(source.glob("*.png"))
-        if not files:
+        names = sorted(file.name for file in source.glob("*.png"))
+        if not names:
             raise UserError(
                 f"there are no PNGs in {source.absolute()}; put ADE20K there (datasets/README.md), or set --root"
             )
-        if {f.name for f in files} == {f.name for f in target.glob("*.png")}:
-            continue
-        partial = target.with_name(target.name + ".partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        for file in tqdm(files, desc=f"ADE20K {split}", unit="file", disable=not progress):
-            if not (partial / file.name).exists():
-                _prepare_file(file, partial / file.name)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        if set(names) != {file.name for file in target.glob("*.png")}:
+            fill_folder(target, names, partial(_prepare_file, source), f"ADE20K {split}" if progress else None)
     return folder / "annotations_detectron2"
 
 
-def _prepare_file(source: Path, target: Path) -> None:
-    try:
-        with Image.open(source) as picture:
-            mode, labels = picture.mode, np.asarray(picture)
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{source} cannot be read: {error}") from error
-    if mode not in ("L", "P") or labels.max() > NUM_CLASSES:
+def _prepare_file(source: Path, name: str, target: Path) -> None:
+    labels = read_labels(source / name)
+    if labels.max() > NUM_CLASSES:
         raise UserError(
-            f"{source} is not a label map of ADE20K (grey, values 0 to {NUM_CLASSES}): mode {mode}, largest value "
+            f"{source / name} is not a label map of ADE20K, whose values are 0 to {NUM_CLASSES}: its largest value is "
             f"{labels.max()}"
         )
-    written = target.with_suffix(".tmp")
-    Image.fromarray(labels.astype(np.uint8) - np.uint8(1)).save(written, format="PNG")  # 0 wraps around to 255
-    written.replace(target)
+    Image.fromarray(labels.astype(np.uint8) - np.uint8(1)).save(target / name)  # 0 wraps around to 255
 
 
 @exit_on_user_error
@@ -71,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prepare ADE20K's labels for semantic segmentation with Detectron2.")
     parser.add_argument(
         "--root",
-        default=os.environ.get("DETECTRON2_DATASETS", "datasets"),
+        default=default_root(),
         help='folder that holds ADEChallengeData2016/; by default $DETECTRON2_DATASETS, or else "datasets"',
     )
     print(f"{prepare(parser.parse_args().root)}: prepared")

@@ -78,6 +78,12 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.DIFFUSION.ETA = 1.0  # 0: DDIM, deterministic after the first noise; 1: DDPM
     cfg.DIFFUSION.SEED = 0  # of the noise at inference
 
+    # Own data sets, to be named in TRAIN and TEST: `{name: {form: ..., images: ..., annotations: ...}}`, or YAML files
+    # of such declarations (datasets/README.md).
+    cfg.DATASETS.CUSTOM = ()
+    # Images of each data set that are checked before the first step (tools/check_dataset.py checks all). 0: no check.
+    cfg.DATASETS.CHECK_IMAGES = 200
+
     # Training data. INPUT.TASK says what a training target is, INPUT.AUGMENTATION how images are varied.
     cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.TASK = "panoptic"  # or "instance", "semantic"

@@ -25,7 +25,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dformer.d2.checkpointer import Checkpointer, fetch_checkpoint, load_weights
-from dformer.d2.data import build_test_loader, build_train_loader, check_datasets, model_classes
+from dformer.d2.data import (
+    build_test_loader,
+    build_train_loader,
+    check_datasets,
+    model_classes,
+    register_custom,
+)
 from dformer.d2.evaluation import build_evaluators, class_table, evaluate_saved, summary_table, write_csv, written_whole
 from dformer.d2.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
 from dformer.d2.precision import amp_dtype, inference_autocast
@@ -81,6 +87,7 @@ def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions
         FloatingPointError: see `Trainer.run_step`.
     """
     cfg = set_up(cfg, write_config=not eval_only)
+    register_custom(cfg)
     train_seconds = None
     results: Results
     if eval_only and predictions:

@@ -4,14 +4,21 @@ Detectron2 itself has the semantic labels only (`ade20k_sem_seg_train`, `ade20k_
 same: of these, 100 are things (https://github.com/CSAILVision/placeschallenge).
 """
 
+import json
 import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, register_coco_panoptic
+from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
+from detectron2.utils.file_io import PathManager
+from numpy.typing import NDArray
+
+from dformer.d2.data.images import read_panoptic_png
+from dformer.errors import UserError
 
 CLASSES = [name.strip() for name in ADE20K_SEM_SEG_CATEGORIES]  # by class id; the label in the PNG files is one more
 
@@ -41,8 +48,17 @@ def register_ade20k(root: str | Path) -> None:
             "sem_seg_root": os.path.join(folder, "annotations_detectron2", images),
         }
         panoptic_root = os.path.join(folder, f"ade20k_panoptic_{split}")
-        register_coco_panoptic(
-            f"ade20k_panoptic_{split}", panoptic, image_root, panoptic_root, f"{panoptic_root}.json", instances
+        name = f"ade20k_panoptic_{split}"
+        DatasetCatalog.register(name, partial(_load_panoptic, f"{panoptic_root}.json", image_root, panoptic_root))
+        MetadataCatalog.get(name).set(
+            panoptic_root=panoptic_root,
+            image_root=image_root,
+            panoptic_json=f"{panoptic_root}.json",
+            json_file=instances,
+            evaluator_type="ade20k_panoptic_seg",
+            ignore_label=255,
+            label_divisor=1000,
+            **panoptic,
         )
         name = f"ade20k_instance_{split}"
         DatasetCatalog.register(name, partial(_load_instances, instances, image_root))
@@ -55,6 +71,21 @@ def register_ade20k(root: str | Path) -> None:
         )
 
 
+def _load_panoptic(json_file: str, image_root: str, png_root: str) -> list[dict[str, Any]]:
+    # Detectron2's own loader wants integers as image ids; here they are names.
+    with PathManager.open(json_file) as file:
+        annotations = json.load(file)["annotations"]
+    return [
+        {
+            "file_name": os.path.join(image_root, f"{annotation['image_id']}.jpg"),
+            "image_id": annotation["image_id"],
+            "pan_seg_file_name": os.path.join(png_root, annotation["file_name"]),
+            "segments_info": [{**s, "isthing": s["category_id"] in THINGS} for s in annotation["segments_info"]],
+        }
+        for annotation in annotations
+    ]
+
+
 def _load_instances(json_file: str, image_root: str) -> list[dict[str, Any]]:
     # Detectron2's own renumbering would take the names from the file, whose spelling differs between preparations.
     records = load_coco_json(json_file, image_root)
@@ -62,3 +93,25 @@ def _load_instances(json_file: str, image_root: str) -> list[dict[str, Any]]:
         for annotation in record["annotations"]:
             annotation["category_id"] = THINGS.index(annotation["category_id"])
     return records
+
+
+def read_ade20k_instances(file: str | Path, size: tuple[int, int]) -> list[tuple[int, NDArray[np.bool_]]]:
+    """Instances in a PNG of `annotations_instance`: class id (0 to 149) and mask (H, W) of each.
+
+    Red is the number of the thing class, 1 to 100; green the id of the instance, 0 where there is none.
+
+    Raises:
+        UserError: the file is missing or not of this kind, or not of `size`, the image's height and width.
+    """
+    picture = read_panoptic_png(file)
+    if picture.shape[:2] != size:
+        raise UserError(f"{file} is {picture.shape[1]} x {picture.shape[0]}, its image {size[1]} x {size[0]} pixels")
+    categories, ids = picture[:, :, 0], picture[:, :, 1]
+    instances = []
+    for k in np.unique(ids[ids > 0]).tolist():
+        mask = ids == k
+        found = np.unique(categories[mask]).tolist()
+        if len(found) != 1 or not 1 <= found[0] <= len(THINGS):
+            raise UserError(f"{file}: instance {k} should be of one class, 1 to {len(THINGS)}, but has {found}")
+        instances.append((THINGS[found[0] - 1], mask))
+    return instances

@@ -144,7 +144,7 @@ def _read_instances(record: Record, size: Size, ignore_label: int) -> Annotation
 def _read_semantic(record: Record, size: Size, num_classes: int, ignore_label: int) -> Annotation:
     if "sem_seg_file_name" in record:
         file_name = record["sem_seg_file_name"]
-        labels = read_labels(file_name)
+        labels = read_labels(file_name, record.get("label_map"))
         _check_size(record["file_name"], size, file_name, labels.shape)
     else:  # crowds count as their class here
         classes = {s["id"]: s["category_id"] for s in _segments(record, "semantic")}

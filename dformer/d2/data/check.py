@@ -1,39 +1,84 @@
 """Quick checks of the data sets that a config names, before anything heavy starts."""
 
+import fnmatch
+import logging
 import os
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from dformer.d2.data.datasets import available_tasks, class_names, get_metadata, num_classes
+from dformer.d2.data.custom import register_custom
+from dformer.d2.data.datasets import available_tasks, class_names, has_classes, num_classes
+from dformer.d2.data.faults import WARNING
+from dformer.d2.data.forms import folder_of
+from dformer.d2.data.inspection import inspect_datasets
 from dformer.errors import UserError
 
-# What to do when a path with this part is missing.
+logger = logging.getLogger(__name__)
+
+MAX_SHOWN = 10  # fatal findings
+# What to do when a path is missing, by a pattern of a file or folder in it.
 _REMEDIES = {
     "shapes": "generate Shapes with: python datasets/shapes.py",
     "annotations_detectron2": "prepare ADE20K with: python datasets/prepare_ade20k_sem_seg.py",
+    "ade20k_panoptic_*": "prepare ADE20K with: python datasets/prepare_ade20k_pan_seg.py",
+    "ade20k_instance_*": "prepare ADE20K with: python datasets/prepare_ade20k_ins_seg.py",
 }
 
 
 def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
-    """Check names, files and class counts of `cfg.DATASETS.TRAIN` (if `train`) and `cfg.DATASETS.TEST` (if `test`).
+    """Check names, files, class counts and contents of `cfg.DATASETS.TRAIN` (if `train`) and `TEST` (if `test`).
+
+    Of the contents, all that json files say is checked, and `cfg.DATASETS.CHECK_IMAGES` images with their annotations;
+    what does not keep a training from starting is logged.
 
     Raises:
-        UserError: a data set is not registered (the nearest name is given), is not annotated for `cfg.INPUT.TASK`,
-            lacks files (which, where they are expected, and what DETECTRON2_DATASETS is), or has another number of
-            classes than `cfg.MODEL.NUM_CLASSES` (0: derived) or than the first data set.
+        UserError: a declaration in `cfg.DATASETS.CUSTOM` is wrong, or a data set is not registered (the nearest name is
+            given), is not annotated for `cfg.INPUT.TASK`, lacks files (which, where they are expected, and what
+            DETECTRON2_DATASETS is), has a fatal fault, or has another number of classes than `cfg.MODEL.NUM_CLASSES`
+            (0: derived) or than the first data set.
     """
+    register_custom(cfg)
     training = list(cfg.DATASETS.TRAIN) if train else []
     testing = list(cfg.DATASETS.TEST) if test else []
     if train and not training:
         raise UserError("DATASETS.TRAIN is empty; name at least one data set to train on")
+    names = [*training, *testing]
+    # Before files are read: what can be told without.
+    _check_classes(cfg, [n for n in training if has_classes(n)], [n for n in testing if has_classes(n)])
+    for name in names:
+        _check_files(name, instances=name in testing and "instance" in cfg.TEST.TASKS)
+    _check_contents(cfg, training, testing)
+    _check_classes(cfg, training, testing)
+
+
+def _check_classes(cfg: CfgNode, training: Sequence[str], testing: Sequence[str]) -> None:
     # A test set may be annotated for less than what the model is trained for: its classes are the evaluator's matter.
     check_class_counts(cfg, [*training, *(n for n in testing if cfg.INPUT.TASK in available_tasks(n))])
-    for name in training:
-        _check_files(name)
-    for name in testing:
-        _check_files(name, instances="instance" in cfg.TEST.TASKS)
+
+
+def _check_contents(cfg: CfgNode, training: Sequence[str], testing: Sequence[str]) -> None:
+    limit = cfg.DATASETS.CHECK_IMAGES
+    if not limit or not [*training, *testing]:
+        return
+    queries = cfg.MODEL.MASK_DECODER.NUM_QUERIES
+    inspections = inspect_datasets(training, testing, queries, limit, progress=False)
+    fatal = [finding for inspection in inspections for finding in inspection.fatal]
+    if fatal:
+        shown = "".join(f"\n  {f.file}: {f.what}; {f.remedy}" for f in fatal[:MAX_SHOWN])
+        more = f"\n  and {len(fatal) - MAX_SHOWN} more" if len(fatal) > MAX_SHOWN else ""
+        raise UserError(
+            f"the data cannot be trained on:{shown}{more}\nAll that is wrong with it is found by: "
+            f"python tools/check_dataset.py {' '.join(i.name for i in inspections)} (with the same DATASETS.CUSTOM)"
+        )
+    for inspection in inspections:
+        for kind, findings in inspection.by_kind(WARNING).items():
+            first = findings[0]
+            logger.warning(
+                "%s: %s (%d): %s: %s; %s", inspection.name, kind, len(findings), first.file, first.what, first.remedy
+            )
 
 
 def check_class_counts(cfg: CfgNode, names: Sequence[str]) -> None:
@@ -64,13 +109,8 @@ def check_class_counts(cfg: CfgNode, names: Sequence[str]) -> None:
 
 def _check_files(name: str, instances: bool = False) -> None:
     """Check that a data set's files and folders are there; a panoptic set's instances json only if `instances`."""
-    metadata = get_metadata(name)
-    if "panoptic" in available_tasks(name):  # all else follows from the panoptic annotations
-        wanted = ["image_root", "panoptic_json", "panoptic_root", *(["json_file"] if instances else [])]
-    else:
-        wanted = ["image_root", "json_file", "sem_seg_root"]
-    paths = [str(metadata.get(key)) for key in wanted if metadata.get(key)]
-    missing = [os.path.abspath(path) for path in paths if "://" not in path and not _holds_something(path)]
+    paths = [path for path in _paths(name, instances) if "://" not in path]
+    missing = [os.path.abspath(path) for path in paths if not _holds_something(path)]
     if not missing:
         return
 
@@ -78,13 +118,26 @@ def _check_files(name: str, instances: bool = False) -> None:
     where = (
         f'it is "{root}"' if root else f'it is not set, so "datasets" in the current folder, {os.getcwd()}, is taken'
     )
-    remedies = [text for part, text in _REMEDIES.items() if any(part in path.split(os.sep) for path in missing)]
+    remedies = [text for part, text in _REMEDIES.items() if any(fnmatch.filter(p.split(os.sep), part) for p in missing)]
     raise UserError(
         f'data set "{name}" is not complete: missing or empty: {", ".join(missing)}. '
         f"The environment variable DETECTRON2_DATASETS says where data sets are: {where}. "
         + "".join(f"You can {text}. " for text in remedies)
         + "The expected files: datasets/README.md"
     )
+
+
+def _paths(name: str, instances: bool) -> list[str]:
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("declared"):
+        source = metadata.declared[0]
+        places = (folder_of(source.images), folder_of(source.annotations), source.pngs, source.instances)
+        return [str(place) for place in places if place]
+    if has_classes(name) and "panoptic" in available_tasks(name):  # all else follows from the panoptic annotations
+        wanted = ["image_root", "panoptic_json", "panoptic_root", *(["json_file"] if instances else [])]
+    else:
+        wanted = ["image_root", "json_file", "sem_seg_root"]
+    return [str(metadata.get(key)) for key in wanted if metadata.get(key)]
 
 
 def _holds_something(path: str) -> bool:

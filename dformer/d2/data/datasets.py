@@ -16,6 +16,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import register_coco_panoptic
 
 from dformer.d2.data.ade20k import register_ade20k
+from dformer.d2.data.custom import register_custom
 from dformer.errors import UserError, did_you_mean
 
 TASKS = ("panoptic", "instance", "semantic")
@@ -56,13 +57,21 @@ def get_metadata(name: str) -> Metadata:
     Raises:
         UserError: there is none of this name.
     """
-    if name not in DatasetCatalog:
-        raise UserError(f'there is no data set "{name}"{did_you_mean(name, DatasetCatalog)}')
-    metadata = MetadataCatalog.get(name)
-    if not {"thing_classes", "stuff_classes"} & set(metadata.as_dict()):
+    if not has_classes(name):
         with loading(name):
             DatasetCatalog.get(name)  # Detectron2 takes the classes of instance sets from their json when it is loaded
-    return metadata
+    return MetadataCatalog.get(name)
+
+
+def has_classes(name: str) -> bool:
+    """Whether the classes of a data set are known without loading it.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in DatasetCatalog:
+        raise UserError(f'there is no data set "{name}"{did_you_mean(name, DatasetCatalog)}')
+    return bool({"thing_classes", "stuff_classes"} & set(MetadataCatalog.get(name).as_dict()))
 
 
 @contextmanager
@@ -70,7 +79,9 @@ def loading(name: str) -> Iterator[None]:
     """Turn what Detectron2's loaders raise on missing or wrong files of data set `name` into `UserError`."""
     try:
         yield
-    except (AssertionError, KeyError, OSError, ValueError) as error:
+    except UserError:
+        raise
+    except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
         raise UserError(f'data set "{name}" cannot be loaded: {type(error).__name__}: {error}') from error
 
 
@@ -146,6 +157,7 @@ def model_classes(cfg: CfgNode) -> tuple[list[str], tuple[int, ...]]:
     if cfg.MODEL.CLASSES:
         names, things = list(cfg.MODEL.CLASSES), tuple(cfg.MODEL.THINGS)
     else:
+        register_custom(cfg)
         name, task = cfg.DATASETS.TRAIN[0], cfg.INPUT.TASK
         names, things = class_names(name, task), thing_ids(name, task)
     if cfg.MODEL.NUM_CLASSES not in (0, len(names)):

@@ -1,5 +1,6 @@
 """Reading picture files: images, label maps and panoptic PNGs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from dformer.errors import UserError
 
+ORIENTATION = 0x0112  # EXIF tag; from 5 on, height and width change places
 _INTEGER_MODES = ("I", "I;16", "I;16B", "I;16L")  # PIL's modes of pictures of 16 bits a pixel
 
 
@@ -36,12 +38,46 @@ def read_image(file_name: str | Path, image_format: str = "RGB") -> NDArray[np.u
     return np.ascontiguousarray(convert_PIL_to_numpy(image, image_format))
 
 
-def read_labels(file_name: str | Path) -> NDArray[np.integer[Any]]:
-    """Read a label map, (H, W): grey values of 8 bits (uint8) or 16 bits (int32), or the indices of a palette (uint8).
+def read_size(file_name: str | Path) -> tuple[int, int]:
+    """Height and width of an image, turned as its EXIF orientation says; its pixels are not read.
 
     Raises:
-        UserError: the file is missing, unreadable or a colour picture.
+        UserError: the file is missing or not an image.
     """
+    try:
+        with PathManager.open(str(file_name), "rb") as file, Image.open(file) as picture:
+            turned = picture.getexif().get(ORIENTATION, 1) >= 5
+            return (picture.width, picture.height) if turned else (picture.height, picture.width)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"image {file_name} cannot be read: {error}") from error
+
+
+def read_labels(file_name: str | Path, label_map: Mapping[int, int] | None = None) -> NDArray[np.integer[Any]]:
+    """Read a label map, (H, W): grey values of 8 bits (uint8) or 16 bits (int32), or the indices of a palette (uint8).
+
+    Args:
+        file_name: path; whatever Detectron2's `PathManager` resolves.
+        label_map: value in the file -> label that is returned (int32), for all values that may occur.
+
+    Raises:
+        UserError: the file is missing, unreadable or a colour picture, or has a value that is not in `label_map`.
+    """
+    labels = _read_grey_values(file_name)
+    if label_map is None:
+        return labels
+    unknown = max(label_map) + 1
+    table = np.full(unknown + 1, -1, np.int32)
+    table[list(label_map)] = list(label_map.values())
+    mapped = table[labels.clip(-1, unknown)]
+    if mapped.min() < 0:
+        raise UserError(
+            f"label map {file_name} holds the value {labels[mapped < 0].max()}, which is neither a class nor void; "
+            f"declare it in `classes` or `void` (known: {', '.join(map(str, sorted(label_map)))})"
+        )
+    return mapped
+
+
+def _read_grey_values(file_name: str | Path) -> NDArray[np.integer[Any]]:
     picture = _read_picture(file_name, "label map")
     if picture.mode in _INTEGER_MODES:
         return np.asarray(picture).astype(np.int32)

@@ -1,6 +1,8 @@
 """Which evaluators a data set gets."""
 
+import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ from detectron2.data.catalog import Metadata
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
+from dformer.d2.data.coco_format import instances_json
 from dformer.d2.data.datasets import get_metadata, loading
 from dformer.d2.data.images import read_labels, read_panoptic_png
 from dformer.d2.data.panoptic import semantic_from_panoptic
+from dformer.d2.data.parallel import parallel_map
 from dformer.d2.evaluation.ground_truth import PanopticGroundTruth
 from dformer.d2.evaluation.instance import InstanceEvaluator
 from dformer.d2.evaluation.output import TaskEvaluator
@@ -85,17 +89,31 @@ def _with_instance_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
         with loading(metadata.name):
             DatasetCatalog.get(metadata.name)  # Detectron2 numbers the categories when it loads the annotations
     things = {contiguous: i for i, contiguous in metadata.thing_dataset_id_to_contiguous_id.items()}
-    return {"instance": InstanceEvaluator(_local(metadata.json_file), things, folder, cfg.TEST.BOUNDARY)}
+    if metadata.get("json_file"):
+        json_file = _local(metadata.json_file)
+        where, truth = str(json_file), partial(_read_json, json_file)
+    else:  # annotated in another form
+        where, truth = f'data set "{metadata.name}"', partial(_as_coco_instances, metadata)
+    return {"instance": InstanceEvaluator(truth, where, things, folder, cfg.TEST.BOUNDARY)}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
+
+
+def _as_coco_instances(metadata: Metadata) -> dict[str, Any]:
+    return instances_json(DatasetCatalog.get(metadata.name), metadata, run=partial(parallel_map, workers=1))
 
 
 def _with_semantic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -> dict[str, TaskEvaluator]:
     with loading(metadata.name):
-        label_files = {record["file_name"]: record["sem_seg_file_name"] for record in DatasetCatalog.get(metadata.name)}
+        records = {record["file_name"]: record for record in DatasetCatalog.get(metadata.name)}
 
     def labels_of(image: dict[str, Any]) -> Labels:
-        return read_labels(label_files[image["file_name"]])
+        record = records[image["file_name"]]
+        return read_labels(record["sem_seg_file_name"], record.get("label_map"))
 
-    names = prediction_names(label_files)
+    names = prediction_names(records)
     evaluator = SemanticEvaluator(
         labels_of=labels_of,
         name_of=lambda image: names[image["file_name"]],

@@ -1,7 +1,6 @@
 """Average precision of instance masks, computed by pycocotools as COCO's official evaluation does."""
 
 import io
-import json
 import logging
 import math
 from collections import OrderedDict, defaultdict
@@ -42,15 +41,22 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
     """
 
     def __init__(
-        self, json_file: Path, dataset_ids: Mapping[int, int], folder: Path, with_boundary: bool = False
+        self,
+        truth: Callable[[], dict[str, Any]],
+        where: str,
+        dataset_ids: Mapping[int, int],
+        folder: Path,
+        with_boundary: bool = False,
     ) -> None:
         """
         Args:
-            json_file: COCO instances json, in dataset category ids.
+            truth: gives the annotations as a COCO instances json has them, in dataset category ids.
+            where: they are, for messages.
             dataset_ids: contiguous class id -> dataset category id, of things.
             folder: of the predictions.
         """
-        self._json_file = json_file
+        self._truth = truth
+        self._where = where
         self._dataset_ids = dataset_ids
         self._with_boundary = with_boundary
         super().__init__(folder)
@@ -77,7 +83,7 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
 
     def read(self, images: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], Detections]:
         file = self.folder / "coco_instances_results.json"
-        truth = json.loads(self._json_file.read_text())
+        truth = self._truth()
         sizes = {image["id"]: [image["height"], image["width"]] for image in truth["images"]}
         by_image: dict[int | str, Detections] = defaultdict(list)
         for i, detection in enumerate(read_json(file)):
@@ -101,14 +107,14 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
         predictions = list(chain.from_iterable(gathered_predictions))
         if not self.is_saved:
             write_json(self.folder / "coco_instances_results.json", predictions)
-        truth = json.loads(self._json_file.read_text())
+        truth = self._truth()
         missing = set(image_ids) - {image["id"] for image in truth["images"]}
         if missing:
             raise UserError(
-                f"{self._json_file} has no image with id {min(missing, key=str)!r}; it belongs to another data set"
+                f"{self._where} has no image with id {min(missing, key=str)!r}; it belongs to another data set"
             )
         if "annotations" not in truth:
-            logger.warning("%s has no annotations, so AP is left out; the predictions are saved", self._json_file)
+            logger.warning("%s has no annotations, so AP is left out; the predictions are saved", self._where)
             return {}
         results = mask_average_precision(truth, predictions, image_ids)
         if self._with_boundary:

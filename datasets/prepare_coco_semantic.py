@@ -1,0 +1,92 @@
+"""Semantic labels from COCO's panoptic annotations, as Detectron2 and as the published Mask2Former lay them out.
+
+    <root>/coco/annotations/panoptic_{train,val}2017.json                              as published
+    <root>/coco/panoptic_{train,val}2017/*.png                                         as published
+    <root>/coco/panoptic_stuff_{train,val}2017/*.png       written here, as Detectron2: 0 things, 1-53 stuff, 255 void
+    <root>/coco/panoptic_semseg_{train,val}2017/*.png      written here, as Mask2Former: 0-132 all classes, 255 void
+
+dformer itself needs neither: it reads labels off the panoptic PNGs. Detectron2's `coco_2017_*_panoptic_separated` and
+`_stuffonly`, and other repositories, do. A folder appears when it is whole; until then it is beside its place and its
+name ends in ".partial", and the next call goes on with that.
+"""
+
+import argparse
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from panopticapi.utils import rgb2id
+from PIL import Image
+
+from dformer.d2.data.forms import read_json
+from dformer.d2.data.images import read_panoptic_png
+from dformer.d2.data.panoptic import paint_classes
+from dformer.d2.data.prepare import default_root, fill_folder
+from dformer.errors import UserError, exit_on_user_error
+
+VOID = 255
+_STUFF_IDS = [c["id"] for c in COCO_CATEGORIES if not c["isthing"]]
+# name of the folder -> category id -> label
+LAYOUTS = {
+    "panoptic_stuff": {c["id"]: 0 if c["isthing"] else 1 + _STUFF_IDS.index(c["id"]) for c in COCO_CATEGORIES},
+    "panoptic_semseg": {c["id"]: k for k, c in enumerate(COCO_CATEGORIES)},
+}
+
+
+def prepare(root: str | Path, progress: bool = True) -> list[Path]:
+    """Prepare both layouts of the splits that are there; return the folders.
+
+    Raises:
+        UserError: no panoptic annotations are there, or json and PNGs contradict each other.
+    """
+    folder = Path(root) / "coco"
+    splits = [s for s in ("val2017", "train2017") if (folder / "annotations" / f"panoptic_{s}.json").exists()]
+    if not splits:
+        raise UserError(
+            f"there is no panoptic_val2017.json or panoptic_train2017.json in {(folder / 'annotations').absolute()}; "
+            "put COCO there (datasets/README.md), or set --root"
+        )
+    written = []
+    for split in splits:
+        content = read_json(folder / "annotations" / f"panoptic_{split}.json")
+        annotations = {a["file_name"]: a["segments_info"] for a in content["annotations"]}
+        for layout, labels in LAYOUTS.items():
+            target = folder / f"{layout}_{split}"
+            if annotations.keys() != {file.name for file in target.glob("*.png")}:
+                work = partial(_prepare_file, folder / f"panoptic_{split}", annotations, labels)
+                fill_folder(target, list(annotations), work, f"{layout}_{split}" if progress else None)
+            written.append(target)
+    return written
+
+
+def _prepare_file(
+    source: Path, annotations: Mapping[str, list[dict[str, Any]]], labels: Mapping[int, int], name: str, target: Path
+) -> None:
+    ids = rgb2id(read_panoptic_png(source / name))
+    categories = {s["id"]: s["category_id"] for s in annotations[name]}
+    unknown = sorted(set(categories.values()) - labels.keys())
+    if unknown:
+        raise UserError(f"{source / name}: its json names the category {unknown[0]}, which is not one of COCO's")
+    if set(np.unique(ids).tolist()) - {0} != categories.keys():
+        raise UserError(f"{source / name} and its json name different segments; are they of the same download?")
+    painted = paint_classes(ids, {i: labels[category] for i, category in categories.items()}, VOID)
+    Image.fromarray(painted).save(target / name)
+
+
+@exit_on_user_error
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Prepare semantic labels from COCO's panoptic annotations.")
+    parser.add_argument(
+        "--root",
+        default=default_root(),
+        help='folder that holds coco/; by default $DETECTRON2_DATASETS, or else "datasets"',
+    )
+    for folder in prepare(parser.parse_args().root):
+        print(f"{folder}: prepared")
+
+
+if __name__ == "__main__":
+    main()
