@@ -62,5 +62,5 @@ lock:
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -f dformer/ops/*.so
+	rm -rf dformer/ops/lib
 	find dformer tools datasets tests -name __pycache__ -type d -prune -exec rm -rf {} +

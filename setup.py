@@ -8,7 +8,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 # By path: where PyTorch is missing, as under build isolation, dformer.ops cannot be imported.
-install = runpy.run_path(str(Path(__file__).parent / "dformer" / "ops" / "build.py"))["install"]
+build = runpy.run_path(str(Path(__file__).parent / "dformer" / "ops" / "build.py"))
 
 
 class BuildWithKernels(build_py):
@@ -17,7 +17,7 @@ class BuildWithKernels(build_py):
     def run(self) -> None:
         super().run()
         folder = Path(__file__).parent if self.editable_mode else Path(self.build_lib)
-        for told in install(folder / "dformer" / "ops"):
+        for told in build["install"](folder / "dformer" / "ops" / build["LIBRARIES"]):
             print(told)
 
 

@@ -1,15 +1,24 @@
 """Predictions of one image -> semantic, panoptic and instance results (MaskFormer, Cheng et al. 2021, Sec. 3.4).
 
-Shapes: N masks of H x W, K classes. `logits` are (N, K + 1), the last for "no object"; `masks` are (N, H, W) logits.
+Masks at the size of the result are the largest tensors of all. So they are resized a strip of rows at a time, and each
+result takes from a strip what it needs: `collect([SemanticScores(...), ...], resized_strips(masks, ...))`.
+
+Shapes: N masks of h x w, results of H x W, strips of R rows, K classes. `logits` are (N, K + 1), the last for "no
+object".
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-ELEMENTS = 2**21  # of a strip: 8 MB, about what a core's cache holds
+Size = tuple[int, int]
+
+ELEMENTS = (
+    2**21
+)  # numbers in a strip: 8 MB, which the caches of a CPU hold; a GPU, with few launches, takes 32 times that
 
 
 class Segment(NamedTuple):
@@ -31,18 +40,38 @@ class InstanceResult(NamedTuple):
     classes: Tensor
 
 
-def semantic(logits: Tensor, masks: Tensor) -> Tensor:
+class Result(Protocol):
+    """What `collect` fills: `add` gets the rows of a strip, its mask logits (N, R, W) and their sigmoid."""
+
+    def add(self, rows: slice, masks: Tensor, probability: Tensor) -> None: ...
+
+    def result(self) -> Any: ...
+
+
+def collect(results: Sequence[Result], strips: Iterator[tuple[slice, Tensor]]) -> list[Any]:
+    """Each of `results` from one pass over the strips of all rows."""
+    for rows, masks in strips:
+        probability = masks.sigmoid()
+        for result in results:
+            result.add(rows, masks, probability)
+    return [result.result() for result in results]
+
+
+class SemanticScores:
     """Class scores (K, H, W): the masks' probabilities, weighted by their class probabilities."""
-    weights = logits.softmax(-1)[:, :-1].T  # (K, N)
-    scores = masks.new_empty(len(weights), *masks.shape[1:])
-    for rows in strips(masks):
-        scores[:, rows] = torch.einsum("kn,nhw->khw", weights, masks[:, rows].sigmoid())
-    return scores
+
+    def __init__(self, logits: Tensor, size: Size) -> None:
+        self.weights = logits.softmax(-1)[:, :-1].T  # (K, N)
+        self.scores = logits.new_empty(len(self.weights), *size)
+
+    def add(self, rows: slice, masks: Tensor, probability: Tensor) -> None:
+        torch.mm(self.weights, probability.flatten(1), out=self.scores[:, rows].flatten(1))
+
+    def result(self) -> Tensor:
+        return self.scores
 
 
-def panoptic(
-    logits: Tensor, masks: Tensor, things: Tensor, object_threshold: float, overlap_threshold: float
-) -> tuple[Tensor, list[Segment]]:
+class PanopticMap:
     """A map (H, W) int32 of segment ids, 0 for none, and its segments. Segments of a stuff class are merged.
 
     Args:
@@ -50,74 +79,132 @@ def panoptic(
         object_threshold: masks with a class probability of at most this are dropped.
         overlap_threshold: masks that win less than this share of their own area are dropped.
     """
-    num_classes = logits.shape[1] - 1
-    scores, classes = logits.softmax(-1).max(-1)
-    kept = ((classes != num_classes) & (scores > object_threshold)).nonzero()[:, 0]
-    scores, classes = scores[kept], classes[kept]
-    if len(kept) == 0:
-        return torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device), []
-    winner = torch.empty(masks.shape[1:], dtype=torch.int64, device=masks.device)  # of the kept masks, at each pixel
-    visible = torch.empty_like(winner, dtype=torch.bool)  # is the pixel inside its winner
-    areas = torch.zeros_like(kept)
-    for rows in strips(masks):
-        probability = masks[kept, rows].sigmoid()  # (n, h, W)
+
+    def __init__(
+        self, logits: Tensor, size: Size, things: Tensor, object_threshold: float, overlap_threshold: float
+    ) -> None:
+        scores, classes = logits.softmax(-1).max(-1)
+        self.kept = ((classes != logits.shape[1] - 1) & (scores > object_threshold)).nonzero()[:, 0]  # n of the N
+        self.scores, self.classes = scores[self.kept], classes[self.kept]
+        self.things = things
+        self.overlap_threshold = overlap_threshold
+        self.winner = torch.zeros(size, dtype=torch.int64, device=logits.device)  # of the n, at each pixel
+        self.visible = torch.zeros(size, dtype=torch.bool, device=logits.device)  # is the pixel inside its winner
+        self.areas = torch.zeros_like(self.kept)
+
+    def add(self, rows: slice, masks: Tensor, probability: Tensor) -> None:
+        if len(self.kept) == 0:
+            return
+        probability = probability[self.kept]  # (n, R, W)
         inside = probability >= 0.5
-        areas += inside.flatten(1).sum(1)
-        winner[rows] = (scores[:, None, None] * probability).argmax(0)
-        visible[rows] = inside.gather(0, winner[None, rows])[0]
-    won_areas = torch.bincount(winner.flatten(), minlength=len(kept))
-    visible_areas = torch.bincount(winner[visible], minlength=len(kept))
-    statistics = torch.stack([won_areas, areas, visible_areas, classes, things[classes].long()], dim=1)
-    segments: list[Segment] = []
-    stuff: dict[int, int] = {}  # class -> position in `segments`
-    ids = [0] * len(kept)  # of the segment that a mask becomes
-    for k, ((won_area, area, visible_area, category, thing), score) in enumerate(
-        zip(statistics.tolist(), scores.tolist(), strict=True)
-    ):
-        if visible_area == 0 or won_area / area < overlap_threshold:
-            continue
-        if not thing and category in stuff:
-            first = segments[stuff[category]]
-            segments[stuff[category]] = first._replace(score=max(first.score, score), area=first.area + visible_area)
-            ids[k] = first.id
-            continue
-        if not thing:
-            stuff[category] = len(segments)
-        segments.append(Segment(len(segments) + 1, category, score, visible_area))
-        ids[k] = segments[-1].id
-    return torch.tensor(ids, dtype=torch.int32, device=masks.device)[winner] * visible, segments
+        self.areas += inside.flatten(1).sum(1)
+        self.winner[rows] = (self.scores[:, None, None] * probability).argmax(0)
+        self.visible[rows] = inside.gather(0, self.winner[None, rows])[0]
+
+    def result(self) -> tuple[Tensor, list[Segment]]:
+        if len(self.kept) == 0:
+            return self.winner.int(), []
+        won_areas = torch.bincount(self.winner.flatten(), minlength=len(self.kept))
+        visible_areas = torch.bincount(self.winner[self.visible], minlength=len(self.kept))
+        is_thing = self.things[self.classes].long()
+        statistics = torch.stack([won_areas, self.areas, visible_areas, self.classes, is_thing], dim=1)
+        segments: list[Segment] = []
+        stuff: dict[int, int] = {}  # class -> position in `segments`
+        ids = [0] * len(self.kept)  # of the segment that a mask becomes
+        rows = zip(statistics.tolist(), self.scores.tolist(), strict=True)
+        for k, ((won_area, area, visible_area, category, thing), score) in enumerate(rows):
+            if visible_area == 0 or won_area / area < self.overlap_threshold:
+                continue
+            if not thing and category in stuff:
+                first = segments[stuff[category]]
+                merged = first._replace(score=max(first.score, score), area=first.area + visible_area)
+                segments[stuff[category]] = merged
+                ids[k] = first.id
+                continue
+            if not thing:
+                stuff[category] = len(segments)
+            segments.append(Segment(len(segments) + 1, category, score, visible_area))
+            ids[k] = segments[-1].id
+        return torch.tensor(ids, dtype=torch.int32, device=self.winner.device)[self.winner] * self.visible, segments
 
 
-def instances(logits: Tensor, masks: Tensor, things: Tensor, top_k: int) -> InstanceResult:
-    """The `top_k` surest pairs of mask and class, things only.
+class Instances:
+    """The `top_k` surest pairs of mask and class, things only: an `InstanceResult`.
 
     The score is the class probability x the mean mask probability inside. As published, the `top_k` are taken among
     all classes, and what is not a thing is then dropped.
     """
-    num_classes = logits.shape[1] - 1
-    probability = logits.softmax(-1)[:, :-1].flatten()
-    scores, index = probability.topk(min(top_k, len(probability)))
-    classes = index % num_classes
-    keep = things[classes]
-    scores, classes, source = scores[keep], classes[keep], (index // num_classes)[keep]
-    unique, position = source.unique(return_inverse=True)
-    inside = torch.empty(len(unique), *masks.shape[1:], dtype=torch.bool, device=masks.device)
-    total, area = torch.zeros(2, len(unique), device=masks.device)  # of the probabilities inside; pixels
-    for rows in strips(masks):
-        logits_here = masks[unique, rows]
-        inside[:, rows] = logits_here > 0
-        total += (logits_here.sigmoid() * inside[:, rows]).flatten(1).sum(1)
-        area += inside[:, rows].flatten(1).sum(1)
-    certainty = total / (area + 1e-6)
-    scores, order = (scores * certainty[position]).sort(descending=True)
-    position = position[order]
-    return InstanceResult(inside[position], boxes_of(inside)[position], scores, classes[order])
+
+    def __init__(self, logits: Tensor, size: Size, things: Tensor, top_k: int) -> None:
+        num_classes = logits.shape[1] - 1
+        probability = logits.softmax(-1)[:, :-1].flatten()
+        scores, index = probability.topk(min(top_k, len(probability)))
+        classes = index % num_classes
+        keep = things[classes]
+        self.scores, self.classes = scores[keep], classes[keep]
+        self.source, self.position = (index // num_classes)[keep].unique(return_inverse=True)  # u of the N; (n,)
+        self.inside = torch.empty(len(self.source), *size, dtype=torch.bool, device=logits.device)
+        self.total, self.area = torch.zeros(2, len(self.source), device=logits.device)  # of probability; pixels
+
+    def add(self, rows: slice, masks: Tensor, probability: Tensor) -> None:
+        inside = masks[self.source] > 0  # (u, R, W)
+        self.inside[:, rows] = inside
+        self.total += (probability[self.source] * inside).flatten(1).sum(1)
+        self.area += inside.flatten(1).sum(1)
+
+    def result(self) -> InstanceResult:
+        certainty = self.total / (self.area + 1e-6)
+        scores, order = (self.scores * certainty[self.position]).sort(descending=True)
+        position = self.position[order]
+        return InstanceResult(self.inside[position], boxes_of(self.inside)[position], scores, self.classes[order])
 
 
-def strips(masks: Tensor) -> Iterator[slice]:
-    """Rows of masks (N, H, W), a few at a time: what is computed from them need not exist for all at once."""
-    height = max(1, ELEMENTS // max(1, masks.shape[0] * masks.shape[2]))
-    return (slice(top, top + height) for top in range(0, masks.shape[1], height))
+def resized_strips(masks: Tensor, canvas: Size, image: Size, size: Size) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the masks (N, h, w) at the size of the result, a few at a time: slices of 0..H, and logits (N, R, W).
+
+    As published, they are resized to the `canvas` that the model saw, cut to the `image` in its upper left corner, and
+    resized to `size`, bilinearly each time.
+    """
+    elements = ELEMENTS if masks.device.type == "cpu" else 32 * ELEMENTS
+    height = max(1, elements // max(1, len(masks) * size[1]))
+    to_canvas, to_size = Rows.between(masks.shape[1], canvas[0]), Rows.between(image[0], size[0])
+    for top in range(0, size[0], height):
+        rows = slice(top, min(top + height, size[0]))
+        wanted = to_size.some(rows)
+        seen = slice(int(wanted.low[0]), int(wanted.high[-1]) + 1)  # rows of the canvas
+        strip = wanted.of(to_canvas.some(seen).of(masks), first=seen.start)  # (N, R, w)
+        yield rows, widen(widen(strip, canvas[1])[..., : image[1]], size[1])
+
+
+class Rows(NamedTuple):
+    """Rows between two rows of a map: (1 - weight) x row `low` + weight x row `high`, each (R,)."""
+
+    low: Tensor
+    high: Tensor
+    weight: Tensor
+
+    @classmethod
+    def between(cls, source: int, target: int) -> "Rows":
+        """Those that a map of `source` rows has when it is resized to `target` rows."""
+        place = ((torch.arange(target) + 0.5) * (source / target) - 0.5).clamp(min=0)
+        low = place.long().clamp(max=source - 1)
+        return cls(low, (low + 1).clamp(max=source - 1), place - low)
+
+    def some(self, rows: slice) -> "Rows":
+        """Of these, the ones at `rows`."""
+        return Rows(self.low[rows], self.high[rows], self.weight[rows])
+
+    def of(self, maps: Tensor, first: int = 0) -> Tensor:
+        """These rows of maps (N, h, w) that begin with row `first`."""
+        low, high, weight = (x.to(maps.device) for x in (self.low - first, self.high - first, self.weight))
+        return torch.lerp(maps[:, low], maps[:, high], weight.to(maps.dtype)[:, None])
+
+
+def widen(strip: Tensor, width: int) -> Tensor:
+    """(N, R, w) -> (N, R, width), bilinearly."""
+    if strip.shape[2] == width:
+        return strip
+    return F.interpolate(strip[None], (strip.shape[1], width), mode="bilinear", align_corners=False)[0]
 
 
 def boxes_of(masks: Tensor) -> Tensor:

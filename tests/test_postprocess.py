@@ -1,13 +1,25 @@
 """Results from predictions: against the published implementation, and the awkward cases."""
 
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from dformer import postprocess
-from dformer.postprocess import boxes_of, instances, panoptic, semantic
+from dformer.postprocess import Instances, PanopticMap, SemanticScores, boxes_of, collect, resized_strips
+
+
+def of_size(kind, logits, masks, *settings):
+    """The result of a kind, of masks that have its size."""
+    size = tuple(masks.shape[1:])
+    return collect([kind(logits, size, *settings)], resized_strips(masks, size, size, size))[0]
+
+
+semantic, panoptic, instances = (partial(of_size, kind) for kind in (SemanticScores, PanopticMap, Instances))
 
 
 @pytest.mark.golden
@@ -18,7 +30,7 @@ def test_golden(golden_dir):
     things = torch.arange(num_classes) < 4
     torch.testing.assert_close(semantic(logits, masks), golden["sem_seg"], rtol=0, atol=1e-4)
 
-    segment_map, segments = panoptic(logits, masks, things, object_threshold=0.3, overlap_threshold=0.6)
+    segment_map, segments = panoptic(logits, masks, things, 0.3, 0.6)
     assert torch.equal(segment_map, golden["panoptic_seg"])
     assert [[s.id, s.category, int(things[s.category])] for s in segments] in (
         golden["segments"].tolist(),
@@ -27,7 +39,7 @@ def test_golden(golden_dir):
     for segment in segments:
         assert segment.area == int((segment_map == segment.id).sum())
 
-    result = instances(logits, masks, things, top_k=10)
+    result = instances(logits, masks, things, 10)
     order = golden["instance_scores"].argsort(descending=True)
     torch.testing.assert_close(result.scores, golden["instance_scores"][order], rtol=0, atol=1e-4)
     assert torch.equal(result.classes, golden["instance_classes"][order])
@@ -43,7 +55,7 @@ def test_nothing_found():
     segment_map, segments = panoptic(logits, masks, THINGS, 0.5, 0.5)
     assert segment_map.shape == (5, 7) and not segment_map.any() and segments == []
     assert semantic(logits, masks).shape == (2, 5, 7)
-    result = instances(logits, masks, THINGS, top_k=100)
+    result = instances(logits, masks, THINGS, 100)
     assert result.masks.shape[1:] == (5, 7) and len(result.scores) == 3 and not result.boxes.any()
     assert not len(instances(logits, masks, torch.zeros(2, dtype=torch.bool), 100).scores)
 
@@ -81,7 +93,7 @@ def test_strips_change_nothing(monkeypatch):
     """A row at a time, all results are those of all rows at once."""
     generator = torch.Generator().manual_seed(0)
     logits = 4 * torch.randn(20, 6, generator=generator)
-    masks = torch.nn.functional.interpolate(3 * torch.randn(1, 20, 6, 8, generator=generator), (24, 40))[0]
+    masks = F.interpolate(3 * torch.randn(1, 20, 6, 8, generator=generator), (24, 40))[0]
     things = torch.tensor([True, True, False, False, True])
 
     def results():
@@ -95,3 +107,20 @@ def test_strips_change_nothing(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
     probability = masks.sigmoid()
     torch.testing.assert_close(whole[0], torch.einsum("nk,nhw->khw", logits.softmax(-1)[:, :-1], probability))
+
+
+@given(st.data())
+def test_strips_are_rows_of_the_resized_masks(data):
+    side = st.integers(1, 40)
+    height, width = data.draw(side), data.draw(side)
+    canvas = data.draw(side), data.draw(side)
+    image = data.draw(st.integers(1, canvas[0])), data.draw(st.integers(1, canvas[1]))
+    size = data.draw(side), data.draw(side)
+    masks = torch.randn(3, height, width, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    resize = partial(F.interpolate, mode="bilinear", align_corners=False)
+    expected = resize(resize(masks[None], canvas)[..., : image[0], : image[1]], size)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(postprocess, "ELEMENTS", data.draw(st.sampled_from([1, 300, 2**21])))
+        rows, strips = zip(*resized_strips(masks, canvas, image, size), strict=True)
+    assert [row for part in rows for row in range(part.start, part.stop)] == list(range(size[0]))
+    torch.testing.assert_close(torch.cat(strips, dim=1), expected, rtol=1e-4, atol=1e-5)

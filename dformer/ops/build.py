@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
+LIBRARIES = "lib"  # folder in the package: beside the modules, Python would take the libraries for modules
 SOURCES = {"cpu": ("cpu.cpp", "cpu.h", "cpu_kernels.h"), "cuda": ("cuda.cu",)}  # the first includes the others
 FLAGS = {
     "cpu": (
@@ -75,13 +76,15 @@ def suffix(kind: str) -> str:
 def libraries(kind: str) -> list[Path]:
     """The libraries there are that fit these sources, those of the package first."""
     return [
-        path for folder in (PACKAGE, cache()) for path in sorted(folder.glob(f"ms_deform_attn-{kind}*{suffix(kind)}"))
+        path
+        for folder in (PACKAGE / LIBRARIES, cache())
+        for path in sorted(folder.glob(f"ms_deform_attn-{kind}*{suffix(kind)}"))
     ]
 
 
 def strangers(kind: str) -> list[Path]:
     """Libraries in the package that were built from other sources or for another platform."""
-    return sorted(set(PACKAGE.glob(f"ms_deform_attn-{kind}*.so")) - set(libraries(kind)))
+    return sorted(set((PACKAGE / LIBRARIES).glob(f"ms_deform_attn-{kind}*.so")) - set(libraries(kind)))
 
 
 def run(command: list[str]) -> str:

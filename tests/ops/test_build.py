@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pkgutil
 import shutil
 import stat
 import subprocess
@@ -96,11 +97,12 @@ def test_without_a_library_the_reason_is_told(fresh, monkeypatch, variables, rea
 
 @needs_compiler
 def test_libraries_that_do_not_fit_are_named_and_built_anew(fresh, monkeypatch):
-    other_sources = build.PACKAGE / f"ms_deform_attn-cpu{build.suffix('cpu')}"
+    other_sources = build.PACKAGE / "lib" / f"ms_deform_attn-cpu{build.suffix('cpu')}"
+    other_sources.parent.mkdir()
     other_sources.touch()
     with (build.PACKAGE / "csrc" / "cpu.h").open("a") as header:
         header.write("// changed\n")
-    no_library = build.PACKAGE / f"ms_deform_attn-cpu{build.suffix('cpu')}"
+    no_library = build.PACKAGE / "lib" / f"ms_deform_attn-cpu{build.suffix('cpu')}"
     no_library.write_text("cut off")
     monkeypatch.setenv("DFORMER_BUILD_OPS", "0")
     told = state().told
@@ -210,6 +212,7 @@ def test_wheels(tmp_path):
     for number, (path, compiler) in enumerate(itertools.product((isolated, without), ("g++", broken))):
         site = tmp_path / f"site{number}"
         zipfile.ZipFile(path).extractall(site)
+        assert not [m.name for m in pkgutil.walk_packages([str(site / "dformer" / "ops")]) if "-" in m.name]
         roots = [str(site), *map(str, site.glob("*.data/purelib"))]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(roots), "CXX": compiler, "XDG_CACHE_HOME": str(tmp_path / f"cache{number}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dformer import postprocess, rng
 from dformer.losses.criterion import Criterion, MaskProducts, Target
 from dformer.models.mask_decoder import Prediction
+from dformer.postprocess import Size
 
 
 class Segmenter(nn.Module, ABC):
@@ -124,7 +125,7 @@ class Segmenter(nn.Module, ABC):
                 results[index] = self.result(
                     logits[position],
                     masks[position],
-                    images.tensor.shape[-2:],
+                    (images.tensor.shape[2], images.tensor.shape[3]),
                     size,
                     (item.get("height", size[0]), item.get("width", size[1])),
                 )
@@ -146,22 +147,23 @@ class Segmenter(nn.Module, ABC):
         padding = (0, canvas[1] - masks.shape[2], 0, canvas[0] - masks.shape[1])
         return Target(instances.gt_classes.to(self.device), F.pad(masks, padding))
 
-    def result(
-        self, logits: Tensor, masks: Tensor, canvas: torch.Size, image_size: tuple[int, int], size: tuple[int, int]
-    ) -> dict[str, Any]:
+    def result(self, logits: Tensor, masks: Tensor, canvas: Size, image_size: Size, size: Size) -> dict[str, Any]:
         """Results of one image of `size`, from class logits (N, K + 1) and mask logits (N, canvas/4)."""
-        masks = resize(masks, canvas)[:, : image_size[0], : image_size[1]]
-        masks = resize(masks, size)
-        result: dict[str, Any] = {}
+        parts: dict[str, postprocess.Result] = {}
         if "semantic" in self.tasks:
-            result["sem_seg"] = postprocess.semantic(logits, masks)
+            parts["sem_seg"] = postprocess.SemanticScores(logits, size)
         if "panoptic" in self.tasks:
-            segment_map, segments = postprocess.panoptic(
-                logits, masks, self.things, self.object_threshold, self.overlap_threshold
-            )
-            result["panoptic_seg"] = segment_map, [self.segment_info(segment) for segment in segments]
+            thresholds = self.object_threshold, self.overlap_threshold
+            parts["panoptic_seg"] = postprocess.PanopticMap(logits, size, self.things, *thresholds)
         if "instance" in self.tasks:
-            objects = postprocess.instances(logits, masks, self.things, self.top_k)
+            parts["instances"] = postprocess.Instances(logits, size, self.things, self.top_k)
+        strips = postprocess.resized_strips(masks, canvas, image_size, size)
+        result = dict(zip(parts, postprocess.collect(list(parts.values()), strips), strict=True))
+        if "panoptic_seg" in result:
+            segment_map, segments = result["panoptic_seg"]
+            result["panoptic_seg"] = segment_map, [self.segment_info(segment) for segment in segments]
+        if "instances" in result:
+            objects = result["instances"]
             result["instances"] = Instances(
                 size,
                 pred_masks=objects.masks,
@@ -180,10 +182,3 @@ class Segmenter(nn.Module, ABC):
             "score": segment.score,
             "area": segment.area,
         }
-
-
-def resize(masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """(N, h, w) -> (N, *size), bilinearly."""
-    if masks.shape[1:] == tuple(size):
-        return masks
-    return F.interpolate(masks[None], size, mode="bilinear", align_corners=False)[0]
