@@ -71,12 +71,6 @@ def prepare(case: Case, device: str, overrides: tuple[str, ...] = ()) -> Contend
     return Contender(run, parts, sum(parameter.numel() for parameter in model.parameters()))
 
 
-def forget_models() -> None:
-    """Free the models that no contender holds."""
-    build_ours.cache_clear()
-    build_transformers.cache_clear()
-
-
 def config(case: Case, device: str, overrides: tuple[str, ...]) -> CfgNode:
     """The published COCO config of our models; the peer takes its numbers from the same."""
     return _config(case.model, case.masks, case.mask_stride, device, overrides)
@@ -171,7 +165,7 @@ def ours_inferred(model: Any, case: Case, cfg: CfgNode) -> tuple[Callable[[], No
                 return
             tensor = model.preprocess(images).tensor
             generators = [rng.generator(model.device, model.inference_seed) for _ in images]
-            model.predict(model.features(tensor), generators)
+            _ = model.predict(model.features(tensor), generators).masks  # which may be computed only when asked for
 
     return run, {**our_parts(model), "post-processing": (model, "result")}
 
@@ -264,13 +258,13 @@ def step_parts(optimizer: torch.optim.Optimizer) -> dict[str, tuple[Any, str]]:
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, cfg: CfgNode) -> None:
-    """Backward, clipping and the optimiser's step."""
-    optimizer.zero_grad()
+    """Backward, clipping and the optimiser's step; no gradients are left."""
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
     clip_gradients(cfg, optimizer)
     scaler.step(optimizer)
     scaler.update()
+    optimizer.zero_grad()
 
 
 def still(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

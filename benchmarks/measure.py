@@ -1,5 +1,6 @@
-"""How benchmarks measure: time in turns, memory, operations, time by part."""
+"""How benchmarks measure: time in turns, memory, operations, time by part; and how they write it down."""
 
+import os
 import re
 import time
 from collections import defaultdict
@@ -53,9 +54,9 @@ def peak_memory(build: Callable[[], Callable[[], Any]], device: str) -> float:
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / MIB
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    resident = _status("VmRSS")
     run(), run()
-    return _status("VmHWM") - before
+    return _status("VmHWM") - resident
 
 
 def _status(key: str) -> float:
@@ -68,7 +69,7 @@ def _status(key: str) -> float:
 class _Flops(TorchDispatchMode):
     """Counts by PyTorch's formulas. (Its own FlopCounterMode also follows modules, and fails on views without grad.)"""
 
-    total = 0
+    total: float = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -77,7 +78,7 @@ class _Flops(TorchDispatchMode):
         return output
 
 
-def count_flops(run: Callable[[], Any]) -> int:
+def count_flops(run: Callable[[], Any]) -> float:
     """Additions and multiplications of the matrix products, convolutions and attentions in `run()`."""
     # Attention by matrix products: there are fused kernels without a formula.
     with _Flops() as counter, sdpa_kernel(SDPBackend.MATH):
@@ -115,3 +116,11 @@ def timed_parts(parts: Mapping[str, tuple[Any, str]]) -> Iterator[dict[str, floa
         for name, (owner, attribute) in parts.items():
             patches.enter_context(mock.patch.object(owner, attribute, timed(getattr(owner, attribute), name)))
         yield seconds
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """All of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)

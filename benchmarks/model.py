@@ -7,24 +7,20 @@ python benchmarks/model.py --device cuda --suite gpu --json benchmarks/results/m
 """
 
 import argparse
-import json
 import multiprocessing
-import os
 import sys
+import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from contenders import MODELS, TASKS, Case, Contender, forget_models, prepare, transformers_missing
-from measure import count_flops, in_turns, peak_memory, timed_parts
-from tabulate import tabulate
+from contenders import MODELS, TASKS, Case, Contender, prepare, transformers_missing
+from measure import count_flops, in_turns, peak_memory, synchronize, timed_parts, write
+from report import Result, describe, label, plot, records, report
 
-from dformer import ops
-from dformer.env import cpu_model
 from dformer.errors import UserError, exit_on_user_error
 
 MODES = ("forward", "inference", "train")
@@ -61,6 +57,7 @@ SUITES: dict[str, list[dict[str, list[Any]]]] = {
         {"modes": ["train"], "sizes": LARGE, "batches": [4], "dtypes": ["bfloat16"]},
         {"modes": ["inference"], "sizes": COCO, "dtypes": ["bfloat16"], "steps": [1], "results": [ALL_RESULTS, *TASKS]},
         {
+            "models": ["dformer", "transformers"],
             "modes": ["inference"],
             "sizes": COCO,
             "dtypes": ["bfloat16"],
@@ -75,28 +72,6 @@ SUITES: dict[str, list[dict[str, list[Any]]]] = {
         {"models": ["dformer"], "modes": ["forward", "inference"], "steps": [1, 2, 4, 8]},
     ],
 }
-
-
-class Result(NamedTuple):
-    """What was measured of a case; None: was not."""
-
-    case: Case
-    milliseconds: float  # median of a call
-    peak_mib: float | None
-    flops: int | None
-    parameters: int
-    parts: dict[str, float]  # milliseconds
-
-
-def label(case: Case) -> str:
-    """The model, and what is unusual about it."""
-    usual = Case(case.model, *case[1:7], masks=100, mask_stride=4, tasks=TASKS, objects=10)
-    unusual = [
-        f"{key}={','.join(value) if isinstance(value, tuple) else value}"
-        for key, value in case._asdict().items()
-        if value != getattr(usual, key)
-    ]
-    return " ".join([case.model, *unusual])
 
 
 def cases_of(grid: dict[str, list[Any]]) -> list[Case]:
@@ -123,138 +98,57 @@ def cases_of(grid: dict[str, list[Any]]) -> list[Case]:
 
 def measure(cases: list[Case], args: argparse.Namespace) -> list[Result]:
     """Measure cases in turns with each other. One that fails is told on stderr and left out."""
-    overrides = tuple(args.opts)
-    peaks: list[float | None] = []
-    contenders: list[Contender] = []
-    flops: list[int | None] = []
-    able: list[Case] = []
+    ready: dict[Case, tuple[Contender, float | None, float | None]] = {}
     for case in cases:
-        print(f"preparing {label(case)}, {case.mode}", file=sys.stderr)
+        print(f"preparing {label(case)}: {describe(case)}", file=sys.stderr)
         try:
-            peak = None if args.no_peak else peak_of(case, args.device, overrides)
-            contender = prepare(case, args.device, overrides)
-            if case.compiled:
-                contender.run()
-            flops.append(None if case.compiled else count_flops(contender.run))
-            contender.run()
+            ready[case] = get_ready(case, args)
         except (RuntimeError, NotImplementedError, TypeError) as error:  # out of memory, no such kernel, ...
-            print(f"left out, {label(case)}, {describe(case)}: {error}", file=sys.stderr)
-            continue
-        able.append(case)
-        peaks.append(peak)
-        contenders.append(contender)
-    seconds = in_turns([contender.run for contender in contenders], args.rounds)
-    parts = [parts_of(contender, args.rounds) if args.profile else {} for contender in contenders]
+            print(f"left out, {label(case)}: {describe(case)}: {error}", file=sys.stderr)
+    seconds = in_turns([contender.run for contender, *_ in ready.values()], args.rounds)
     return [
-        Result(case, 1e3 * s, peak, flop, contender.parameters, part)
-        for case, s, peak, flop, contender, part in zip(able, seconds, peaks, flops, contenders, parts, strict=True)
+        Result(
+            case,
+            1e3 * median,
+            peak,
+            flops,
+            contender.parameters,
+            parts_of(contender, args.rounds) if args.profile else {},
+        )
+        for (case, (contender, peak, flops)), median in zip(ready.items(), seconds, strict=True)
     ]
+
+
+def get_ready(case: Case, args: argparse.Namespace) -> tuple[Contender, float | None, float | None]:
+    """A contender that has run, its peak memory and its FLOPs."""
+    peak = None if args.no_peak else peak_of(case, args.device, tuple(args.opts))
+    contender = prepare(case, args.device, tuple(args.opts))
+    flops = None if case.compiled else count_flops(contender.run)
+    contender.run()
+    return contender, peak, flops
 
 
 def peak_of(case: Case, device: str, overrides: tuple[str, ...]) -> float:
     if device == "cuda":
         return peak_memory(lambda: prepare(case, device, overrides).run, device)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as process:
-        return process.submit(peak_in_this_process, case, device, overrides).result()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(peak_in_this_process, case, overrides).result()
 
 
-def peak_in_this_process(case: Case, device: str, overrides: tuple[str, ...]) -> float:
-    return peak_memory(lambda: prepare(case, device, overrides).run, device)
+def peak_in_this_process(case: Case, overrides: tuple[str, ...]) -> float:
+    return peak_memory(lambda: prepare(case, "cpu", overrides).run, "cpu")
 
 
 def parts_of(contender: Contender, rounds: int) -> dict[str, float]:
     """Milliseconds that a call spends in each part and in all else; means over the calls."""
     with timed_parts(contender.parts) as seconds:
-        (total,) = in_turns([contender.run], rounds)
+        start = time.perf_counter()
+        for _ in range(rounds):
+            contender.run()
+        synchronize()
+        total = time.perf_counter() - start
     spent = {name: 1e3 * seconds[name] / rounds for name in contender.parts if name in seconds}
-    return {**spent, "other": max(1e3 * total - sum(spent.values()), 0.0)}
-
-
-def describe(case: Case) -> str:
-    height, width = case.size
-    compiled = ", compiled" if case.compiled else ""
-    return f"{case.mode}, {height}x{width}, batch {case.batch}, {case.dtype}, {case.steps} steps{compiled}"
-
-
-def peer(case: Case, results: list[Result]) -> float | None:
-    """Milliseconds of Transformers' model on the same input, in eager mode; of inference, without post-processing."""
-    mode = "train" if case.mode == "train" else "forward"
-    wanted = case._replace(
-        model="transformers", mode=mode, steps=1, compiled=False, mask_stride=4, tasks=TASKS, objects=case.objects
-    )
-    return next((result.milliseconds for result in results if result.case == wanted), None)
-
-
-def number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def table(results: list[Result]) -> str:
-    """All results, as a Markdown table."""
-    rows = []
-    for case, milliseconds, peak, flops, parameters, _ in results:
-        reference = peer(case, results)
-        rows.append(
-            {
-                "model": label(case),
-                "mode": case.mode,
-                "size": "x".join(map(str, case.size)),
-                "batch": case.batch,
-                "dtype": case.dtype,
-                "steps": case.steps,
-                "compiled": "yes" if case.compiled else "no",
-                "ms": number(milliseconds),
-                "images/s": number(1e3 * case.batch / milliseconds),
-                "x peer": "" if reference is None else f"{milliseconds / reference:.2f}",
-                "peak MiB": "" if peak is None else f"{peak:.0f}",
-                "GFLOP": "" if flops is None else f"{flops / 1e9:.0f}",
-                "M param.": f"{parameters / 1e6:.1f}",
-            }
-        )
-    return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
-
-
-def parts_table(results: list[Result]) -> str:
-    """Milliseconds by part, as a Markdown table."""
-    names = dict.fromkeys(name for result in results for name in result.parts)
-    names = [*(name for name in names if name != "other"), "other"]
-    rows = [
-        {"model": label(r.case), "case": describe(r.case)}
-        | {name: number(r.parts[name]) if name in r.parts else "" for name in names}
-        for r in results
-    ]
-    return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
-
-
-def record(result: Result) -> dict[str, Any]:
-    case = result.case
-    return {
-        "model": label(case),
-        "mode": case.mode,
-        "size": "x".join(map(str, case.size)),
-        "batch": case.batch,
-        "dtype": case.dtype,
-        "steps": case.steps,
-        "compiled": case.compiled,
-        "median_ms": round(result.milliseconds, 3),
-        "peak_mib": None if result.peak_mib is None else round(result.peak_mib, 1),
-    }
-
-
-def environment(device: str) -> str:
-    """What it ran on, in a line."""
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{cpu_model()}, {torch.get_num_threads()} threads"
-    peer_version = "" if transformers_missing() else f", Transformers {version('transformers')}"
-    return f"{where}; PyTorch {torch.__version__}{peer_version}; dformer's operator: {ops.implementation()}"
-
-
-def write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    return {**spent, "other": 1e3 * total / rounds - sum(spent.values())}
 
 
 def size(text: str) -> tuple[int, int]:
@@ -280,7 +174,7 @@ def parse_arguments() -> argparse.Namespace:
     grid.add_argument("--mask-strides", nargs="+", type=int, metavar="S", help="image pixels a noise pixel")
     grid.add_argument("--results", nargs="+", choices=(ALL_RESULTS, *TASKS), help="of the post-processing")
     grid.add_argument("--objects", nargs="+", type=int, metavar="G", help="in a training image")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, help="calls of each case; default: 5, on a GPU 20")
     parser.add_argument("--no-peak", action="store_true", help="do not measure memory, which takes most of the time")
     parser.add_argument("--profile", action="store_true", help="also say where the time goes, by part")
@@ -304,17 +198,16 @@ def main() -> None:
     turns = defaultdict(list)
     for case in cases:
         turns[case.mode == "train", case.size, case.batch, case.dtype, case.masks].append(case)
-    results = []
+    results: list[Result] = []
     for group in turns.values():
         results += measure(group, args)
-        forget_models()
-    report = f"{environment(args.device)}\n\n{table(results)}\n"
-    if args.profile:
-        report += f"\nMilliseconds by part:\n\n{parts_table(results)}\n"
-    print(report)
+    text = report(results, args.device)
+    print(text)
     if args.json:
-        write(args.json, json.dumps([record(result) for result in results], indent=1) + "\n")
-        write(args.json.with_suffix(".md"), report)
+        write(args.json, records(results))
+        write(args.json.with_suffix(".md"), text)
+    if args.plot:
+        plot(results, args.plot)
     sys.exit(0 if len(results) == len(cases) else 1)
 
 
