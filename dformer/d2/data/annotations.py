@@ -31,10 +31,10 @@ class Annotation(Protocol):
     def class_labels(self) -> NDArray[np.integer[Any]] | None:
         """(H, W) class of each pixel, for the crop that limits the share of one class; None where there is none."""
 
-    def targets(self, transforms: T.TransformList, size: Size, padded: Size) -> Targets:
+    def targets(self, transforms: T.TransformList, size: Size, padded: Size | None = None) -> Targets:
         """Objects that `transforms` leave at least one pixel of.
 
-        Their masks, of `size` (h, w), lie in the upper left corner of `padded` (h', w').
+        Their masks, of `size` (h, w), lie in the upper left corner of `padded` (h', w'), which is `size` if None.
         """
 
 
@@ -55,12 +55,14 @@ class Regions:
     def class_labels(self) -> NDArray[np.integer[Any]]:
         return paint_classes(self.picture, self.classes, self.ignore_label)
 
-    def targets(self, transforms: T.TransformList, size: Size, padded: Size) -> Targets:
+    def targets(self, transforms: T.TransformList, size: Size, padded: Size | None = None) -> Targets:
         # The uint8 picture itself is transformed: Detectron2 resizes uint8 with Pillow, which samples the nearest pixel
         # centre, but other types with a top-left bias that would shift masks against the image.
         picture = np.ascontiguousarray(transforms.apply_segmentation(self.picture))
         ids = rgb2id(picture) if picture.ndim == 3 else picture
-        return _gather(((cls, ids == region) for region, cls in self.classes.items()), len(self.classes), padded)
+        return _gather(
+            ((cls, ids == region) for region, cls in self.classes.items()), len(self.classes), padded or size
+        )
 
 
 class Objects:
@@ -78,8 +80,8 @@ class Objects:
     def class_labels(self) -> None:
         return None
 
-    def targets(self, transforms: T.TransformList, size: Size, padded: Size) -> Targets:
-        return _gather(self._transformed(transforms, size), len(self.classes), padded)
+    def targets(self, transforms: T.TransformList, size: Size, padded: Size | None = None) -> Targets:
+        return _gather(self._transformed(transforms, size), len(self.classes), padded or size)
 
     def _transformed(self, transforms: T.TransformList, size: Size) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         for segmentation, cls in zip(self.segmentations, self.classes, strict=True):
