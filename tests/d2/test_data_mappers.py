@@ -10,8 +10,11 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.data.datasets import load_coco_json, load_sem_seg
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from panopticapi.utils import id2rgb, rgb2id
 from PIL import Image
 from pycocotools import mask as rle
@@ -19,7 +22,7 @@ from pycocotools.coco import COCO
 
 from dformer.d2.config import get_cfg
 from dformer.d2.data.annotations import annotation_reader
-from dformer.d2.data.augmentations import train_augmentations
+from dformer.d2.data.augmentations import ResizeThenCrop, train_augmentations
 from dformer.d2.data.mappers import TestMapper, TrainMapper
 from dformer.d2.data.panoptic import semantic_from_panoptic
 from dformer.errors import UserError
@@ -60,10 +63,10 @@ def write_record(folder: Path, ids: np.ndarray, classes: dict[int, int], form: s
     Image.fromarray(np.repeat(image[..., None], 3, 2)).save(folder / "image.png")
     record: Record = {"file_name": str(folder / "image.png"), "image_id": 7}
     if form == "panoptic":
-        Image.fromarray(id2rgb(ids * 70_000)).save(folder / "panoptic.png")
+        Image.fromarray(id2rgb(ids * 55_000)).save(folder / "panoptic.png")
         record["pan_seg_file_name"] = str(folder / "panoptic.png")
         record["segments_info"] = [
-            {"id": i * 70_000, "category_id": c, "isthing": True, "iscrowd": 0} for i, c in classes.items()
+            {"id": i * 55_000, "category_id": c, "isthing": True, "iscrowd": 0} for i, c in classes.items()
         ]
     elif form == "semantic":
         labels = np.full(ids.shape, VOID, np.uint8)
@@ -227,6 +230,71 @@ def test_jitter_pads_with_grey_and_nothing(tmp_path: Path) -> None:
     mask = out["instances"].gt_masks[0]
     assert mask[:16, :32].all() and mask.sum() == 16 * 32
     assert (out["image"][:, ~mask] == 128).all() and (out["image"][:, mask] == 255).all()
+
+
+@settings(deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    resized=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    cropped=st.integers(1, 60),
+)
+def test_resize_then_crop_is_the_two_in_turn(
+    size: tuple[int, int], resized: tuple[int, int], place: tuple[float, float], cropped: int
+) -> None:
+    """To the last bit, for images, label maps and points."""
+    height, width = (min(cropped, side) for side in resized)
+    y, x = (int(p * (side - c)) for p, side, c in zip(place, resized, (height, width), strict=True))
+    resize, crop = T.ResizeTransform(*size, *resized), T.CropTransform(x, y, width, height)
+    both = ResizeThenCrop(resize, crop)
+    random = np.random.default_rng(0)
+    image, labels = random.integers(0, 256, (*size, 3), np.uint8), random.integers(0, 256, size, np.uint8)
+    points = 40 * random.random((5, 2))
+    np.testing.assert_array_equal(both.apply_image(image), crop.apply_image(resize.apply_image(image)))
+    expected = crop.apply_segmentation(resize.apply_segmentation(labels))
+    np.testing.assert_array_equal(both.apply_segmentation(labels), expected)
+    np.testing.assert_array_equal(
+        both.apply_coords(points.copy()), crop.apply_coords(resize.apply_coords(points.copy()))
+    )
+
+
+def test_jitter_is_that_of_detectron2(data_dir: Path) -> None:
+    """Images and masks of real images are those of Detectron2's transforms, each applied to all of the picture."""
+    records, *_ = _coco_panoptic(data_dir, 20)
+    cfg = config("panoptic", "lsj", size=256)
+    cfg.MODEL.NUM_CLASSES = 133
+    cfg.INPUT.MIN_SCALE = 0.1
+    mapper = TrainMapper.from_config(cfg)
+    square = (256, 256)
+    plain = [T.ResizeScale(0.1, 2.0, *square), T.RandomCrop("absolute", square), T.RandomFlip()]
+    lost = 0
+    for seed, record in enumerate(records):
+        np.random.seed(seed)
+        out = mapper(record)
+        np.random.seed(seed)
+        augmented = T.AugInput(np.asarray(Image.open(record["file_name"]).convert("RGB")))
+        transforms = T.AugmentationList(plain)(augmented)
+        ids = rgb2id(transforms.apply_segmentation(np.asarray(Image.open(record["pan_seg_file_name"]))))
+        height, width = ids.shape
+        image = np.full((*square, 3), 128, np.uint8)
+        image[:height, :width] = augmented.image
+        np.testing.assert_array_equal(out["image"], image.transpose(2, 0, 1))
+        segments = [s for s in record["segments_info"] if not s["iscrowd"]]
+        seen = [s for s in segments if (ids == s["id"]).any()]
+        masks = np.zeros((len(seen), *square), bool)
+        masks[:, :height, :width] = [ids == s["id"] for s in seen]
+        np.testing.assert_array_equal(out["instances"].gt_masks, masks)
+        assert out["instances"].gt_classes.tolist() == [s["category_id"] for s in seen]
+        lost += len(segments) - len(seen)
+    assert lost, "no crop has dropped a segment; the test must see some"
+
+
+def test_more_segments_than_a_byte_counts(tmp_path: Path) -> None:
+    ids = np.arange(1, 301).reshape(15, 20)
+    record = write_record(tmp_path, ids, {i: i % 133 for i in range(1, 301)}, "panoptic")
+    instances = plain_mapper("panoptic")(record)["instances"]
+    assert instances.gt_classes.tolist() == [i % 133 for i in range(1, 301)]
+    np.testing.assert_array_equal(instances.gt_masks, [ids == i for i in range(1, 301)])
 
 
 def test_objects_that_the_crop_loses_are_dropped(tmp_path: Path) -> None:

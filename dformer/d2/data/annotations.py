@@ -2,10 +2,10 @@
 
 What is read is kept small until the image's transforms are known: masks are made of the pixels that are left then.
 
-Shapes: H, W of the annotation, h, w after the transforms, G objects.
+Shapes: H, W of the annotation, h, w after the transforms, h', w' with padding, G objects.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from dformer.errors import UserError
 
 Record = Mapping[str, Any]  # one image in Detectron2's standard data set format
 Size = tuple[int, int]  # height, width
-Targets = tuple[list[int], torch.Tensor]  # G contiguous classes; (G, h, w) bool
+Targets = tuple[list[int], torch.Tensor]  # G contiguous classes; (G, h', w') bool
 
 
 class Annotation(Protocol):
@@ -31,8 +31,11 @@ class Annotation(Protocol):
     def class_labels(self) -> NDArray[np.integer[Any]] | None:
         """(H, W) class of each pixel, for the crop that limits the share of one class; None where there is none."""
 
-    def targets(self, transforms: T.TransformList, size: Size) -> Targets:
-        """Objects that `transforms` leave at least one pixel of, as masks of `size` (h, w)."""
+    def targets(self, transforms: T.TransformList, size: Size, padded: Size | None = None) -> Targets:
+        """Objects that `transforms` leave at least one pixel of.
+
+        Their masks, of `size` (h, w), lie in the upper left corner of `padded` (h', w'), which is `size` if None.
+        """
 
 
 class Regions:
@@ -52,15 +55,14 @@ class Regions:
     def class_labels(self) -> NDArray[np.integer[Any]]:
         return paint_classes(self.picture, self.classes, self.ignore_label)
 
-    def targets(self, transforms: T.TransformList, size: Size) -> Targets:
+    def targets(self, transforms: T.TransformList, size: Size, padded: Size | None = None) -> Targets:
         # The uint8 picture itself is transformed: Detectron2 resizes uint8 with Pillow, which samples the nearest pixel
         # centre, but other types with a top-left bias that would shift masks against the image.
-        picture = np.array(transforms.apply_segmentation(self.picture), order="C")
-        ids = torch.from_numpy(rgb2id(picture) if picture.ndim == 3 else picture)
-        wanted = torch.tensor(list(self.classes), dtype=ids.dtype)
-        masks = ids == wanted[:, None, None]
-        seen = masks.flatten(1).any(1)
-        return [cls for cls, s in zip(self.classes.values(), seen.tolist(), strict=True) if s], masks[seen]
+        picture = np.ascontiguousarray(transforms.apply_segmentation(self.picture))
+        ids = rgb2id(picture) if picture.ndim == 3 else picture
+        return _gather(
+            ((cls, ids == region) for region, cls in self.classes.items()), len(self.classes), padded or size
+        )
 
 
 class Objects:
@@ -78,15 +80,26 @@ class Objects:
     def class_labels(self) -> None:
         return None
 
-    def targets(self, transforms: T.TransformList, size: Size) -> Targets:
-        classes, masks = [], [torch.zeros((0, *size), dtype=torch.bool)]
+    def targets(self, transforms: T.TransformList, size: Size, padded: Size | None = None) -> Targets:
+        return _gather(self._transformed(transforms, size), len(self.classes), padded or size)
+
+    def _transformed(self, transforms: T.TransformList, size: Size) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         for segmentation, cls in zip(self.segmentations, self.classes, strict=True):
             read = _transformed_rle if isinstance(segmentation, dict) else _transformed_polygons
             mask = read(segmentation, transforms, size)
-            if mask is not None and mask.any():
-                classes.append(cls)
-                masks.append(torch.from_numpy(mask.astype(bool))[None])
-        return classes, torch.cat(masks)
+            if mask is not None:
+                yield cls, mask
+
+
+def _gather(objects: Iterable[tuple[int, NDArray[Any]]], count: int, padded: Size) -> Targets:
+    """Targets from classes and masks (h, w), at most `count`; empty masks are left out."""
+    classes: list[int] = []
+    masks = np.zeros((count, *padded), bool)
+    for cls, mask in objects:
+        if mask.any():
+            masks[len(classes), : mask.shape[0], : mask.shape[1]] = mask
+            classes.append(cls)
+    return classes, torch.from_numpy(masks[: len(classes)])
 
 
 def _transformed_polygons(
@@ -130,15 +143,14 @@ def annotation_reader(task: str, num_classes: int, ignore_label: int) -> Callabl
 
 
 def _read_panoptic(record: Record, size: Size, ignore_label: int) -> Annotation:
-    segments = _segments(record, "panoptic")
-    return Regions(_panoptic_picture(record, size), _classes(segments), ignore_label)
+    return _panoptic_regions(record, size, _segments(record, "panoptic"), ignore_label)
 
 
 def _read_instances(record: Record, size: Size, ignore_label: int) -> Annotation:
     if "annotations" in record:
         return _objects(record, size)
     things = [s for s in _segments(record, "instance") if s["isthing"]]
-    return Regions(_panoptic_picture(record, size), _classes(things), ignore_label)
+    return _panoptic_regions(record, size, things, ignore_label)
 
 
 def _read_semantic(record: Record, size: Size, num_classes: int, ignore_label: int) -> Annotation:
@@ -156,8 +168,7 @@ def _read_semantic(record: Record, size: Size, num_classes: int, ignore_label: i
             f"{file_name} holds the label {present[-1]}; labels are the {num_classes} classes 0 to "
             f"{num_classes - 1}, and {ignore_label} for void"
         )
-    picture = labels.astype(np.uint8, copy=False) if labels.max() < 256 else id2rgb(labels)
-    return Regions(picture, {c: c for c in present}, ignore_label)
+    return Regions(_as_picture(labels), {c: c for c in present}, ignore_label)
 
 
 def _segments(record: Record, task: str) -> list[dict[str, Any]]:
@@ -166,8 +177,18 @@ def _segments(record: Record, task: str) -> list[dict[str, Any]]:
     return record["segments_info"]
 
 
-def _classes(segments: list[dict[str, Any]]) -> dict[int, int]:
-    return {s["id"]: s["category_id"] for s in segments if not s.get("iscrowd")}
+def _panoptic_regions(record: Record, size: Size, segments: list[dict[str, Any]], ignore_label: int) -> Regions:
+    """The segments but crowds, numbered from 1: so their picture is small, and quickly transformed."""
+    segments = [s for s in segments if not s.get("iscrowd")]
+    numbers = {s["id"]: number for number, s in enumerate(segments, start=1)}
+    picture = paint_classes(_panoptic_picture(record, size), numbers, ignore_label=0)
+    classes = {number: s["category_id"] for number, s in enumerate(segments, start=1)}
+    return Regions(_as_picture(picture), classes, ignore_label)
+
+
+def _as_picture(numbers: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+    """Numbers (H, W) as `Regions` has them."""
+    return numbers.astype(np.uint8, copy=False) if numbers.max() < 256 else id2rgb(numbers)
 
 
 def _panoptic_picture(record: Record, size: Size) -> NDArray[np.uint8]:

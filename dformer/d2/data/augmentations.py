@@ -4,6 +4,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
+from PIL import Image
 
 from dformer.errors import UserError
 
@@ -67,17 +68,55 @@ class _Crop(T.RandomCrop):
         return max(height, 1), max(width, 1)
 
 
-def _large_scale_jitter(cfg: CfgNode, _: int) -> Augmentations:
+class ResizeThenCrop(T.Transform):
+    """`resize`, then `crop`, with the same result, but without most of what the crop drops."""
+
+    def __init__(self, resize: T.ResizeTransform, crop: T.CropTransform) -> None:
+        super().__init__()
+        self.resize = resize
+        self.crop = crop
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        return self._apply(img, self.resize.interp)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return self._apply(segmentation, Image.Resampling.NEAREST)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return self.crop.apply_coords(self.resize.apply_coords(coords))
+
+    def _apply(self, img: np.ndarray, interp: int) -> np.ndarray:
+        resize, crop = self.resize, self.crop
+        if img.dtype != np.uint8 or resize.new_h < resize.h:
+            return crop.apply_image(resize.apply_image(img, interp))
+        # To enlarge, Pillow stretches all rows first, then all columns: in between, the columns that the crop drops can
+        # go. (Pillow's argument `box` would do all at once, but is of single precision: grey values would differ by 2.)
+        picture = Image.fromarray(img)
+        picture = picture.resize((resize.new_w, resize.h), interp).crop((crop.x0, 0, crop.x0 + crop.w, resize.h))
+        picture = picture.resize((crop.w, resize.new_h), interp)
+        return np.asarray(picture.crop((0, crop.y0, crop.w, crop.y0 + crop.h)))
+
+
+class LargeScaleJitter(T.Augmentation):
     """Large-scale jitter (Ghiasi et al., Simple Copy-Paste, 2021), but for the padding, which is the mapper's.
 
     The crop's place is drawn for each axis, as the paper's code does; Detectron2's `FixedSizeCrop`, which the published
     DFormer uses, draws one number for both and so only takes crops along the diagonal.
     """
-    size = cfg.INPUT.IMAGE_SIZE
-    return [
-        KeepOnePixel(T.ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, size, size)),
-        _Crop("absolute", (size, size)),
-    ]
+
+    def __init__(self, min_scale: float, max_scale: float, size: int) -> None:
+        super().__init__()
+        self.resize = KeepOnePixel(T.ResizeScale(min_scale, max_scale, size, size))
+        self.crop = _Crop("absolute", (size, size))
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        resize = self.resize.get_transform(image)
+        resized = np.broadcast_to(np.uint8(0), (resize.new_h, resize.new_w))  # only its size counts
+        return ResizeThenCrop(resize, self.crop.get_transform(resized))
+
+
+def _large_scale_jitter(cfg: CfgNode, _: int) -> Augmentations:
+    return [LargeScaleJitter(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, cfg.INPUT.IMAGE_SIZE)]
 
 
 def _resize_and_crop(cfg: CfgNode, ignore_label: int) -> Augmentations:

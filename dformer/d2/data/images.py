@@ -100,7 +100,7 @@ def read_panoptic_png(file_name: str | Path) -> NDArray[np.uint8]:
             f"panoptic annotation {file_name} is a picture of mode {picture.mode}; COCO's format is an RGB PNG, whose "
             "pixels hold the segment id as R + 256 G + 65536 B"
         )
-    return np.asarray(picture.convert("RGB"))
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def _read_picture(file_name: str | Path, role: str) -> Image.Image:

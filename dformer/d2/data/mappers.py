@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from dformer.d2.data.annotations import Annotation, Record, Size, annotation_reader
 from dformer.d2.data.augmentations import Augmentations, test_augmentations, train_augmentations
@@ -47,7 +46,7 @@ class TestMapper:
         image = _read_checked(record, self.image_format)
         augmented = T.AugInput(image)
         T.AugmentationList(self.augmentations)(augmented)
-        return {**_identity(record, image), "image": _to_tensor(augmented.image)}
+        return {**_identity(record, image), "image": _to_tensor(augmented.image, _size(augmented.image))}
 
 
 class TrainMapper:
@@ -98,15 +97,11 @@ class TrainMapper:
         annotation = self.read_annotation(record, _size(original))
         augmented = T.AugInput(original, sem_seg=annotation.class_labels() if self.needs_labels else None)
         transforms = T.AugmentationList(self.augmentations)(augmented)
-        classes, masks = annotation.targets(transforms, _size(augmented.image))
-        image = _to_tensor(augmented.image)
-        if self.pad_to is not None:
-            padding = (0, self.pad_to - image.shape[2], 0, self.pad_to - image.shape[1])
-            image = F.pad(image, padding, value=PAD_VALUE)
-            masks = F.pad(masks, padding, value=False)
-        instances = Instances(
-            tuple(image.shape[1:]), gt_classes=torch.tensor(classes, dtype=torch.int64), gt_masks=masks
-        )
+        size = _size(augmented.image)
+        padded = size if self.pad_to is None else (self.pad_to, self.pad_to)
+        classes, masks = annotation.targets(transforms, size, padded)
+        instances = Instances(padded, gt_classes=torch.tensor(classes, dtype=torch.int64), gt_masks=masks)
+        image = _to_tensor(augmented.image, padded)
         return {**_identity(record, original), "image": image, "instances": instances}
 
 
@@ -134,5 +129,8 @@ def _identity(record: Record, image: NDArray[np.uint8]) -> dict[str, Any]:
     return {"file_name": file_name, "image_id": image_id, "height": image.shape[0], "width": image.shape[1]}
 
 
-def _to_tensor(image: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
+def _to_tensor(image: NDArray[np.uint8], padded: Size) -> torch.Tensor:
+    """(h, w, 3) -> (3, *padded), the image in the upper left corner."""
+    pixels = np.full((3, *padded), PAD_VALUE, np.uint8)
+    pixels[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+    return torch.from_numpy(pixels)

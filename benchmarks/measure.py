@@ -1,0 +1,126 @@
+"""How benchmarks measure: time in turns, memory, operations, time by part; and how they write it down."""
+
+import os
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+MIB = 2**20
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where one is in use."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def in_turns(runs: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+    """Median seconds of each function, called in turns (a b c a b c ...) so that a slow moment meets all of them."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, measured in zip(runs, seconds, strict=True):
+            synchronize()
+            start = time.perf_counter()
+            run()
+            synchronize()
+            measured.append(time.perf_counter() - start)
+    return [median(measured) for measured in seconds]
+
+
+def peak_memory(build: Callable[[], Callable[[], Any]], device: str) -> float:
+    """MiB that `build()()` holds at most, above what is held once it is built.
+
+    On a GPU, PyTorch's own count of allocated memory. On a CPU, the process's resident memory as Linux counts it, for
+    which the process should be a fresh one. (Its high-water mark is set back first; `ru_maxrss` cannot be, and starts
+    at that of the parent process.)
+    """
+    run = build()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run(), run()  # in the second training step the optimiser has its state
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / MIB
+    Path("/proc/self/clear_refs").write_text("5")
+    resident = _status("VmRSS")
+    run(), run()
+    return _status("VmHWM") - resident
+
+
+def _status(key: str) -> float:
+    """MiB of a line of /proc/self/status."""
+    found = re.search(rf"^{key}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+class _Flops(TorchDispatchMode):
+    """Counts by PyTorch's formulas. (Its own FlopCounterMode also follows modules, and fails on views without grad.)"""
+
+    total: float = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=output)
+        return output
+
+
+def count_flops(run: Callable[[], Any]) -> float:
+    """Additions and multiplications of the matrix products, convolutions and attentions in `run()`."""
+    # Attention by matrix products: there are fused kernels without a formula.
+    with _Flops() as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.total
+
+
+@contextmanager
+def timed_parts(parts: Mapping[str, tuple[Any, str]]) -> Iterator[dict[str, float]]:
+    """While open, the time spent in each part, in seconds; what one part spends in another counts for that one.
+
+    Args:
+        parts: the object and the name of its method, by the name of the part.
+    """
+    seconds: dict[str, float] = defaultdict(float)
+    inner: list[float] = []  # of each running part, the time spent in parts that it called
+
+    def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            synchronize()
+            start = time.perf_counter()
+            inner.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                synchronize()
+                elapsed = time.perf_counter() - start
+                seconds[name] += elapsed - inner.pop()
+                if inner:
+                    inner[-1] += elapsed
+
+        return call
+
+    with ExitStack() as patches:
+        for name, (owner, attribute) in parts.items():
+            patches.enter_context(mock.patch.object(owner, attribute, timed(getattr(owner, attribute), name)))
+        yield seconds
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """All of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)
