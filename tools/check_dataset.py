@@ -3,7 +3,7 @@
 
 python tools/check_dataset.py pedestrians.yaml
 python tools/check_dataset.py coco_2017_train_panoptic coco_2017_val_panoptic --html coco.html
-python tools/check_dataset.py --config-file configs/own/pennfudan/dformer.yaml
+python tools/check_dataset.py --config-file configs/own/dformer_pennfudan.yaml
 
 The first data set is taken for the one to train on; what others share with it is told.
 """
