@@ -50,13 +50,19 @@ def peak_memory(build: Callable[[], Callable[[], Any]], device: str) -> float:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        run(), run()  # in the second training step the optimiser has its state
+        _twice(run)
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / MIB
     Path("/proc/self/clear_refs").write_text("5")
     resident = _status("VmRSS")
-    run(), run()
+    _twice(run)
     return _status("VmHWM") - resident
+
+
+def _twice(run: Callable[[], Any]) -> None:
+    """In the second training step the optimiser has its state."""
+    run()
+    run()
 
 
 def _status(key: str) -> float:
