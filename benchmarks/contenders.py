@@ -9,6 +9,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from dformer.d2.optimizer import build_optimizer, clip_gradients
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/coco/panoptic"
 OURS = {"dformer": "dformer_r50_50ep.yaml", "mask2former": "mask2former_r50_50ep.yaml"}
 MODELS = (*OURS, "transformers")
-TASKS = ("panoptic", "instance", "semantic")
+TASKS = ("panoptic", "semantic", "instance")
 OBJECTS = 20  # queries that are sure of a class
 SURE = 20.0  # added to a class logit, so that its probability is 1
 
@@ -203,11 +204,14 @@ def transformers_inferred(
 
     processor = Mask2FormerImageProcessor()
     pixel_values = normalised(case, cfg)
-    functions = {task: getattr(processor, f"post_process_{task}_segmentation") for task in case.tasks if task in TASKS}
+    functions = {task: getattr(processor, f"post_process_{task}_segmentation") for task in case.tasks}
     sizes = [case.size] * case.batch
 
     def post_process(outputs: Any) -> None:
         for task, function in functions.items():
+            if task == "instance":  # it writes to a map on the CPU, so that the masks must be there
+                masks, logits = outputs.masks_queries_logits.cpu(), outputs.class_queries_logits.cpu()
+                outputs = SimpleNamespace(masks_queries_logits=masks, class_queries_logits=logits)
             function(outputs, target_sizes=sizes, **({"label_ids_to_fuse": set()} if task == "panoptic" else {}))
 
     processor.post_process = post_process

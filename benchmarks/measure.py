@@ -1,5 +1,7 @@
 """How benchmarks measure: time in turns, memory, operations, time by part; and how they write it down."""
 
+import ctypes
+import gc
 import os
 import re
 import time
@@ -46,17 +48,25 @@ def peak_memory(build: Callable[[], Callable[[], Any]], device: str) -> float:
     at that of the parent process.)
     """
     run = build()
+    gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        run(), run()  # in the second training step the optimiser has its state
+        _twice(run)
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / MIB
+    ctypes.CDLL(None).malloc_trim(0)  # what is free but kept would be taken again unseen
     Path("/proc/self/clear_refs").write_text("5")
     resident = _status("VmRSS")
-    run(), run()
+    _twice(run)
     return _status("VmHWM") - resident
+
+
+def _twice(run: Callable[[], Any]) -> None:
+    """In the second training step the optimiser has its state."""
+    run()
+    run()
 
 
 def _status(key: str) -> float:

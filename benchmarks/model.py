@@ -113,7 +113,7 @@ def measure(cases: list[Case], args: argparse.Namespace) -> list[Result]:
             peak,
             flops,
             contender.parameters,
-            parts_of(contender, args.rounds) if args.profile else {},
+            parts_of(contender, args.rounds) if args.profile and not case.compiled else {},
         )
         for (case, (contender, peak, flops)), median in zip(ready.items(), seconds, strict=True)
     ]
@@ -177,7 +177,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, help="calls of each case; default: 5, on a GPU 20")
     parser.add_argument("--no-peak", action="store_true", help="do not measure memory, which takes most of the time")
-    parser.add_argument("--profile", action="store_true", help="also say where the time goes, by part")
+    parser.add_argument("--profile", action="store_true", help="also say where the time goes, by part; eager only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write results there, tables beside it as .md")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of cost against resolution, masks and steps")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides")

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from contenders import MODELS, TASKS, Case, transformers_missing
-from matplotlib.figure import Figure
 from measure import write
 from tabulate import tabulate
 
@@ -97,6 +96,7 @@ def parts_table(results: list[Result]) -> str:
         {"model": label(result.case), "case": describe(result.case)}
         | {name: number(result.parts[name]) if name in result.parts else "" for name in names}
         for result in results
+        if result.parts
     ]
     return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
 
@@ -145,6 +145,8 @@ STYLES = {"forward": "-", "inference": "--", "train": ":"}
 
 def plot(results: list[Result], path: Path) -> None:
     """Cost against resolution, masks and sampling steps: time, memory, and the time of DFormer's parts at inference."""
+    from matplotlib.figure import Figure  # only here: measuring does not need it
+
     figure = Figure(figsize=(14, 11), layout="constrained")
     for column, field in zip(figure.subplots(3, len(AXES)).T, AXES, strict=True):
         times, memory, parts = column
