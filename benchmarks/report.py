@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from importlib.metadata import version
@@ -50,7 +51,8 @@ def describe(case: Case) -> str:
 
 def environment(device: str) -> str:
     """What it ran on, in a line."""
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{cpu_model()}, {torch.get_num_threads()} threads"
+    processor = f"{cpu_model()}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
+    where = torch.cuda.get_device_name() if device == "cuda" else processor
     peer = "" if transformers_missing() else f", Transformers {version('transformers')}"
     return f"{where}; PyTorch {torch.__version__}{peer}"
 
