@@ -27,17 +27,22 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def in_turns(runs: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
-    """Median seconds of each function, called in turns (a b c a b c ...) so that a slow moment meets all of them."""
-    seconds: list[list[float]] = [[] for _ in runs]
+def seconds_of(run: Callable[[], Any]) -> float:
+    """Of one call."""
+    synchronize()
+    start = time.perf_counter()
+    run()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def in_turns(runs: Sequence[Callable[[], float]], rounds: int) -> list[float]:
+    """The median of what each function returns, called in turns (a b c a b c ...): a slow moment meets all of them."""
+    measured: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
-        for run, measured in zip(runs, seconds, strict=True):
-            synchronize()
-            start = time.perf_counter()
-            run()
-            synchronize()
-            measured.append(time.perf_counter() - start)
-    return [median(measured) for measured in seconds]
+        for run, values in zip(runs, measured, strict=True):
+            values.append(run())
+    return [median(values) for values in measured]
 
 
 def peak_memory(build: Callable[[], Callable[[], Any]], device: str) -> float:

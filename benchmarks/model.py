@@ -11,17 +11,20 @@ import multiprocessing
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import MODELS, TASKS, Case, Contender, prepare, transformers_missing
-from measure import count_flops, in_turns, peak_memory, synchronize, timed_parts, write
+from contenders import MODELS, OURS, TASKS, Case, Contender, prepare, transformers_missing
+from measure import count_flops, in_turns, peak_memory, seconds_of, synchronize, timed_parts, write
 from report import Result, describe, label, plot, records, report
 
 from dformer.errors import UserError, exit_on_user_error
+from dformer.memory import keep_pages
 
 MODES = ("forward", "inference", "train")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -96,51 +99,74 @@ def cases_of(grid: dict[str, list[Any]]) -> list[Case]:
     return cases
 
 
-def measure(cases: list[Case], args: argparse.Namespace) -> list[Result]:
-    """Measure cases in turns with each other. One that fails is told on stderr and left out."""
-    ready: dict[Case, tuple[Contender, float | None, float | None]] = {}
-    for case in cases:
-        print(f"preparing {label(case)}: {describe(case)}", file=sys.stderr)
-        try:
-            ready[case] = get_ready(case, args)
-        except (RuntimeError, NotImplementedError, TypeError) as error:  # out of memory, no such kernel, ...
-            print(f"left out, {label(case)}: {describe(case)}: {error}", file=sys.stderr)
-    seconds = in_turns([contender.run for contender, *_ in ready.values()], args.rounds)
-    return [
-        Result(
-            case,
-            1e3 * median,
-            peak,
-            flops,
-            contender.parameters,
-            parts_of(contender, args.rounds) if args.profile and not case.compiled else {},
-        )
-        for (case, (contender, peak, flops)), median in zip(ready.items(), seconds, strict=True)
-    ]
+class Models:
+    """A process a model: what one leaves behind in its memory is no other's concern."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.processes: dict[str, ProcessPoolExecutor] = {}
+
+    def ask(self, question: Callable[..., Any], case: Case, *more: Any) -> Any:
+        """The answer of the process of the case's model."""
+        if case.model not in self.processes:
+            self.processes[case.model] = new_process(case.model)
+        return self.processes[case.model].submit(question, case, *more).result()
+
+    def measure(self, cases: list[Case]) -> list[Result]:
+        """Measure cases in turns with each other. One that fails is told on stderr and left out."""
+        ready: dict[Case, tuple[float | None, float | None, int]] = {}
+        for case in cases:
+            print(f"preparing {label(case)}: {describe(case)}", file=sys.stderr)
+            try:
+                peak = None if self.args.no_peak else peak_of(case, self.args.device, tuple(self.args.opts))
+                ready[case] = peak, *self.ask(get_ready, case, self.args.device, tuple(self.args.opts))
+            except (RuntimeError, NotImplementedError, TypeError) as error:  # out of memory, no such kernel, ...
+                print(f"left out, {label(case)}: {describe(case)}: {error}", file=sys.stderr)
+        seconds = in_turns([partial(self.ask, time_once, case) for case in ready], self.args.rounds)
+        results = []
+        for (case, (peak, flops, parameters)), median in zip(ready.items(), seconds, strict=True):
+            parts = self.ask(parts_of, case, self.args.rounds) if self.args.profile and not case.compiled else {}
+            results.append(Result(case, 1e3 * median, peak, flops, parameters, parts))
+        for process in self.processes.values():
+            process.submit(READY.clear).result()
+        return results
 
 
-def get_ready(case: Case, args: argparse.Namespace) -> tuple[Contender, float | None, float | None]:
-    """A contender that has run, its peak memory and its FLOPs."""
-    peak = None if args.no_peak else peak_of(case, args.device, tuple(args.opts))
-    contender = prepare(case, args.device, tuple(args.opts))
+READY: dict[Case, Contender] = {}  # in the process of a model: what is being measured
+
+
+def new_process(model: str) -> ProcessPoolExecutor:
+    """One in which ours hold memory as our tools do; the peer is as it is."""
+    set_up = keep_pages if model in OURS else None
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=set_up)
+
+
+def get_ready(case: Case, device: str, overrides: tuple[str, ...]) -> tuple[float | None, int]:
+    """Prepare a case and run it once. Returns its FLOPs and its model's number of parameters."""
+    contender = prepare(case, device, overrides)
     flops = None if case.compiled else count_flops(contender.run)
     contender.run()
-    return contender, peak, flops
+    READY[case] = contender
+    return flops, contender.parameters
+
+
+def time_once(case: Case) -> float:
+    return seconds_of(READY[case].run)
 
 
 def peak_of(case: Case, device: str, overrides: tuple[str, ...]) -> float:
-    if device == "cuda":
-        return peak_memory(lambda: prepare(case, device, overrides).run, device)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(peak_in_this_process, case, overrides).result()
+    """In MiB, of a process of its own."""
+    with new_process(case.model) as fresh:
+        return fresh.submit(peak_in_this_process, case, device, overrides).result()
 
 
-def peak_in_this_process(case: Case, overrides: tuple[str, ...]) -> float:
-    return peak_memory(lambda: prepare(case, "cpu", overrides).run, "cpu")
+def peak_in_this_process(case: Case, device: str, overrides: tuple[str, ...]) -> float:
+    return peak_memory(lambda: prepare(case, device, overrides).run, device)
 
 
-def parts_of(contender: Contender, rounds: int) -> dict[str, float]:
+def parts_of(case: Case, rounds: int) -> dict[str, float]:
     """Milliseconds that a call spends in each part and in all else; means over the calls."""
+    contender = READY[case]
     with timed_parts(contender.parts) as seconds:
         start = time.perf_counter()
         for _ in range(rounds):
@@ -198,9 +224,8 @@ def main() -> None:
     turns = defaultdict(list)
     for case in cases:
         turns[case.mode == "train", case.size, case.batch, case.dtype, case.masks].append(case)
-    results: list[Result] = []
-    for group in turns.values():
-        results += measure(group, args)
+    models = Models(args)
+    results = [result for group in turns.values() for result in models.measure(group)]
     text = report(results, args.device)
     print(text)
     if args.json:

@@ -16,6 +16,7 @@ from dformer.d2.data.augmentations import test_augmentations
 from dformer.d2.precision import inference_autocast
 from dformer.d2.test_time_augmentation import augment
 from dformer.errors import UserError
+from dformer.memory import keep_pages
 
 
 class Predictor:
@@ -40,6 +41,7 @@ class Predictor:
             raise UserError(f"sampling steps (DIFFUSION.SAMPLING_STEPS) must be in 1..{timesteps}, got {steps}")
         if not cfg.MODEL.WEIGHTS:
             raise UserError("the model needs trained weights: give a checkpoint with MODEL.WEIGHTS <file>")
+        keep_pages()
         self.class_names, _ = model_classes(cfg)
         self.model = build_model(cfg).eval()
         load_weights(self.model, fetch_checkpoint(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)

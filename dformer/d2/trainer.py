@@ -37,6 +37,7 @@ from dformer.d2.optimizer import build_optimizer, build_schedule, clip_gradients
 from dformer.d2.precision import amp_dtype, inference_autocast
 from dformer.d2.test_time_augmentation import augment, check_augmentation
 from dformer.errors import UserError
+from dformer.memory import keep_pages
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,8 @@ def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions
 
 
 def set_up(cfg: CfgNode, write_config: bool) -> CfgNode:
-    """Prepare this process: checks, loggers, seeds. Returns the cfg as it is run."""
+    """Prepare this process: checks, memory, loggers, seeds. Returns the cfg as it is run."""
+    keep_pages()
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise UserError(

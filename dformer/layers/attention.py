@@ -1,4 +1,4 @@
-"""Residual attention and feed-forward blocks, normalised after the sum, as in DETR and Mask2Former."""
+"""Residual attention blocks, normalised after the sum, as in DETR and Mask2Former."""
 
 from typing import NamedTuple
 
@@ -68,20 +68,3 @@ class SelfAttention(nn.Module):
         """`x` (B, N, C), `pos` that broadcasts to it -> (B, N, C)."""
         query = x + pos
         return self.norm(x + self.attention(query, self.attention.remember(query, x)))
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with ReLU between them."""
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.expand = nn.Linear(dim, hidden_dim)
-        self.reduce = nn.Linear(hidden_dim, dim)
-        self.norm = nn.LayerNorm(dim)
-        for linear in (self.expand, self.reduce):
-            nn.init.xavier_uniform_(linear.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
-        rows = x.flatten(0, -2)  # of more dimensions, a linear layer gives a view, on which ReLU in place costs copies
-        return self.norm(x + self.reduce(F.relu_(self.expand(rows))).view_as(x))

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dformer.layers.attention import CrossAttention, FeedForward, Memory, SelfAttention
+from dformer.layers.attention import CrossAttention, Memory, SelfAttention
 from dformer.layers.convolution import convolution
 from dformer.layers.embedding import sine_position
+from dformer.layers.feed_forward import FeedForward
 from dformer.layers.mlp import mlp
 from dformer.layers.resize import resize
 from dformer.models.pixel_decoder import PixelFeatures

@@ -66,7 +66,7 @@ def test_folded_norms_change_nothing():
         return [*maps.values(), gradient / gradient.std()]
 
     plain = run()
-    fold_frozen_norms(backbone)
+    fold_frozen_norms(backbone)  # res2 has larger maps than weights, res5 the other way round
     assert list(backbone.state_dict()) == names
     assert isinstance(backbone.res3[0].conv2, FoldedConv2d) and isinstance(backbone.stem.conv1, FoldedConv2d)
     for a, b in zip(run(), plain, strict=True):

@@ -4,11 +4,16 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from dformer.layers.attention import Attention
-from dformer.layers.deformable_attention import DeformableAttention
+from dformer.layers.deformable_attention import DeformableAttention, softmax
 from dformer.layers.embedding import sine_position, sine_time
+from dformer.layers.feed_forward import FeedForward
+from dformer.layers.resize import resize
 
 
 def test_attention_is_pytorchs():
@@ -50,3 +55,62 @@ def test_deformable_attention_starts_as_a_ring_around_the_reference():
     assert not layer.offsets.weight.any()
     torch.testing.assert_close(offsets[:, 0], offsets[:, 1])
     torch.testing.assert_close(offsets[1, 0], torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]]), rtol=0, atol=1e-6)
+
+
+def plain_feed_forward(layer, x):
+    return layer.norm(x + layer.reduce(F.relu(layer.expand(x))))
+
+
+def test_feed_forward_is_the_plain_one():
+    torch.manual_seed(0)
+    layer, x = FeedForward(6, 16).double(), torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *layer.parameters()]
+    plain, ours = plain_feed_forward(layer, x), layer(x)
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-14)
+    weight = torch.randn_like(x)
+    expected = torch.autograd.grad(plain, inputs, weight)
+    for gradient, other in zip(torch.autograd.grad(ours, inputs, weight), expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=0, atol=1e-13)
+
+
+def test_feed_forward_under_autocast():
+    """Gradients have the dtype of what they are of, and are as near as those of the plain layer."""
+    torch.manual_seed(0)
+    layer, x = FeedForward(8, 32), torch.randn(3, 8, requires_grad=True)
+    inputs = [x, *layer.parameters()]
+    exact = torch.autograd.grad(plain_feed_forward(layer, x).square().sum(), inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = layer(x)
+    gradients = torch.autograd.grad(ours.square().sum(), inputs)
+    for gradient, expected in zip(gradients, exact, strict=True):
+        assert gradient.dtype == expected.dtype
+        assert (gradient - expected).norm() <= 0.05 * expected.norm() + 0.02
+
+
+def test_softmax_is_pytorchs():
+    x = torch.randn(4, 3, 12, dtype=torch.float32, requires_grad=True)
+    weight = torch.randn(4, 3, 12)
+    shifted = x * 20 + 300  # would overflow without the shift
+    torch.testing.assert_close(softmax(shifted), shifted.softmax(-1))
+    gradients = [
+        torch.autograd.grad((function(x) * weight).sum(), x)[0] for function in (softmax, lambda x: x.softmax(-1))
+    ]
+    torch.testing.assert_close(*gradients)
+    assert softmax(x.bfloat16()).dtype == torch.float32
+
+
+@given(st.tuples(st.integers(1, 24), st.integers(1, 24)), st.tuples(st.integers(1, 24), st.integers(1, 24)))
+def test_resize_is_bilinear(size, new_size):
+    maps = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    check_resize(maps, new_size)
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))
+def test_resize_by_a_whole_factor_is_bilinear(factor, height, width):
+    maps = torch.randn(2, 3, factor * height, factor * width, generator=torch.Generator().manual_seed(0))
+    check_resize(maps, (height, width))
+
+
+def check_resize(maps, size):
+    expected = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(resize(maps, size), expected, rtol=0, atol=1e-6)
