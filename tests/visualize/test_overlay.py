@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from PIL import Image
 
-from dformer import visualize
 from dformer.visualize import class_color, draw_instances, draw_panoptic, draw_semantic, enlargement
 
 NAMES = ["disc", "square", "triangle", "star", "grass", "water", "brick"]
@@ -22,7 +22,7 @@ def hue(color: tuple[int, int, int]) -> float:
 def label_boxes(monkeypatch) -> list[tuple[int, int, int, int]]:
     """x0, y0, x1, y1 of the labels of the pictures that are drawn from now on."""
     boxes = []
-    paste = visualize.Image.Image.paste
+    paste = Image.Image.paste
 
     def record(self, label, corner, mask):
         boxes.append((*corner, corner[0] + label.width, corner[1] + label.height))
@@ -30,7 +30,7 @@ def label_boxes(monkeypatch) -> list[tuple[int, int, int, int]]:
         assert boxes[-1][2] <= self.width and boxes[-1][3] <= self.height, "a label leaves the picture"
         paste(self, label, corner, mask)
 
-    monkeypatch.setattr(visualize.Image.Image, "paste", record)
+    monkeypatch.setattr(Image.Image, "paste", record)
     return boxes
 
 
