@@ -18,7 +18,12 @@ from dformer.published import to_published
 
 
 def convert(
-    source: str, target: str, to: str = "ours", config_file: str | None = None, averaged: bool = False, half: bool = False
+    source: str,
+    target: str,
+    to: str = "ours",
+    config_file: str | None = None,
+    averaged: bool = False,
+    half: bool = False,
 ) -> str:
     """Convert a checkpoint.
 

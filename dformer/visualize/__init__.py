@@ -8,11 +8,13 @@ from dformer.visualize.arrays import Bools, Color, Floats, Ints, UInt8
 from dformer.visualize.color import class_color
 from dformer.visualize.comparison import (
     Error,
+    Match,
     draw_comparison,
     draw_errors,
     draw_semantic_comparison,
     find_errors,
     find_label_errors,
+    match_segments,
 )
 from dformer.visualize.overlay import (
     ALPHA,
@@ -37,6 +39,7 @@ __all__ = [
     "Error",
     "Floats",
     "Ints",
+    "Match",
     "Region",
     "Segment",
     "UInt8",
@@ -54,6 +57,7 @@ __all__ = [
     "find_errors",
     "find_label_errors",
     "instance_segments",
+    "match_segments",
     "panoptic_segments",
     "semantic_segments",
 ]

@@ -88,11 +88,24 @@ def draw_errors(image: UInt8, errors: Iterable[Error], class_names: Sequence[str
     return draw_regions((0.6 * grey + 50).astype(np.uint8), (_region(error, class_names) for error in errors), alpha)
 
 
-def find_errors(truth: Sequence[Segment], prediction: Sequence[Segment], void: Bools | None = None) -> list[Error]:
-    """Match predicted with true segments, and return what does not match.
+class Match(NamedTuple):
+    """A true segment and what is predicted there; None where one of them has no counterpart, and `iou` is 0 then."""
+
+    truth: Segment | None
+    predicted: Segment | None
+    iou: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether both are there, and of one class."""
+        return bool(self.truth and self.predicted and self.truth.category == self.predicted.category)
+
+
+def match_segments(truth: Sequence[Segment], prediction: Sequence[Segment], void: Bools | None = None) -> list[Match]:
+    """Match predicted with true segments.
 
     As in panoptic quality (Kirillov et al. 2019), two segments match if their IoU is above 0.5; void does not count in
-    it, and what lies to more than a half in void, or in crowds of its class, is no error. Segments may overlap, so the
+    it, and what lies to more than a half in void, or in crowds of its class, is left out. Segments may overlap, so the
     surest choose first. One that finds no segment of its class may take one of another: that is the wrong class, where
     panoptic quality counts one missed and one false.
 
@@ -106,22 +119,32 @@ def find_errors(truth: Sequence[Segment], prediction: Sequence[Segment], void: B
         (segment for segment in prediction if segment.mask.any()), key=lambda s: -1.0 if s.score is None else -s.score
     )
     overlaps = {k: _overlaps(segment.mask, [p.mask for p in order], void) for k, segment in free.items()}
-    errors, left = [], []
+    matches, left = [], []
     for p, segment in enumerate(order):
         same = [k for k in free if free[k].category == segment.category]
         best = max(same, key=lambda k: overlaps[k][p], default=None)
         if best is not None and overlaps[best][p] > 0.5:
-            del free[best]
+            matches.append(Match(free.pop(best), segment, overlaps[best][p]))
         else:
             left.append((p, segment))
     for p, segment in left:
         best = max(free, key=lambda k: overlaps[k][p], default=None)
         if best is not None and overlaps[best][p] > 0.5:
-            match = free.pop(best)
-            errors.append(Error(match.mask, match.category, segment.category))
+            matches.append(Match(free.pop(best), segment, overlaps[best][p]))
         elif not _excused(segment, crowds, void):
-            errors.append(Error(segment.mask, None, segment.category))
-    return errors + [Error(segment.mask, segment.category, None) for segment in free.values()]
+            matches.append(Match(None, segment, 0.0))
+    return matches + [Match(segment, None, 0.0) for segment in free.values()]
+
+
+def find_errors(truth: Sequence[Segment], prediction: Sequence[Segment], void: Bools | None = None) -> list[Error]:
+    """What does not match of predicted and true segments; see `match_segments`."""
+    errors = []
+    for match in match_segments(truth, prediction, void):
+        if match.truth and not match.is_right:
+            errors.append(Error(match.truth.mask, match.truth.category, match.predicted and match.predicted.category))
+        elif match.predicted and not match.is_right:
+            errors.append(Error(match.predicted.mask, None, match.predicted.category))
+    return errors
 
 
 def find_label_errors(truth: Ints, prediction: Ints, num_classes: int) -> list[Error]:
