@@ -94,10 +94,10 @@ summary {{ cursor: pointer }} summary span {{ color: #666 }} .remedy {{ margin: 
 table {{ border-collapse: collapse; width: 100% }} td {{ padding: .12rem .6rem .12rem 0; vertical-align: top }}
 .file {{ font-family: monospace; font-size: 12px; overflow-wrap: anywhere; width: 40% }}
 .charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 0 2rem }}
-.chart {{ max-height: 420px; overflow-y: auto }} .chart td {{ white-space: nowrap; padding-block: 1px }}
+.chart {{ max-height: 620px; overflow-y: auto }} .chart td {{ white-space: nowrap; padding-block: 1px }}
 .chart td:first-child {{ max-width: 200px; overflow: hidden; text-overflow: ellipsis }}
 .bar {{ width: 60% }} .bar i {{ display: block; height: .9rem; background: #4a7fb5; min-width: 1px }}
-.bar i + i {{ background: #e09a4f; margin-top: 1px }}
+.number {{ line-height: calc(.9rem + 1px) }} .bar i + i {{ background: #e09a4f; margin-top: 1px }}
 .number, .numbers :is(td, th):not(:first-child) {{ text-align: right; font-variant-numeric: tabular-nums }}
 .numbers {{ width: auto }} .numbers :is(td, th) {{ padding-right: 1.5rem }} th {{ text-align: left; font-weight: 600 }}
 .confusion {{ width: auto; font-size: 12px; font-variant-numeric: tabular-nums }}

@@ -57,7 +57,7 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
         """
         self.truth = truth
         self._where = where
-        self._dataset_ids = dataset_ids
+        self.dataset_ids = dataset_ids
         self._with_boundary = with_boundary
         super().__init__(folder)
 
@@ -74,7 +74,7 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
         return [
             {
                 "image_id": image["image_id"],
-                "category_id": self._dataset_ids[class_id],
+                "category_id": self.dataset_ids[class_id],
                 "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
                 "score": score,
             }
@@ -88,7 +88,7 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
         by_image: dict[int | str, Detections] = defaultdict(list)
         for i, detection in enumerate(read_json(file)):
             try:
-                check_detection(detection, sizes, set(self._dataset_ids.values()))
+                check_detection(detection, sizes, set(self.dataset_ids.values()))
             except UserError as error:
                 raise UserError(f"{file}, entry {i}: {error}") from error
             by_image[detection["image_id"]].append(detection)

@@ -50,7 +50,7 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
             folder: of the predictions.
         """
         self.ground_truth = ground_truth
-        self._dataset_ids = dataset_ids
+        self.dataset_ids = dataset_ids
         self.png_root = folder / "panoptic"
         self._class_agnostic = class_agnostic
         super().__init__(folder)
@@ -70,7 +70,7 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
             "image_id": truth["image_id"],
             "file_name": truth["file_name"],
             "segments_info": [
-                {"id": s["id"], "category_id": self._dataset_ids[s["category_id"]], "score": s.get("score")}
+                {"id": s["id"], "category_id": self.dataset_ids[s["category_id"]], "score": s.get("score")}
                 for s in segments
             ],
         }
