@@ -77,15 +77,19 @@ def draw_semantic_comparison(
     errors = find_label_errors(truth, prediction, len(class_names))
     known = int(((truth >= 0) & (truth < len(class_names))).sum())
     share = 100 * sum(int(error.mask.sum()) for error in errors) / max(1, known)
-    pictures.append(draw_errors(image, errors, class_names, alpha))
+    pictures.append(draw_errors(image, errors, class_names, alpha, named=0.01))  # not the seams along all outlines
     return draw_panels(pictures, ["ground truth", "prediction", f"errors: {share:.1f} % of the pixels"])
 
 
-def draw_errors(image: UInt8, errors: Iterable[Error], class_names: Sequence[str], alpha: float = ALPHA) -> UInt8:
+def draw_errors(
+    image: UInt8, errors: Iterable[Error], class_names: Sequence[str], alpha: float = ALPHA, named: float = 0.0
+) -> UInt8:
     """Draw errors on the image, its own colours taken away: what is missed in red rising stripes, what is false in blue
-    falling ones, and what has the wrong class in yellow, with both names."""
+    falling ones, and what has the wrong class in yellow. Those that take at least the share `named` of the image are
+    labelled with their classes."""
     grey = image if image.ndim == 2 else image.mean(axis=2)
-    return draw_regions((0.6 * grey + 50).astype(np.uint8), (_region(error, class_names) for error in errors), alpha)
+    regions = (_region(error, class_names, named) for error in errors)
+    return draw_regions((0.6 * grey + 50).astype(np.uint8), regions, alpha)
 
 
 class Match(NamedTuple):
@@ -178,7 +182,8 @@ def _excused(segment: Segment, crowds: Sequence[Segment], void: Bools | None) ->
     return bool((segment.mask & unknown).sum() > segment.mask.sum() / 2)
 
 
-def _region(error: Error, class_names: Sequence[str]) -> Region:
+def _region(error: Error, class_names: Sequence[str], named: float) -> Region:
     names = [class_names[category] for category in (error.truth, error.predicted) if category is not None]
     text = f"{names[0]} as {names[1]}" if len(names) == 2 else f"{error.kind}: {names[0]}"
-    return Region(error.mask, text, STYLE[error.kind][0], slope=STYLE[error.kind][1])
+    color, slope = STYLE[error.kind]
+    return Region(error.mask, text if error.mask.mean() >= named else "", color, slope=slope)

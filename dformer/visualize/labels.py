@@ -60,7 +60,8 @@ def draw_labels(picture: Image.Image, patches: Sequence[Patch], font_size: int) 
         things += grid * patch.is_thing
     taken = np.zeros((rows, columns), np.float32)
     # Things first: stuff has more places to choose from.
-    for patch, grid in sorted(zip(patches, grids, strict=True), key=lambda pair: not pair[0].is_thing):
+    labelled = [pair for pair in zip(patches, grids, strict=True) if pair[0].text]
+    for patch, grid in sorted(labelled, key=lambda pair: not pair[0].is_thing):
         size = font_size if patch.area > 30 * font_size**2 else max(9, round(0.8 * font_size))
         label = _label(patch.text, size, lighter(patch.color))
         h, w = math.ceil(label.height / cell), math.ceil(label.width / cell)

@@ -38,7 +38,7 @@ class Segment(NamedTuple):
 
 
 class Region(NamedTuple):
-    """What is drawn: a mask (H, W) with a text on it, in a colour, paler where it is no thing.
+    """What is drawn: a mask (H, W) with a text (if not empty) on it, in a colour, paler where it is no thing.
 
     `slope` 0 fills it; 1 and -1 draw stripes that rise or fall to the right.
     """
