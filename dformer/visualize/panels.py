@@ -1,6 +1,5 @@
 """Pictures side by side."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,9 +15,9 @@ def draw_panels(pictures: Sequence[UInt8], captions: Sequence[str], columns: int
     """Lay pictures out in rows, from left to right, each under its caption.
 
     Args:
-        pictures: each (h, w, 3) RGB, of any sizes; all cells are as large as the largest.
+        pictures: each (h, w, 3) RGB, of any sizes: a row is as high as its highest, columns are as wide as the widest.
         captions: one each; what is too long for its picture is cut off with an ellipsis.
-        columns: pictures a row; by default all.
+        columns: pictures in a row; by default all.
 
     Returns:
         The sheet, white where nothing lies.
@@ -31,15 +30,15 @@ def draw_panels(pictures: Sequence[UInt8], captions: Sequence[str], columns: int
             f"each of one picture or more needs a caption: {len(pictures)} pictures, {len(captions)} captions"
         )
     columns = min(columns or len(pictures), len(pictures))
-    height, width = (max(picture.shape[side] for picture in pictures) for side in (0, 1))
+    width = max(picture.shape[1] for picture in pictures)
     size = min(24, max(11, width // 30))  # of the letters
     line = size + size // 2
-    cell_height, cell_width = line + height + GAP, width + GAP
-    rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new("RGB", (GAP + columns * cell_width, rows * cell_height), "white")
+    heights = [max(p.shape[0] for p in pictures[k : k + columns]) for k in range(0, len(pictures), columns)]  # of rows
+    tops = [0, *np.cumsum([line + height + GAP for height in heights]).tolist()]
+    sheet = Image.new("RGB", (GAP + columns * (width + GAP), tops[-1]), "white")
     painter = ImageDraw.Draw(sheet)
     for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        left, top = GAP + k % columns * cell_width, k // columns * cell_height
+        left, top = GAP + k % columns * (width + GAP), tops[k // columns]
         painter.text((left, top + line // 2), shortened(caption, size, width), "black", font(size), anchor="lm")
         sheet.paste(Image.fromarray(picture), (left, top + line))
     return np.array(sheet)
