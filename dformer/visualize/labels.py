@@ -67,20 +67,22 @@ def draw_labels(picture: Image.Image, patches: Sequence[Patch], font_size: int) 
         h, w = math.ceil(label.height / cell), math.ceil(label.width / cell)
         if patch.area < size**2 / 4 or h > rows or w > columns:
             continue
-        own = _box_mean(grid, h, w)
-        centred = _box_mean(np.pad(grid, ((h, h), (w // 2, w - w // 2))), 3 * h, 2 * w)
-        others = _box_mean(things - grid * patch.is_thing, h, w)
-        away, off_centre = _distances(patch.box, cell, own.shape, (h, w))
+        near = _around(patch.box, cell, (h, w), grid.shape)
+        own = _box_mean(grid[near], h, w)
+        centred = _box_mean(np.pad(grid[near], ((h, h), (w // 2, w - w // 2))), 3 * h, 2 * w)
+        others = _box_mean(things[near] - grid[near] * patch.is_thing, h, w)
+        away, off_centre = _distances(patch.box, cell, near, (h, w))
         hidden = own * label.width * label.height / patch.area
         score = own + centred - 2 * np.maximum(0, hidden - 0.3) - 0.5 * away / h - 0.5 * others
         score -= 0.3 * off_centre / (rows + columns)
         hides_too_much = (hidden > 0.6) | (others * label.width * label.height > 2 * patch.area)
-        score[(_box_mean(taken, h, w) > 0) | (away > 1.5 * h) | hides_too_much] = -np.inf
-        row, column = np.unravel_index(np.argmax(score), score.shape)
-        if score[row, column] == -np.inf:
+        score[(_box_mean(taken[near], h, w) > 0) | (away > 1.5 * h) | hides_too_much] = -np.inf
+        best = np.unravel_index(np.argmax(score), score.shape)
+        if score[best] == -np.inf:
             continue
+        row, column = (int(start) + side.start for start, side in zip(best, near, strict=True))
         taken[row : row + h, column : column + w] = 1
-        picture.paste(label, (int(column) * cell, int(row) * cell), label)
+        picture.paste(label, (column * cell, row * cell), label)
 
 
 def _on_grid(patch: Patch, cell: int, rows: int, columns: int) -> Floats:
@@ -101,11 +103,21 @@ def _box_mean(grid: Floats, height: int, width: int) -> Floats:
     return (rows[:, width:] - rows[:, :-width]) / (height * width)
 
 
-def _distances(box: Box, cell: int, places: tuple[int, ...], size: tuple[int, int]) -> tuple[Floats, Floats]:
-    """In cells, for all `places` of a label of `size` cells: from its rim to `box` (in pixels), and between middles."""
+def _around(box: Box, cell: int, size: tuple[int, int], shape: tuple[int, ...]) -> Box:
+    """The part of a grid of `shape` where a label of `size`, in cells, may lie that is not far from `box`, in pixels."""
+    margin = 2 * size[0]
+    rows, columns = (
+        slice(max(0, side.start // cell - length - margin), min(count, side.stop // cell + length + margin))
+        for side, length, count in zip(box, size, shape, strict=True)
+    )
+    return rows, columns
+
+
+def _distances(box: Box, cell: int, near: Box, size: tuple[int, int]) -> tuple[Floats, Floats]:
+    """In cells, for all places of a label of `size` in `near`: from its rim to `box`, in pixels, and between middles."""
     gaps, shifts = [], []
-    for side, count, length in zip(box, places, size, strict=True):
-        start = np.arange(count)
+    for side, part, length in zip(box, near, size, strict=True):
+        start = np.arange(part.start, part.stop - length + 1)
         gaps.append(np.maximum(0, np.maximum(side.start / cell - (start + length), start - side.stop / cell)))
         shifts.append(start + length / 2 - (side.start + side.stop) / (2 * cell))
     return np.hypot(*np.ix_(*gaps)), np.hypot(*np.ix_(*shifts))
