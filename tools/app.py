@@ -8,7 +8,7 @@ python tools/app.py --weights output/quickstart/model_final.pth other.pth --exam
 import argparse
 
 from dformer.d2.checkpointer import ASSETS
-from dformer.d2.demo import find_images
+from dformer.d2.demo.inputs import find_inputs, is_video
 from dformer.errors import UserError, exit_on_user_error
 
 
@@ -31,8 +31,15 @@ def main() -> None:
         from dformer.d2.app import serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; `make app`, or pip install 'dformer[app]'") from error
-    examples, _ = find_images(args.examples or [str(ASSETS / "examples")])
-    serve(args.weights, [str(file) for file in examples], args.host, args.port, args.share, args.seconds)
+    found, _ = find_inputs(args.examples or [str(ASSETS / "examples")])
+    serve(
+        args.weights,
+        [str(file) for file in found if not is_video(file)],
+        args.host,
+        args.port,
+        args.share,
+        args.seconds,
+    )
 
 
 if __name__ == "__main__":

@@ -11,15 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from detectron2.data import transforms as T
-from PIL import Image
-from pycocotools import mask as rle
 from torch import Tensor, nn
 
 from dformer import rng
 from dformer.d2.data.images import read_image, read_size
+from dformer.d2.demo.records import segment_record
 from dformer.d2.meta_arch import DFormer
 from dformer.d2.meta_arch.segmenter import Segmenter
 from dformer.d2.predictor import Predictor
@@ -250,26 +248,11 @@ def as_json(answer: Answer, request: Request, weights: str) -> str:
         "height": answer.size[0],
         "width": answer.size[1],
         "segments": [
-            _record(k, segment, answer.size, answer.class_names)
+            segment_record(k, segment, answer.size, answer.class_names)
             for k, segment in enumerate(answer.steps[-1].segments, start=1)
         ],
     }
     return json.dumps(content, indent=1)
-
-
-def _record(number: int, segment: Segment, size: tuple[int, int], class_names: Sequence[str]) -> dict[str, Any]:
-    mask = np.array(Image.fromarray(segment.mask).resize(size[::-1]))  # to the nearest pixel
-    encoded = rle.encode(np.asfortranarray(mask.view(np.uint8)))
-    return {
-        "id": number,
-        "category_id": segment.category,
-        "category": class_names[segment.category],
-        "isthing": segment.is_thing,
-        "score": segment.score,
-        "area": int(rle.area(encoded)),
-        "bbox": [int(side) for side in rle.toBbox(encoded)],
-        "segmentation": {"size": list(size), "counts": encoded["counts"].decode()},
-    }
 
 
 def _fitted(image: UInt8) -> UInt8:
