@@ -351,8 +351,12 @@ def test_a_signal_in_the_middle_of_a_video_leaves_whole_files(config_file, tmp_p
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(demo_run.VideoWriter, "write", write_six)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what runs in the background
     arguments = ["--config-file", config_file, "--input", str(tmp_path), "--coco", "--output", str(tmp_path / "out")]
-    assert run(monkeypatch, *arguments) == 130
+    try:
+        assert run(monkeypatch, *arguments) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "b.mp4", "coco.json", "segments.json"]
     with VideoReader(tmp_path / "out" / "b.mp4") as video:

@@ -20,7 +20,7 @@ from dformer.d2.data.annotations import Record, annotation_reader
 from dformer.d2.data.datasets import loading
 from dformer.d2.meta_arch import DFormer
 from dformer.d2.predictor import Predictor
-from dformer.d2.results import result_segments, save_picture
+from dformer.d2.results import FORMATS, result_segments, save_picture
 from dformer.diffusion.masks import diffuse, downsample, to_signal, to_unit
 from dformer.diffusion.schedule import alpha_bar_schedule
 from dformer.errors import UserError
@@ -38,7 +38,7 @@ from dformer.visualize.diffusion import (
 
 SIDE = 480  # pixels: the long side of a picture of many
 TIMES = (0, 10, 25, 50, 100, 200, 500, 999)
-SUFFIXES = (".png", ".jpg", ".gif", *CODECS)
+SUFFIXES = (*FORMATS, ".gif", *CODECS)
 
 
 def show_denoising(
@@ -244,7 +244,7 @@ def _write(
     outputs: Sequence[str], sheet: Callable[[], UInt8], frames: Callable[[], Iterator[UInt8]], fps: float
 ) -> None:
     for output in outputs:
-        if Path(output).suffix.lower() in (".png", ".jpg"):
+        if Path(output).suffix.lower() in FORMATS:
             save_picture(sheet(), Path(output))
         else:
             save_animation(frames(), output, fps)

@@ -11,6 +11,11 @@ from dformer.errors import UserError
 from dformer.visualize import Segment, UInt8, instance_segments, panoptic_segments, semantic_segments
 
 TASKS = ("panoptic", "instance", "semantic")
+FORMATS: dict[str, dict[str, Any]] = {
+    ".png": {"format": "png", "compress_level": 1},  # 6 takes as long as all else
+    ".jpg": {"format": "jpeg", "quality": 90},
+    ".webp": {"format": "webp", "quality": 85},
+}
 
 
 def result_segments(result: dict[str, Any], task: str) -> list[Segment]:
@@ -32,16 +37,14 @@ def result_segments(result: dict[str, Any], task: str) -> list[Segment]:
 
 
 def save_picture(picture: UInt8, file: Path) -> None:
-    """Write a picture as JPEG or PNG, as the suffix of `file` says, whole or not at all.
+    """Write a picture in the format that the suffix of `file` says, one of FORMATS, whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
     partial = file.with_name(f".{file.name}.partial")
-    is_png = file.suffix.lower() == ".png"
-    options = {"compress_level": 1} if is_png else {"quality": 90}  # 6 takes as long as all else
     try:
-        Image.fromarray(picture).save(partial, format="png" if is_png else "jpeg", **options)
+        Image.fromarray(picture).save(partial, **FORMATS[file.suffix.lower()])
         os.replace(partial, file)
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror or error}") from error

@@ -104,7 +104,7 @@ def _box_mean(grid: Floats, height: int, width: int) -> Floats:
 
 
 def _around(box: Box, cell: int, size: tuple[int, int], shape: tuple[int, ...]) -> Box:
-    """The part of a grid of `shape` where a label of `size`, in cells, may lie that is not far from `box`, in pixels."""
+    """The part of a grid of `shape` where a label of `size`, in cells, may lie and is not far from `box`, in pixels."""
     margin = 2 * size[0]
     rows, columns = (
         slice(max(0, side.start // cell - length - margin), min(count, side.stop // cell + length + margin))
@@ -114,7 +114,7 @@ def _around(box: Box, cell: int, size: tuple[int, int], shape: tuple[int, ...]) 
 
 
 def _distances(box: Box, cell: int, near: Box, size: tuple[int, int]) -> tuple[Floats, Floats]:
-    """In cells, for all places of a label of `size` in `near`: from its rim to `box`, in pixels, and between middles."""
+    """In cells, for all places of a label of `size` in `near`: from its rim to `box` (pixels), and between middles."""
     gaps, shifts = [], []
     for side, part, length in zip(box, near, size, strict=True):
         start = np.arange(part.start, part.stop - length + 1)

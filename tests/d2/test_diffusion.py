@@ -123,7 +123,7 @@ def run(monkeypatch, *arguments: str) -> int:
 def test_the_tool_writes_what_the_suffix_says(monkeypatch, shapes, tmp_path):
     weights = trained(tmp_path).MODEL.WEIGHTS
     Image.fromarray(IMAGE).save(tmp_path / "a.png")
-    outputs = [str(tmp_path / f"steps.{suffix}") for suffix in ("png", "jpg", "gif", "mp4")]
+    outputs = [str(tmp_path / f"steps.{suffix}") for suffix in ("png", "webp", "gif", "mp4")]
     image = ["--weights", weights, "--input", str(tmp_path / "a.png"), "--steps", "2", "--masks", "3"]
     assert run(monkeypatch, *image, "--output", *outputs) == 0
     assert Image.open(outputs[0]).size == Image.open(outputs[1]).size

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from dformer.visualize import class_color, draw_instances, draw_panoptic, draw_semantic, enlargement
+from dformer.visualize.color import lighter
 
 NAMES = ["disc", "square", "triangle", "star", "grass", "water", "brick"]
 GREY = np.full((480, 640, 3), 128, np.uint8)
@@ -189,3 +190,16 @@ def test_any_map_of_segments(segment_map, alpha):
     assert picture.shape == (*void.shape, 3)
     if void.all():
         assert (picture == 40).all()
+
+
+def test_labels_can_be_read_whatever_they_lie_on():
+    """Black letters on boxes of their own: WCAG's contrast of 7 (its level AAA) for any class and instance."""
+
+    def luminance(color: tuple[int, int, int]) -> float:
+        srgb = np.array(color) / 255
+        return float(
+            np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+        )
+
+    colors = [class_color(category, instance) for category in range(150) for instance in range(8)]
+    assert min(luminance(lighter(color)) + 0.05 for color in colors) / 0.05 > 7

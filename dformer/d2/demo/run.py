@@ -39,7 +39,7 @@ class Settings:
         threshold: segments of a lower score are left out, 0 to 1. By default TEST.OBJECT_THRESHOLD for panoptic results
             and 0.5 for instances.
         alpha: opacity of the colours, 0 to 1.
-        every: of a video, each so manieth frame.
+        every: frames of a video from one that is segmented to the next.
         batch: frames of a video that the model takes at once.
         coco: whether coco.json is written, too.
     """
@@ -84,9 +84,10 @@ def segment_files(
     if not files and camera is None:
         return problems
     sources: list[Path | int] = [*files] if camera is None else [*files, camera]
-    results = [*output_files(files, Path(output)), Path(output) / f"camera-{camera}.mp4"]
+    names = [Path(f"camera-{source}.mp4") if isinstance(source, int) else source for source in sources]
     with Demo([cfg] if compare is None else [cfg, compare], task, settings, Path(output)) as demo:
-        for source, result in zip(tqdm(sources, unit="file", disable=len(sources) == 1), results, strict=False):
+        progress = tqdm(sources, unit="file", disable=len(sources) == 1)
+        for source, result in zip(progress, output_files(names, Path(output)), strict=True):
             if isinstance(source, int) or is_video(source):
                 problems += demo.video(source, result)
             else:
@@ -171,9 +172,8 @@ class Demo:
         """Write down the segments that each model found in an image."""
         size = image.shape[0], image.shape[1]
         for model, segments, file in zip(self.models, found, self.lists, strict=True):
-            records = [
-                segment_record(k, segment, size, model.class_names) for k, segment in enumerate(segments, start=1)
-            ]
+            names = model.class_names
+            records = [segment_record(k, segment, size, names) for k, segment in enumerate(segments, start=1)]
             record = {**source, "height": size[0], "width": size[1], "segments": records}
             file.add(record)
             if self.coco is not None and model is self.models[0]:
