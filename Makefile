@@ -47,7 +47,7 @@ env: $(READY)
 
 # An environment that sees the packages of the first, with an extra of pyproject.toml.
 $(APP)/.with-%: $(READY)
-	$(BIN)/python -m venv $(APP)
+	$(BIN)/python -m venv --without-pip $(APP)
 	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 		echo "import site; site.addsitedir('$$($(BIN)/python -c "$$purelib")')" \
 		> "$$($(APP)/bin/python -c "$$purelib")/dformer-base.pth"
