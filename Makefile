@@ -8,13 +8,18 @@ UNFINISHED := $(VENV)/.dformer-unfinished
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help quickstart env test check lock clean
+# On top of it, for the page in a browser: Gradio asks for older versions of what the environment has.
+APP    := $(VENV)/app
+
+.PHONY: help quickstart env test check app test-browser lock clean
 
 help:
 	@echo 'make quickstart   install, train a small DFormer on generated data, evaluate it, segment four pictures'
 	@echo 'make env          only the environment ($(VENV))'
 	@echo 'make test         the tests; ARGS="-k schedule" passes arguments to pytest'
 	@echo 'make check        lint, format, types, import contracts'
+	@echo 'make app          a page to try a model in; ARGS="--port 8000" passes arguments to tools/app.py'
+	@echo 'make test-browser test that page in Chromium'
 	@echo 'make lock         resolve the newest versions into requirements.lock (needs uv)'
 	@echo 'make clean        remove caches and build products; the environment and output/ stay'
 
@@ -30,7 +35,24 @@ check: $(READY)
 	$(BIN)/mypy dformer tools datasets
 	$(BIN)/lint-imports
 
+app: $(APP)/.with-app
+	$(APP)/bin/python tools/app.py $(ARGS)
+
+test-browser: $(APP)/.with-browser
+	@command -v chromium chromium-browser google-chrome > /dev/null || \
+		{ echo 'error: there is no Chromium to test with; on Debian: apt install chromium'; exit 2; }
+	OMP_NUM_THREADS=1 $(APP)/bin/python -m pytest tests/browser $(ARGS)
+
 env: $(READY)
+
+# An environment that sees the packages of the first, with an extra of pyproject.toml.
+$(APP)/.with-%: $(READY)
+	$(BIN)/python -m venv --without-pip $(APP)
+	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		echo "import site; site.addsitedir('$$($(BIN)/python -c "$$purelib")')" \
+		> "$$($(APP)/bin/python -c "$$purelib")/dformer-base.pth"
+	$(APP)/bin/python -m pip install --no-build-isolation --editable '.[$*]'
+	@touch $@
 
 $(READY): requirements.lock pyproject.toml setup.py tools/install_detectron2.py
 	@if [ -e $(UNFINISHED) ] || { [ -e $(VENV) ] && ! $(BIN)/python -m pip --version > /dev/null 2>&1; }; then \

@@ -61,11 +61,26 @@ def peak_memory(build: Callable[[], Callable[[], Any]], device: str) -> float:
         _twice(run)
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / MIB
+    reset_peak()
+    before = resident()
+    _twice(run)
+    return peak() - before
+
+
+def resident() -> float:
+    """MiB that this process holds."""
+    return _status("VmRSS")
+
+
+def peak() -> float:
+    """MiB that it held at most since `reset_peak`."""
+    return _status("VmHWM")
+
+
+def reset_peak() -> None:
+    """Set the most that this process held back to what it holds, which is brought down to what it uses."""
     ctypes.CDLL(None).malloc_trim(0)  # what is free but kept would be taken again unseen
     Path("/proc/self/clear_refs").write_text("5")
-    resident = _status("VmRSS")
-    _twice(run)
-    return _status("VmHWM") - resident
 
 
 def _twice(run: Callable[[], Any]) -> None:
@@ -102,11 +117,14 @@ def count_flops(run: Callable[[], Any]) -> float:
 
 
 @contextmanager
-def timed_parts(parts: Mapping[str, tuple[Any, str]]) -> Iterator[dict[str, float]]:
+def timed_parts(
+    parts: Mapping[str, tuple[Any, str]], clock: Callable[[], float] = time.perf_counter
+) -> Iterator[dict[str, float]]:
     """While open, the time spent in each part, in seconds; what one part spends in another counts for that one.
 
     Args:
         parts: the object and the name of its method, by the name of the part.
+        clock: seconds.
     """
     seconds: dict[str, float] = defaultdict(float)
     inner: list[float] = []  # of each running part, the time spent in parts that it called
@@ -114,13 +132,13 @@ def timed_parts(parts: Mapping[str, tuple[Any, str]]) -> Iterator[dict[str, floa
     def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             synchronize()
-            start = time.perf_counter()
+            start = clock()
             inner.append(0.0)
             try:
                 return function(*args, **kwargs)
             finally:
                 synchronize()
-                elapsed = time.perf_counter() - start
+                elapsed = clock() - start
                 seconds[name] += elapsed - inner.pop()
                 if inner:
                     inner[-1] += elapsed

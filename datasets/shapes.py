@@ -15,12 +15,17 @@ writes (and the next call, with the same parameters, leaves alone)
         annotations/panoptic_{train,val}.json                         segments_info
         annotations/instances_{train,val}.json                        things, as RLE
         parameters.json                                               what this was generated with
+
+    python datasets/shapes.py --video shapes.mp4 --frames 100
+
+writes a video instead: a camera circles over a scene.
 """
 
 import argparse
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
@@ -35,6 +40,7 @@ from scipy.ndimage import uniform_filter
 from tqdm import tqdm
 
 from dformer.errors import UserError, exit_on_user_error
+from dformer.video import save_animation
 
 Array = NDArray[np.floating[Any]]
 
@@ -137,6 +143,15 @@ def draw(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArra
     image *= 1 + 0.35 * _smooth_noise(rng, size, 2)[..., None]  # uneven illumination
     image += rng.normal(0, 0.012, image.shape)
     return (image.clip(0, 1) * 255).round().astype(np.uint8), segments, classes
+
+
+def film(rng: np.random.Generator, size: int, frames: int) -> Iterator[NDArray[np.uint8]]:
+    """Frames (size, size, 3) of a camera that circles once over a scene of twice its area."""
+    scene, _, _ = draw(rng, round(size * 2**0.5))
+    free = len(scene) - size
+    for angle in 2 * np.pi * np.arange(frames) / frames:
+        top, left = (round(free * (1 + offset) / 2) for offset in (np.sin(angle), np.cos(angle)))
+        yield scene[top : top + size, left : left + size]
 
 
 def _draw_stuff(rng: np.random.Generator, size: int) -> tuple[Array, NDArray[np.int64]]:
@@ -331,7 +346,13 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=DEFAULT.val, help="validation images")
     parser.add_argument("--size", type=int, default=DEFAULT.size, help="height and width, pixels")
     parser.add_argument("--seed", type=int, default=DEFAULT.seed)
+    parser.add_argument("--video", metavar="FILE", help="write a video instead")
+    parser.add_argument("--frames", type=int, default=100, help="of the video")
     args = parser.parse_args()
+    if args.video:
+        save_animation(film(np.random.default_rng(args.seed), args.size, args.frames), args.video, fps=25)
+        print(args.video)
+        return
     folder = generate(args.root, Parameters(args.train, args.val, args.size, args.seed))
     print(f"{folder}: {args.train} training and {args.val} validation images")
 

@@ -22,8 +22,9 @@ def main() -> None:
     parser.add_argument("--to", choices=["ours", "published"], default="ours", help="default: ours")
     parser.add_argument("--config-file", metavar="FILE", help="config that DST is to carry; default: that of the model")
     parser.add_argument("--ema", action="store_true", help="take the moving average of the weights that SRC holds")
+    parser.add_argument("--half", action="store_true", help="write matrices and kernels in float16: half the size")
     args = parser.parse_args()
-    print(convert(args.source, args.target, args.to, args.config_file, args.ema))
+    print(convert(args.source, args.target, args.to, args.config_file, args.ema, args.half))
 
 
 if __name__ == "__main__":

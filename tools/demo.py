@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Segment image files: a picture of each result, with class names and scores, and segments.json with all segments.
+"""Segment images and videos: a picture or video of each result, and segments.json with all segments.
 
 python tools/demo.py --weights model.pth --input a.jpg 'dir/*.png' dir --output out
-python tools/demo.py --config-file configs/... --weights model.pth --input a.jpg --output out --opts KEY VALUE
+python tools/demo.py --weights model.pth --input video.mp4 --every 2 --output out
+python tools/demo.py --weights model.pth --camera 0 --output out         # until Ctrl-C
+python tools/demo.py --weights model.pth --compare other.pth --input a.jpg --output out
 """
 
 import argparse
 import sys
 
-from dformer.d2 import get_cfg
-from dformer.d2.config import merge_config
-from dformer.d2.demo import TASKS, segment_files
-from dformer.d2.launch import resolve_device
-from dformer.d2.zoo import config_of
+from dformer.d2.demo import Settings, segment_files
+from dformer.d2.results import TASKS
+from dformer.d2.zoo import inference_config
 from dformer.errors import UserError, exit_on_user_error
 
 
@@ -20,17 +20,27 @@ def parse_arguments() -> argparse.Namespace:
     description, _, usage = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=description,
-        epilog=f"{usage}\nexit status: 0 all done, 1 some inputs could not be read, 2 nothing done",
+        epilog=f"{usage}\nexit status: 0 all done, 1 some inputs could not be read, 2 nothing done, 130 interrupted",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--weights", metavar="FILE", help="checkpoint of ours or of a published model (MODEL.WEIGHTS)")
     parser.add_argument("--config-file", metavar="FILE", help="config of the model; default: the one of the checkpoint")
-    parser.add_argument("--input", nargs="+", metavar="PATH", required=True, help="image files, folders, 'patterns'")
-    parser.add_argument("--output", metavar="DIR", required=True, help="folder for the pictures and segments.json")
+    parser.add_argument("--compare", metavar="FILE", help="checkpoint whose results are drawn beside the others")
+    parser.add_argument("--input", nargs="+", metavar="PATH", default=[], help="images, videos, folders, 'patterns'")
+    parser.add_argument("--camera", type=int, metavar="N", help="segment what camera N sees, until Ctrl-C")
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder for pictures, videos and segments.json")
+    parser.add_argument("--coco", action="store_true", help="also write coco.json, as COCO has annotations")
     parser.add_argument("--task", choices=TASKS, help="default: what the model was trained for")
     parser.add_argument("--steps", type=int, metavar="K", help="sampling steps (DIFFUSION.SAMPLING_STEPS)")
     parser.add_argument("--seed", type=int, metavar="S", help="seed of the noise (DIFFUSION.SEED)")
-    parser.add_argument("--confidence", type=float, metavar="P", help="least score of a segment that is shown, 0 to 1")
+    parser.add_argument("--threshold", type=float, metavar="P", help="least score of a segment that is shown, 0 to 1")
+    parser.add_argument(
+        "--alpha", type=float, default=Settings.alpha, metavar="A", help="opacity of the colours, 0 to 1 (%(default)s)"
+    )
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video, each Nth frame (%(default)s)")
+    parser.add_argument(
+        "--batch", type=int, default=Settings.batch, metavar="N", help="frames of a video at once (%(default)s)"
+    )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides")
     return parser.parse_args()
 
@@ -38,18 +48,16 @@ def parse_arguments() -> argparse.Namespace:
 @exit_on_user_error
 def main() -> None:
     args = parse_arguments()
-    if not args.config_file and not args.weights:
-        raise UserError("give a checkpoint with --weights, or a config with --config-file")
-    cfg = get_cfg() if args.config_file else config_of(args.weights)
-    merge_config(cfg, args.config_file, args.opts)
-    if args.weights:
-        cfg.MODEL.WEIGHTS = args.weights
-    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE, "MODEL.DEVICE" in args.opts, num_gpus=1)
-    if args.steps is not None:
-        cfg.DIFFUSION.SAMPLING_STEPS = args.steps
-    if args.seed is not None:
-        cfg.DIFFUSION.SEED = args.seed
-    problems = segment_files(cfg, args.input, args.output, args.task, args.confidence)
+    if not args.input and args.camera is None:
+        raise UserError("name images or videos with --input, or a camera with --camera")
+    cfg = inference_config(args.weights, args.config_file, args.opts, args.steps, args.seed)
+    compare = args.compare and inference_config(args.compare, None, args.opts, args.steps, args.seed)
+    settings = Settings(args.task, args.threshold, args.alpha, args.every, args.batch, args.coco)
+    try:
+        problems = segment_files(cfg, args.input, args.output, settings, compare, args.camera)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: what is in {args.output} is whole", file=sys.stderr)
+        sys.exit(130)
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)
     sys.exit(1 if problems else 0)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -19,6 +20,8 @@ from dformer.loading import load, table
 logger = logging.getLogger(__name__)
 
 TIMM = "timm://"
+SHIPPED = "dformer://"  # weights that come with the package
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -73,8 +76,8 @@ def fetch_checkpoint(path: str, averaged: bool = False) -> dict[str, Any]:
     """`dformer.checkpoint.read_checkpoint` from wherever the file is.
 
     Args:
-        path: a local file, what Detectron2's path manager fetches (`detectron2://...`, `https://...`), or
-            `timm://<name>`, a pretrained model of timm's.
+        path: a local file, what Detectron2's path manager fetches (`detectron2://...`, `https://...`),
+            `timm://<name>`, a pretrained model of timm's, or `dformer://<name>`, a model that comes with the package.
         averaged: see `read_checkpoint`.
 
     Raises:
@@ -82,6 +85,8 @@ def fetch_checkpoint(path: str, averaged: bool = False) -> dict[str, Any]:
     """
     if path.startswith(TIMM):
         return {"model": _timm_weights(path)}
+    if path.startswith(SHIPPED):
+        return read_checkpoint(_shipped_file(path), averaged)
     try:
         local_path = PathManager.get_local_path(path)
     except OSError as error:
@@ -90,6 +95,18 @@ def fetch_checkpoint(path: str, averaged: bool = False) -> dict[str, Any]:
     if checkpoint.get("__author__") == "Caffe2":
         checkpoint["model"] = _from_caffe2(checkpoint["model"])
     return checkpoint
+
+
+def shipped_models() -> list[str]:
+    """`dformer://<name>` of each model that comes with the package."""
+    return sorted(SHIPPED + file.stem for file in ASSETS.glob("*.safetensors"))
+
+
+def _shipped_file(path: str) -> Path:
+    if path not in shipped_models():
+        known = shipped_models()
+        raise UserError(f"{path} does not come with dformer{did_you_mean(path, known)} (there is {', '.join(known)})")
+    return ASSETS / f"{path.removeprefix(SHIPPED)}.safetensors"
 
 
 def _timm_weights(path: str) -> dict[str, Tensor]:

@@ -25,8 +25,9 @@ def add_dformer_config(cfg: CN) -> None:
     # into config.yaml and checkpoints, which so can be used where the data set is not.
     cfg.MODEL.CLASSES = ()
     cfg.MODEL.THINGS = ()
-    # MODEL.WEIGHTS is a file, detectron2://..., https://... or timm://<pretrained model>: checkpoints of ours, of the
-    # published DFormer and Mask2Former, or ImageNet backbones. False: load what fits, and only tell what does not.
+    # MODEL.WEIGHTS is a file, detectron2://..., https://..., timm://<pretrained model> or dformer://<shipped model>:
+    # checkpoints of ours, of the published DFormer and Mask2Former, or ImageNet backbones. False: load what fits, and
+    # only tell what does not.
     cfg.MODEL.WEIGHTS_STRICT = True
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # of ImageNet, RGB, 0..255
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]

@@ -17,7 +17,14 @@ from dformer.loading import check, fit_weights, table
 from dformer.published import to_published
 
 
-def convert(source: str, target: str, to: str = "ours", config_file: str | None = None, averaged: bool = False) -> str:
+def convert(
+    source: str,
+    target: str,
+    to: str = "ours",
+    config_file: str | None = None,
+    averaged: bool = False,
+    half: bool = False,
+) -> str:
     """Convert a checkpoint.
 
     Args:
@@ -27,6 +34,7 @@ def convert(source: str, target: str, to: str = "ours", config_file: str | None 
             the same file; or "published".
         config_file: of the model; by default the one that `source` carries, or that of the published model.
         averaged: take the moving average of the weights that `source` holds.
+        half: write matrices and kernels in float16, for a file of half the size. Models load it as float32.
 
     Returns:
         What became of the entries.
@@ -45,6 +53,8 @@ def convert(source: str, target: str, to: str = "ours", config_file: str | None 
     cfg = _config(checkpoint, source, config_file)
     fit = fit_weights(_expected(cfg), checkpoint)
     check(fit, source, trained=True)
+    if half:
+        checkpoint["model"] = {name: _halved(tensor) for name, tensor in checkpoint["model"].items()}
     cfg.MODEL.CLASSES, cfg.MODEL.THINGS = (list(each) for each in model_classes(cfg))
     if to == "ours":
         kept = {"left_out": checkpoint["left_out"]} if "left_out" in checkpoint else {}
@@ -53,6 +63,11 @@ def convert(source: str, target: str, to: str = "ours", config_file: str | None 
         _check_schedule(cfg)
         write_checkpoint(target, {"model": to_published(checkpoint["model"], checkpoint.get("left_out"))})
     return f"{table(fit)}\nwritten    {target}"
+
+
+def _halved(tensor: torch.Tensor) -> torch.Tensor:
+    """In float16 where it is a matrix or a kernel: vectors are small, and variances may lie outside of its range."""
+    return tensor.half() if tensor.ndim > 1 and tensor.is_floating_point() else tensor
 
 
 def _config(checkpoint: dict[str, Any], source: str, config_file: str | None) -> CfgNode:

@@ -29,6 +29,7 @@ class Predictor:
     Attributes:
         model: the model, in evaluation mode.
         class_names: of the model's classes (see `model_classes`).
+        autocast: context of the precision that the model runs in.
 
     Raises:
         UserError: MODEL.WEIGHTS is empty, is not a checkpoint or does not fit the model, the data set is unknown, or
@@ -48,7 +49,7 @@ class Predictor:
         self._is_bgr = cfg.INPUT.FORMAT == "BGR"
         self._augmentations = T.AugmentationList(test_augmentations(cfg))
         self._augmented = augment(cfg, self.model)
-        self._autocast = inference_autocast(cfg)
+        self.autocast = inference_autocast(cfg)
 
     @torch.no_grad()
     def __call__(
@@ -66,13 +67,14 @@ class Predictor:
         """
         sizes = sizes or [image.shape[:2] for image in images]
         inputs = [
-            {"image": self._prepare(image), "height": height, "width": width}
+            {"image": self.prepare(image), "height": height, "width": width}
             for image, (height, width) in zip(images, sizes, strict=True)
         ]
-        with self._autocast:
+        with self.autocast:
             return self._augmented(inputs)
 
-    def _prepare(self, image: NDArray[np.uint8]) -> torch.Tensor:
+    def prepare(self, image: NDArray[np.uint8]) -> torch.Tensor:
+        """An image (H, W, 3) RGB as the model takes it: resized, (3, h, w), in the order of channels of the config."""
         augmented = T.AugInput(image[:, :, ::-1] if self._is_bgr else image)
         self._augmentations(augmented)
         return torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))

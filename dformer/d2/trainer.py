@@ -4,6 +4,8 @@ import json
 import logging
 import math
 import re
+import shlex
+import sys
 import tempfile
 import time
 import weakref
@@ -132,7 +134,7 @@ def set_up(cfg: CfgNode, write_config: bool) -> CfgNode:
     for name in ("detectron2", "fvcore", "dformer"):
         setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name=name)
     if write_config and comm.is_main_process():
-        (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(cfg.dump())
+        (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(config_text(cfg))
     seed_all_rng(cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     gpu = "" if torch.cuda.is_available() else " (no GPU found)"
@@ -146,7 +148,7 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
     """Run `model` on DATASETS.TEST. Returns, in the main process, the metrics: {data set: {task: {metric: value}}}.
 
     As a `Predictor` does it: on a GPU in the precision of SOLVER.AMP, with TEST.AUG where enabled. The predictions are
-    saved in OUTPUT_DIR/inference/<data set>, whole or not at all.
+    saved in OUTPUT_DIR/inference/<data set>, with the cfg, whole or not at all.
     """
     results = OrderedDict()
     augmented = augment(cfg, model)
@@ -155,7 +157,14 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
         with written_whole(folder) as predictions, inference_autocast(cfg):
             evaluators = build_evaluators(cfg, name, predictions)
             results[name] = inference_on_dataset(augmented, build_test_loader(cfg, name), evaluators)
+            if comm.is_main_process():
+                (predictions / "config.yaml").write_text(config_text(cfg))
     return results
+
+
+def config_text(cfg: CfgNode) -> str:
+    """The cfg as YAML, with the command that this process was started with as its first line, a comment."""
+    return f"# {shlex.join(['python', *sys.argv])}\n{cfg.dump()}"
 
 
 def report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dformer.d2.checkpointer import fetch_checkpoint
 from dformer.d2.config import get_cfg, merge_config
+from dformer.d2.launch import resolve_device
 from dformer.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -23,6 +24,34 @@ DATA_SETS = {
 # Channels of the first stage and blocks of the third -> backbone; weights do not tell with what it was pretrained.
 SWINS = {(96, 6): "swin_tiny", (96, 18): "swin_small", (128, 18): "swin_base", (192, 18): "swin_large_22k"}
 RESNETS = {6: "r50", 23: "r101"}
+
+
+def inference_config(
+    weights: str | None, config_file: str | None, opts: list[str], steps: int | None = None, seed: int | None = None
+) -> CfgNode:
+    """The config that the tools which run a trained model have from their arguments; on the CPU where there is no GPU.
+
+    Args:
+        weights: checkpoint.
+        config_file: config; by default the one of the checkpoint.
+        opts: overrides.
+        steps, seed: DIFFUSION.SAMPLING_STEPS and SEED.
+
+    Raises:
+        UserError: there is neither a checkpoint nor a config, or they cannot be used.
+    """
+    if not config_file and not weights:
+        raise UserError("give a checkpoint with --weights, or a config with --config-file")
+    cfg = config_of(weights) if weights and not config_file else get_cfg()
+    merge_config(cfg, config_file, opts)
+    if weights:
+        cfg.MODEL.WEIGHTS = weights
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE, "MODEL.DEVICE" in opts, num_gpus=1)
+    if steps is not None:
+        cfg.DIFFUSION.SAMPLING_STEPS = steps
+    if seed is not None:
+        cfg.DIFFUSION.SEED = seed
+    return cfg
 
 
 def config_of(path: str) -> CfgNode:

@@ -63,6 +63,13 @@ def corrupt(
         (N, h, w) float32 in [0, 1].
     """
     masks = pad_and_shuffle(downsample(gt_masks, stride), num_masks, generator)
+    return diffuse(masks, alpha_bar_t=alpha_bar_t, scale=scale, encoding=encoding, generator=generator)
+
+
+def diffuse(
+    masks: Tensor, *, alpha_bar_t: float | Tensor, scale: float, encoding: str, generator: torch.Generator
+) -> Tensor:
+    """Masks (N, h, w) in [0, 1] encoded, scaled, noised and brought back to [0, 1]; arguments as of `corrupt`."""
     if encoding == "random":
         masks = encode_random(masks, generator)
     noise = torch.randn(masks.shape, generator=generator, device=masks.device)

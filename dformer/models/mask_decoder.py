@@ -155,3 +155,22 @@ def attention_mask(logits: Tensor) -> Tensor:
     """
     inside = logits >= 0
     return inside | ~inside.any(dim=2, keepdim=True)
+
+
+def attended_regions(masks: Tensor, predictions: list[Prediction], sizes: list[torch.Size]) -> list[Tensor]:
+    """Where each layer looked, told afterwards from what a decoder was given and what it predicted.
+
+    Args:
+        masks: (B, N, h, w), as given to `MaskDecoder.forward`.
+        predictions: after each layer.
+        sizes: of the pyramid's levels, from stride 32 on.
+
+    Returns:
+        For each layer (B, N, *size of its level) bool.
+    """
+    before = [masks, *(prediction.masks for prediction in predictions[:-1])]
+    regions = []
+    for i, logits in enumerate(before):
+        size = sizes[i % len(sizes)]
+        regions.append(attention_mask(resize(logits, size).flatten(2)).unflatten(2, size))
+    return regions

@@ -154,3 +154,18 @@ def test_a_config_of_another_version_is_told(tmp_path):
     torch.save({"model": {"a": torch.zeros(1)}, "config": "MODEL:\n  NO_SUCH_KEY: 1\n"}, tmp_path / "later.pth")
     with pytest.raises(UserError, match=r"config in .*later\.pth is not one of this version.*NO_SUCH_KEY"):
         config_of(str(tmp_path / "later.pth"))
+
+
+def test_half_the_size(tmp_path):
+    cfg = tiny_cfg()
+    model = build_model(cfg)
+    torch.save({"model": model.state_dict(), "config": cfg.dump()}, tmp_path / "whole.pth")
+    convert(str(tmp_path / "whole.pth"), str(tmp_path / "half.safetensors"), half=True)
+    half = fetch_checkpoint(str(tmp_path / "half.safetensors"))
+    assert {x.dtype for x in half["model"].values() if x.ndim > 1} == {torch.float16}
+    assert {x.dtype for x in half["model"].values() if x.ndim < 2} == {torch.float32}
+    other = build_model(config_of(str(tmp_path / "half.safetensors")))
+    load_weights(other, half, "half.safetensors")
+    for name, x in other.state_dict().items():
+        assert x.dtype == torch.float32
+        torch.testing.assert_close(x, model.state_dict()[name], rtol=1e-3, atol=1e-6)

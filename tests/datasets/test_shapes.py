@@ -10,6 +10,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from dformer.errors import UserError
+from dformer.video import VideoReader
 from tests.datasets import SCRIPTS, load_script
 
 shapes = load_script("shapes")
@@ -145,3 +146,18 @@ def test_command_line(tmp_path: Path) -> None:
     failed = subprocess.run([*command, "--size", "8"], capture_output=True, text=True)
     assert failed.returncode == 2
     assert "size of at least 32" in failed.stderr
+
+
+def test_a_film_circles_over_one_scene(tmp_path: Path) -> None:
+    frames = list(shapes.film(np.random.default_rng(0), 64, 12))
+    assert len(frames) == 12 and all(frame.shape == (64, 64, 3) for frame in frames)
+    assert all((a != b).any() for a, b in zip(frames, frames[1:], strict=False)), "it moves"
+    steps = [np.abs(a.astype(int) - b).mean() for a, b in zip(frames, [*frames[1:], frames[0]], strict=True)]
+    assert max(steps) < 2 * np.mean(steps), "and comes round without a jump"
+    file = tmp_path / "a.mp4"
+    subprocess.run(
+        [sys.executable, SCRIPTS / "shapes.py", "--video", file, "--frames", "7", "--size", "64"], check=True
+    )
+    with VideoReader(file) as video:
+        assert video.fps == 25 and [frame.shape for _, frame in video] == [(64, 64, 3)] * 7
+    assert list(tmp_path.iterdir()) == [file]

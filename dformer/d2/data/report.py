@@ -1,8 +1,5 @@
 """What an inspection found, for the terminal and as one HTML page with pictures, whose size is bounded."""
 
-import base64
-import io
-import os
 import shutil
 import textwrap
 from collections import Counter
@@ -13,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import DatasetCatalog
-from PIL import Image
 from tabulate import tabulate
 
 from dformer.d2.data.annotations import Record
@@ -22,6 +18,7 @@ from dformer.d2.data.faults import FATAL, NOTE, WARNING, Finding
 from dformer.d2.data.inspection import Inspection
 from dformer.d2.data.parallel import parallel_map
 from dformer.d2.data.pictures import draw_record
+from dformer.d2.page import bars, chart, figure, jpeg, write_page
 from dformer.errors import UserError
 
 SHOWN_IN_TERMINAL, SHOWN_IN_PAGE = 3, 50  # findings of a kind
@@ -146,15 +143,7 @@ def write_html(inspections: Sequence[Inspection], file: str | Path, workers: int
     body = "".join(_section(inspection, workers) for inspection in inspections)
     state = "bad" if any(inspection.fatal for inspection in inspections) else "good"
     title = ", ".join(inspection.name for inspection in inspections)
-    page = PAGE.format(title=escape(title), state=state, verdict=escape(verdict(inspections)), body=body)
-    partial_file = Path(f"{file}.partial")
-    try:
-        partial_file.write_text(page)
-        os.replace(partial_file, file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}") from error
-    finally:
-        partial_file.unlink(missing_ok=True)
+    write_page(file, title, f'<p class="verdict {state}">{escape(verdict(inspections))}</p>{body}')
 
 
 def _section(inspection: Inspection, workers: int | None) -> str:
@@ -198,25 +187,15 @@ def _findings(level: str, kind: str, findings: Sequence[Finding], draw: partial[
 
 
 def _chart(title: str, rows: Rows) -> str:
-    largest = max([count for _, count in rows] + [1])
     rows = sorted(rows, key=lambda row: -row[1]) if "class" in title else rows
-    bars = "".join(
-        f"<tr><td>{escape(name)}</td><td class=bar><i style='width:{100 * count / largest:.1f}%'></i></td>"
-        f"<td class=number>{count:,}</td></tr>"
-        for name, count in rows
-    )
-    return f"<div><h3>{title}</h3><div class=chart><table>{bars}</table></div></div>"
+    return chart(title, bars([(name, [count]) for name, count in rows], largest=max(count for _, count in rows)))
 
 
 def _pictures(files: Iterable[str], name: str, task: str, records: Mapping[str, Record], workers: int | None) -> str:
     known = [records[file] for file in dict.fromkeys(files) if file in records]
     drawn = parallel_map(partial(_encoded, name=name, task=task), known, workers=workers)
-    return "".join(
-        f"<figure><img loading=lazy alt='' src='data:image/jpeg;base64,{data}'>"
-        f"<figcaption>{escape(Path(record['file_name']).name)}</figcaption></figure>"
-        for record, data in zip(known, drawn, strict=True)
-        if data
-    )
+    shown = zip(known, drawn, strict=True)
+    return "".join(figure(data, Path(record["file_name"]).name) for record, data in shown if data)
 
 
 def _encoded(record: Record, name: str, task: str) -> str:
@@ -225,36 +204,4 @@ def _encoded(record: Record, name: str, task: str) -> str:
         picture = draw_record(record, name, task)
     except (UserError, ValueError):  # its faults are told by the findings
         return ""
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="jpeg", quality=82)
-    return base64.b64encode(stream.getvalue()).decode("ascii")
-
-
-PAGE = """<!doctype html>
-<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto; padding: 0 1rem }}
-h1 {{ font-size: 1.5rem }} h2 {{ margin-top: 3rem; border-bottom: 2px solid #ddd }} h3 {{ margin: 1.5rem 0 .5rem }}
-.verdict {{ padding: .7rem 1rem; border-radius: 6px; font-weight: 600 }}
-.good {{ background: #e2f3e4 }} .bad {{ background: #fbe1df }}
-dl {{ display: grid; grid-template-columns: max-content auto; gap: 0 1.5rem }} dt {{ color: #666 }} dd {{ margin: 0 }}
-details {{ border-left: 5px solid #bbb; background: #f7f7f7; margin: .5rem 0; padding: .4rem .9rem }}
-details.fatal {{ border-color: #c8362b }} details.warning {{ border-color: #e0a100 }}
-summary {{ cursor: pointer }} summary span {{ color: #666 }} .remedy {{ margin: .5rem 0; font-style: italic }}
-table {{ border-collapse: collapse; width: 100% }} td {{ padding: .12rem .6rem .12rem 0; vertical-align: top }}
-.file {{ font-family: monospace; font-size: 12px; overflow-wrap: anywhere; width: 40% }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 0 2rem }}
-.chart {{ max-height: 420px; overflow-y: auto }} .chart td {{ white-space: nowrap; padding-block: 1px }}
-.chart td:first-child {{ max-width: 200px; overflow: hidden; text-overflow: ellipsis }}
-.bar {{ width: 60% }} .bar i {{ display: block; height: .9rem; background: #4a7fb5; min-width: 1px }}
-.number {{ text-align: right; font-variant-numeric: tabular-nums }}
-.pictures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1rem; margin: .7rem 0 }}
-figure {{ margin: 0 }} img {{ max-width: 100%; max-height: 300px; border-radius: 4px }}
-figcaption {{ font-size: 12px; color: #666; overflow-wrap: anywhere }}
-</style>
-<h1>{title}</h1>
-<p class="verdict {state}">{verdict}</p>
-{body}
-</html>
-"""
+    return jpeg(picture)

@@ -55,9 +55,9 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
             dataset_ids: contiguous class id -> dataset category id, of things.
             folder: of the predictions.
         """
-        self._truth = truth
+        self.truth = truth
         self._where = where
-        self._dataset_ids = dataset_ids
+        self.dataset_ids = dataset_ids
         self._with_boundary = with_boundary
         super().__init__(folder)
 
@@ -74,7 +74,7 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
         return [
             {
                 "image_id": image["image_id"],
-                "category_id": self._dataset_ids[class_id],
+                "category_id": self.dataset_ids[class_id],
                 "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
                 "score": score,
             }
@@ -83,12 +83,12 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
 
     def read(self, images: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], Detections]:
         file = self.folder / "coco_instances_results.json"
-        truth = self._truth()
+        truth = self.truth()
         sizes = {image["id"]: [image["height"], image["width"]] for image in truth["images"]}
         by_image: dict[int | str, Detections] = defaultdict(list)
         for i, detection in enumerate(read_json(file)):
             try:
-                check_detection(detection, sizes, set(self._dataset_ids.values()))
+                check_detection(detection, sizes, set(self.dataset_ids.values()))
             except UserError as error:
                 raise UserError(f"{file}, entry {i}: {error}") from error
             by_image[detection["image_id"]].append(detection)
@@ -107,7 +107,7 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
         predictions = list(chain.from_iterable(gathered_predictions))
         if not self.is_saved:
             write_json(self.folder / "coco_instances_results.json", predictions)
-        truth = self._truth()
+        truth = self.truth()
         missing = set(image_ids) - {image["id"] for image in truth["images"]}
         if missing:
             raise UserError(
@@ -164,6 +164,28 @@ def mask_average_precision(
         image_ids: images that were predicted; those without a prediction are missed objects, others do not count.
         evaluation_type: says what IoU is.
     """
+    evaluation = coco_evaluation(truth, predictions, image_ids, evaluation_type)
+    with redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+        evaluation.summarize()
+
+    # -1: nothing annotated
+    stats = evaluation.stats.tolist()
+    results = {name: math.nan if s == -1 else 100 * s for name, s in zip(SUMMARY, stats, strict=True)}
+    precision = evaluation.eval["precision"][..., 0, -1]  # IoU threshold, recall, class; of any area
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    for k, category_id in enumerate(evaluation.params.catIds):
+        results[f"AP-{names[category_id]}"] = _mean(precision[:, :, k])
+    return results
+
+
+def coco_evaluation(
+    truth: dict[str, Any],
+    predictions: Detections,
+    image_ids: list[int | str],
+    evaluation_type: type[COCOeval] = COCOeval,
+) -> COCOeval:
+    """pycocotools' matching of predictions and objects, in `evalImgs`; arguments as of `mask_average_precision`."""
     detections = [
         {
             **prediction,
@@ -179,17 +201,7 @@ def mask_average_precision(
         evaluation = evaluation_type(_coco(truth, objects), _coco(truth, detections), "segm")
         evaluation.params.imgIds = image_ids
         evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-
-    # -1: nothing annotated
-    stats = evaluation.stats.tolist()
-    results = {name: math.nan if s == -1 else 100 * s for name, s in zip(SUMMARY, stats, strict=True)}
-    precision = evaluation.eval["precision"][..., 0, -1]  # IoU threshold, recall, class; of any area
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    for k, category_id in enumerate(evaluation.params.catIds):
-        results[f"AP-{names[category_id]}"] = _mean(precision[:, :, k])
-    return results
+    return evaluation
 
 
 def _coco(truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:

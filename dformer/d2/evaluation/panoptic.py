@@ -18,7 +18,7 @@ from dformer.d2.evaluation.ground_truth import PanopticGroundTruth
 from dformer.d2.evaluation.output import TaskEvaluator, check_complete, read_json, write_json
 from dformer.errors import UserError
 
-Annotation = dict[str, Any]  # "image_id", "file_name" of the PNG, "segments_info" with "id" and "category_id"
+Annotation = dict[str, Any]  # "image_id", "file_name" of the PNG, "segments_info": "id", "category_id", maybe "score"
 
 ONE_CLASS = {1: {"id": 1, "name": "segment", "isthing": 1}}
 
@@ -49,9 +49,9 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
             dataset_ids: contiguous class id -> dataset category id.
             folder: of the predictions.
         """
-        self._ground_truth = ground_truth
-        self._dataset_ids = dataset_ids
-        self._png_root = folder / "panoptic"
+        self.ground_truth = ground_truth
+        self.dataset_ids = dataset_ids
+        self.png_root = folder / "panoptic"
         self._class_agnostic = class_agnostic
         super().__init__(folder)
 
@@ -62,14 +62,17 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
 
     def write(self, image: dict[str, Any], output: dict[str, Any]) -> Annotation:
         ids, segments = output["panoptic_seg"]
-        truth = self._ground_truth[image["image_id"]]
-        png_file = self._png_root / truth["file_name"]
+        truth = self.ground_truth[image["image_id"]]
+        png_file = self.png_root / truth["file_name"]
         png_file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(id2rgb(ids.cpu().numpy())).save(png_file)
         return {
             "image_id": truth["image_id"],
             "file_name": truth["file_name"],
-            "segments_info": [{"id": s["id"], "category_id": self._dataset_ids[s["category_id"]]} for s in segments],
+            "segments_info": [
+                {"id": s["id"], "category_id": self.dataset_ids[s["category_id"]], "score": s.get("score")}
+                for s in segments
+            ],
         }
 
     def read(self, images: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], Annotation]:
@@ -86,9 +89,9 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
         return lambda image: annotations[image["image_id"]]
 
     def add(self, image: dict[str, Any], prediction: Annotation) -> None:
-        truth = self._ground_truth[image["image_id"]]
+        truth = self.ground_truth[image["image_id"]]
         self._check_png(truth, prediction)
-        self._counts += self._score(truth, prediction, self._ground_truth.categories)
+        self._counts += self._score(truth, prediction, self.ground_truth.categories)
         if self._class_agnostic:
             self._agnostic_counts += self._score(of_one_class(truth), of_one_class(prediction), ONE_CLASS)
         self._predictions.append(prediction)
@@ -99,7 +102,7 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
             return {}
         counts, agnostic_counts, predictions = zip(*gathered, strict=True)
         annotations = list(chain.from_iterable(predictions))
-        categories = self._ground_truth.categories
+        categories = self.ground_truth.categories
         if not self.is_saved:
             content = {"annotations": annotations, "categories": [*categories.values()]}
             write_json(self.folder / "panoptic.json", content)
@@ -111,8 +114,8 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
 
     def _check_png(self, truth: Annotation, prediction: Annotation) -> None:
         """Check that the predicted PNG can be compared with the annotated one. Neither is decoded."""
-        truth_file = self._ground_truth.png_file(truth)
-        png_file = self._png_root / prediction["file_name"]
+        truth_file = self.ground_truth.png_file(truth)
+        png_file = self.png_root / prediction["file_name"]
         try:
             with Image.open(png_file) as predicted, Image.open(truth_file) as annotated:
                 mode, sizes = predicted.mode, (annotated.size, predicted.size)
@@ -131,10 +134,10 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
         try:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # a progress line an image; tracebacks
                 return pq_compute_single_core(
-                    0, [(truth, prediction)], self._ground_truth.png_root, self._png_root, categories
+                    0, [(truth, prediction)], self.ground_truth.png_root, self.png_root, categories
                 )
         except (KeyError, OSError) as error:  # ids without a category, or the other way round; a truncated PNG
-            files = f"{self._png_root / prediction['file_name']}, compared with {self._ground_truth.png_file(truth)}"
+            files = f"{self.png_root / prediction['file_name']}, compared with {self.ground_truth.png_file(truth)}"
             raise UserError(f"{files}: {error.args[0]}") from error
 
 

@@ -49,24 +49,24 @@ class SemanticEvaluator(TaskEvaluator[Labels]):
             ignore_label: marks pixels that are not annotated.
             folder: of the predictions.
         """
-        self._labels_of = labels_of
+        self.labels_of = labels_of
         self._name_of = name_of
-        self._class_names = class_names
+        self.class_names = class_names
         self._values = np.array(label_values, np.uint8 if max(label_values) < 256 else np.uint16)
         self._class_ids = {value: k for k, value in enumerate(label_values)}
-        self._ignore_label = ignore_label
+        self.ignore_label = ignore_label
         self._with_boundary = with_boundary
         self._png_root = folder / "semantic"
         super().__init__(folder)
 
     def reset(self) -> None:
         super().reset()
-        num_classes = len(self._class_names)
+        num_classes = len(self.class_names)
         self._confusion = np.zeros((num_classes, num_classes), np.int64)  # annotated x predicted
         self._boundary_counts = np.zeros((3, num_classes), np.int64)
 
     def write(self, image: dict[str, Any], output: dict[str, Any]) -> Labels:
-        scores, num_classes = output["sem_seg"], len(self._class_names)
+        scores, num_classes = output["sem_seg"], len(self.class_names)
         if len(scores) != num_classes:
             raise UserError(
                 f"the model predicts {len(scores)} classes, the data set has {num_classes}; "
@@ -96,23 +96,23 @@ class SemanticEvaluator(TaskEvaluator[Labels]):
         return predicted
 
     def add(self, image: dict[str, Any], prediction: Labels) -> None:
-        annotated = self._labels_of(image)
-        num_classes = len(self._class_names)
+        annotated = self.labels_of(image)
+        num_classes = len(self.class_names)
         try:
-            self._confusion += confusion_matrix(annotated, prediction, num_classes, self._ignore_label)
+            self._confusion += confusion_matrix(annotated, prediction, num_classes, self.ignore_label)
         except UserError as error:
             raise UserError(f"semantic annotation of {image['file_name']}: {error}") from error
         if self._with_boundary:
-            self._boundary_counts += boundary_counts(annotated, prediction, num_classes, self._ignore_label)
+            self._boundary_counts += boundary_counts(annotated, prediction, num_classes, self.ignore_label)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         gathered = comm.gather((self._confusion, self._boundary_counts))
         if not comm.is_main_process():
             return {}
         confusion, counts = (np.sum(parts, axis=0) for parts in zip(*gathered, strict=True))
-        results = semantic_metrics(confusion, self._class_names)
+        results = semantic_metrics(confusion, self.class_names)
         if self._with_boundary:
-            results |= boundary_metrics(counts, self._class_names)
+            results |= boundary_metrics(counts, self.class_names)
         return OrderedDict(sem_seg=results)
 
 

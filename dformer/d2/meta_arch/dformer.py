@@ -1,5 +1,6 @@
 """The meta-architecture "DFormer"."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from dformer.d2.meta_arch.build import build_parts
 from dformer.d2.meta_arch.segmenter import Segmenter
+from dformer.diffusion.sampler import SamplingStep
 from dformer.losses.criterion import Target
 from dformer.models.dformer import DFormerHead, MaskDiffusion
 from dformer.models.mask_decoder import Prediction
@@ -49,12 +51,18 @@ class DFormer(Segmenter):
 
     def predict(self, features: list[Tensor], generators: list[torch.Generator]) -> Prediction:
         """The prediction of the last sampling step (Alg. 2)."""
+        for step in self.sample(features, generators):  # one at a time: each holds the masks of all queries
+            prediction = step.output[-1]
+        return prediction
+
+    def sample(
+        self, features: list[Tensor], generators: list[torch.Generator]
+    ) -> Iterator[SamplingStep[list[Prediction]]]:
+        """The sampling steps, one by one, with the predictions of all layers."""
         height, width = (4 * side for side in features[0].shape[-2:])
         shape = self.head.noise_shape(height, width)
 
         def draw_noise() -> Tensor:
             return torch.stack([torch.randn(shape, generator=g, device=self.device) for g in generators])
 
-        for step in self.head.sample(features, draw_noise, self.sampling_steps, self.eta):
-            prediction = step.output[-1]
-        return prediction
+        return self.head.sample(features, draw_noise, self.sampling_steps, self.eta)

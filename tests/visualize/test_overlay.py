@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from PIL import Image
 
-from dformer import visualize
 from dformer.visualize import class_color, draw_instances, draw_panoptic, draw_semantic, enlargement
+from dformer.visualize.color import lighter
 
 NAMES = ["disc", "square", "triangle", "star", "grass", "water", "brick"]
 GREY = np.full((480, 640, 3), 128, np.uint8)
@@ -22,7 +23,7 @@ def hue(color: tuple[int, int, int]) -> float:
 def label_boxes(monkeypatch) -> list[tuple[int, int, int, int]]:
     """x0, y0, x1, y1 of the labels of the pictures that are drawn from now on."""
     boxes = []
-    paste = visualize.Image.Image.paste
+    paste = Image.Image.paste
 
     def record(self, label, corner, mask):
         boxes.append((*corner, corner[0] + label.width, corner[1] + label.height))
@@ -30,7 +31,7 @@ def label_boxes(monkeypatch) -> list[tuple[int, int, int, int]]:
         assert boxes[-1][2] <= self.width and boxes[-1][3] <= self.height, "a label leaves the picture"
         paste(self, label, corner, mask)
 
-    monkeypatch.setattr(visualize.Image.Image, "paste", record)
+    monkeypatch.setattr(Image.Image, "paste", record)
     return boxes
 
 
@@ -189,3 +190,16 @@ def test_any_map_of_segments(segment_map, alpha):
     assert picture.shape == (*void.shape, 3)
     if void.all():
         assert (picture == 40).all()
+
+
+def test_labels_can_be_read_whatever_they_lie_on():
+    """Black letters on boxes of their own: WCAG's contrast of 7 (its level AAA) for any class and instance."""
+
+    def luminance(color: tuple[int, int, int]) -> float:
+        srgb = np.array(color) / 255
+        return float(
+            np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+        )
+
+    colors = [class_color(category, instance) for category in range(150) for instance in range(8)]
+    assert min(luminance(lighter(color)) + 0.05 for color in colors) / 0.05 > 7

@@ -1,0 +1,165 @@
+"""The diffusion of masks: ground truth as it sinks into noise (DFormer, Fig. 4), and noise as it becomes a result.
+
+M: masks that are followed, each in its colour; h, w: size of a map, which may be coarser than the picture.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from dformer.visualize.arrays import Bools, Color, Floats, UInt8
+from dformer.visualize.overlay import ALPHA, Region, draw_regions, enlarged
+from dformer.visualize.panels import draw_panels
+
+GAP = 4  # pixels between the small pictures of a mosaic
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A decoder layer: where it looked, (M, h, w); the masks that it predicted, (M, H, W); their classes, in words."""
+
+    attended: Bools
+    masks: Bools
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A sampling step: its time, the noisy masks (M, h, w) in [0, 1] before it, layers, a picture of the result."""
+
+    t: int
+    noisy: Floats
+    layers: Sequence[Layer]
+    result: UInt8
+
+
+def draw_corruption(
+    image: UInt8,
+    masks: Bools,
+    texts: Sequence[str],
+    colors: Sequence[Color],
+    noisy: Sequence[Floats],
+    times: Sequence[int],
+) -> UInt8:
+    """A row a mask: its place in the image, and what becomes of it at each time.
+
+    Args:
+        image: (H, W, 3) RGB.
+        masks: (M, H, W).
+        texts, colors: M each.
+        noisy: for each time, (M, h, w) in [0, 1].
+        times: what to write above them.
+
+    Returns:
+        A sheet of M rows.
+    """
+    pictures, captions = [], []
+    for k, mask in enumerate(masks):
+        whole = draw_regions(image, [Region(mask, "", colors[k])])
+        pictures += [_halved(picture) for picture in (whole, *(_map(at[k], image) for at in noisy))]
+        captions += [texts[k], *(f"t = {t}" for t in times)]
+    return draw_panels(pictures, captions, columns=1 + len(times))
+
+
+def corruption_frames(
+    image: UInt8,
+    masks: Bools,
+    texts: Sequence[str],
+    colors: Sequence[Color],
+    noisy: Sequence[Floats],
+    times: Sequence[int],
+) -> Iterator[UInt8]:
+    """A frame a time: all masks in the image, and what has become of them. Arguments as of `draw_corruption`."""
+    whole = draw_regions(image, [Region(*region) for region in zip(masks, texts, colors, strict=True)])
+    for at, t in zip(noisy, times, strict=True):
+        yield draw_panels([whole, _mosaic([_map(x, image) for x in at], colors)], ["ground truth", f"t = {t}"])
+
+
+def draw_denoising(image: UInt8, steps: Sequence[Step], colors: Sequence[Color], alpha: float = ALPHA) -> UInt8:
+    """Two rows a sampling step: the noisy masks and where each layer looks; the step's result and each layer's masks.
+
+    Args:
+        image: (H, W, 3) RGB.
+        steps: with the same number of layers each.
+        colors: M, of the masks.
+        alpha: opacity of the colours, 0 to 1.
+    """
+    pictures, captions = [], []
+    for number, step in enumerate(steps, start=1):
+        pictures += [_noisy(image, step, colors), *(_attention(image, layer, colors) for layer in step.layers)]
+        captions += [f"step {number}: noisy masks, t = {step.t}"]
+        captions += [f"where layer {k} looks" for k in range(1, len(step.layers) + 1)]
+        pictures += [step.result, *(_masks(image, layer, colors, alpha) for layer in step.layers)]
+        captions += [f"result of step {number}"]
+        captions += [f"masks and classes after layer {k}" for k in range(1, len(step.layers) + 1)]
+    return draw_panels(pictures, captions, columns=1 + len(steps[0].layers))
+
+
+def denoising_frames(
+    image: UInt8, steps: Sequence[Step], colors: Sequence[Color], alpha: float = ALPHA
+) -> Iterator[UInt8]:
+    """A frame a layer: noisy masks, where the layer looks, its masks and classes, and the result so far.
+
+    Arguments as of `draw_denoising`.
+    """
+    result = enlarged(image)
+    for number, step in enumerate(steps, start=1):
+        noisy = _noisy(image, step, colors)
+        for k, layer in enumerate(step.layers, start=1):
+            if k == len(step.layers):
+                result = step.result
+            yield draw_panels(
+                [noisy, _attention(image, layer, colors), _masks(image, layer, colors, alpha), result],
+                [
+                    f"step {number} of {len(steps)}, t = {step.t}",
+                    f"where layer {k} looks",
+                    "masks and classes",
+                    "result",
+                ],
+                columns=2,
+            )
+
+
+def _noisy(image: UInt8, step: Step, colors: Sequence[Color]) -> UInt8:
+    return _mosaic([_map(mask, image) for mask in step.noisy], colors)
+
+
+def _attention(image: UInt8, layer: Layer, colors: Sequence[Color]) -> UInt8:
+    """The image, dark where the layer does not look."""
+    picture = enlarged(image)
+    lit = [_map(attended, image) > 127 for attended in layer.attended]
+    return _mosaic([np.where(light, picture, picture // 4) for light in lit], colors)
+
+
+def _masks(image: UInt8, layer: Layer, colors: Sequence[Color], alpha: float) -> UInt8:
+    return draw_regions(
+        image, [Region(*region) for region in zip(layer.masks, layer.texts, colors, strict=True)], alpha
+    )
+
+
+def _map(values: Floats | Bools, image: UInt8) -> UInt8:
+    """Values (h, w) in 0..1 as grey cells over all of a picture, (H * s, W * s, 3)."""
+    height, width = enlarged(image).shape[:2]
+    grey = Image.fromarray(np.rint(255 * values.astype(np.float32)).astype(np.uint8))
+    return np.array(grey.resize((width, height), Image.Resampling.NEAREST).convert("RGB"))
+
+
+def _halved(picture: UInt8) -> UInt8:
+    return np.array(Image.fromarray(picture).reduce(2))
+
+
+def _mosaic(pictures: Sequence[UInt8], colors: Sequence[Color]) -> UInt8:
+    """Pictures of one size, made small, each in a frame of its colour; together at most as large as one of them."""
+    height, width = pictures[0].shape[:2]
+    columns = math.ceil(math.sqrt(len(pictures)))
+    across, down = width // columns, height // columns
+    mosaic = np.full((down * math.ceil(len(pictures) / columns), width, 3), 255, np.uint8)
+    for k, (picture, color) in enumerate(zip(pictures, colors, strict=True)):
+        left, top = k % columns * across, k // columns * down
+        mosaic[top : top + down - GAP, left : left + across - GAP] = color
+        small = Image.fromarray(picture).resize((across - 3 * GAP, down - 3 * GAP), Image.Resampling.BOX)
+        mosaic[top + GAP : top + down - 2 * GAP, left + GAP : left + across - 2 * GAP] = np.array(small)
+    return mosaic

@@ -1,0 +1,53 @@
+"""Pictures side by side."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dformer.visualize.arrays import UInt8
+from dformer.visualize.labels import font
+
+GAP = 6  # pixels between pictures, and around them
+
+
+def draw_panels(pictures: Sequence[UInt8], captions: Sequence[str], columns: int | None = None) -> UInt8:
+    """Lay pictures out in rows, from left to right, each under its caption.
+
+    Args:
+        pictures: each (h, w, 3) RGB, of any sizes: a row is as high as its highest, columns are as wide as the widest.
+        captions: one each; what is too long for its picture is cut off with an ellipsis.
+        columns: pictures in a row; by default all.
+
+    Returns:
+        The sheet, white where nothing lies.
+
+    Raises:
+        ValueError: there is no picture, or another number of captions.
+    """
+    if not pictures or len(captions) != len(pictures):
+        raise ValueError(
+            f"each of one picture or more needs a caption: {len(pictures)} pictures, {len(captions)} captions"
+        )
+    columns = min(columns or len(pictures), len(pictures))
+    width = max(picture.shape[1] for picture in pictures)
+    size = min(24, max(11, width // 30))  # of the letters
+    line = size + size // 2
+    heights = [max(p.shape[0] for p in pictures[k : k + columns]) for k in range(0, len(pictures), columns)]  # of rows
+    tops = [0, *np.cumsum([line + height + GAP for height in heights]).tolist()]
+    sheet = Image.new("RGB", (GAP + columns * (width + GAP), tops[-1]), "white")
+    painter = ImageDraw.Draw(sheet)
+    for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left, top = GAP + k % columns * (width + GAP), tops[k // columns]
+        painter.text((left, top + line // 2), shortened(caption, size, width), "black", font(size), anchor="lm")
+        sheet.paste(Image.fromarray(picture), (left, top + line))
+    return np.array(sheet)
+
+
+def shortened(text: str, size: int, width: int) -> str:
+    """`text`, its end replaced by an ellipsis where letters of `size` would be wider than `width` pixels."""
+    if font(size).getlength(text) <= width:
+        return text
+    while text and font(size).getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."

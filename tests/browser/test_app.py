@@ -1,0 +1,182 @@
+"""The page in a browser, as somebody sees it who does not write Python. `make test-browser` installs what it needs."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dformer.d2.checkpointer import ASSETS
+from dformer.d2.interactive import MAX_STEPS
+from tests.browser.serving import CHROMIUM, served
+
+pytest.importorskip("gradio", reason="Gradio is not installed: make test-browser")
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make test-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt install chromium")
+
+EXAMPLE = ASSETS / "examples" / "shapes-1.jpg"
+PATIENCE = 120_000  # milliseconds
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """Where tools/app.py serves the shipped model."""
+    with served() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, url):
+    """The page, opened anew; what it asks for from elsewhere is in `page.foreign`."""
+    context = browser.new_context(viewport={"width": 1300, "height": 1000}, accept_downloads=True)
+    page = context.new_page()
+    page.foreign = []
+    page.on("request", lambda request: page.foreign.append(request.url) if is_foreign(request.url, url) else None)
+    page.set_default_timeout(PATIENCE)
+    page.goto(url)
+    page.wait_for_selector("#segment")
+    yield page
+    context.close()
+
+
+def is_foreign(address: str, url: str) -> bool:
+    return not address.startswith((url, "data:", "blob:"))
+
+
+def upload(page, file: Path) -> None:
+    page.locator("input[type=file]").first.set_input_files(str(file))
+    page.get_by_label("Remove Image").wait_for()
+
+
+def set_number(page, label: str, value: int) -> None:
+    field = page.locator(f"input[type=number][aria-label$='{label}']")
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def press(page) -> str:
+    """Segment, and wait for the result: the address of the picture."""
+    before = picture(page)
+    page.locator("#segment").click()
+    page.wait_for_function(
+        "before => { const i = document.querySelector('#picture img'); return i && i.src != before && i.complete }",
+        arg=before,
+    )
+    return picture(page)
+
+
+def picture(page) -> str:
+    found = page.locator("#picture img")
+    return found.get_attribute("src") if found.count() else ""
+
+
+def pixels(page) -> bytes:
+    return page.request.get(picture(page)).body()
+
+
+def error(page) -> str:
+    message = page.locator(".toast-body.error").first
+    message.wait_for()
+    return message.inner_text()
+
+
+def test_upload_segment_change_and_download(page, tmp_path):
+    upload(page, EXAMPLE)
+    press(page)
+    rows = page.locator("#legend tr")
+    assert rows.count() > 2 and re.search(r"(disc|square|triangle|star) *\s\d+ %", page.inner_text("#legend"))
+    first = pixels(page)
+
+    set_number(page, "Seed", 5)
+    press(page)
+    assert pixels(page) != first, "another seed, another result"
+    set_number(page, "Seed", 0)
+    press(page)
+    assert pixels(page) == first, "the same seed, the same result"
+
+    set_number(page, "Sampling steps", 3)
+    press(page)
+    last = pixels(page)
+    assert last != first, "more steps, another result"
+    assert "step 3 of 3, t = 332" in page.inner_text("#legend")
+    page.locator("#step input[type=range]").focus()
+    page.keyboard.press("Home")
+    page.wait_for_function("document.querySelector('#legend').innerText.includes('step 1 of 3, t = 999')")
+    assert pixels(page) == first, "the first of three steps is that of one"
+
+    with page.expect_download() as download:
+        page.locator("#json").click()
+    download.value.save_as(tmp_path / "a.json")
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert (found["task"], found["steps"], found["seed"]) == ("panoptic", 3, 0)
+    assert (found["height"], found["width"]) == (128, 128) and found["segments"]
+    with page.expect_download() as download:
+        page.locator("#png").click()
+    assert download.value.suggested_filename == "shapes-1.png"
+    assert Image.open(download.value.path()).size == (512, 512)
+    assert page.foreign == [], "nothing is fetched from elsewhere"
+
+
+def test_an_example_a_task_and_fewer_masks(page):
+    page.locator(".gallery-item").nth(1).click()
+    page.get_by_label("Remove Image").wait_for()
+    page.get_by_label("semantic").check()
+    press(page)
+    assert "%" in page.inner_text("#legend")
+    set_number(page, "Masks", 1)
+    page.get_by_label("panoptic").check()
+    press(page)
+    assert page.locator("#legend tr").count() <= 2, "one mask, one segment, and the heading"
+
+
+def test_broken_and_huge_images_are_told(page, tmp_path):
+    page.locator("#segment").click()
+    assert "drop an image first" in error(page)
+    for name, content, message in [
+        ("broken.png", EXAMPLE.read_bytes()[:900], "broken.png cannot be read"),
+        ("text.jpg", b"no image at all", "text.jpg cannot be read"),
+    ]:
+        page.reload()
+        (tmp_path / name).write_bytes(content)
+        page.locator("input[type=file]").first.set_input_files(str(tmp_path / name))
+        page.wait_for_timeout(1500)
+        page.locator("#segment").click()
+        assert message in error(page)
+    page.reload()
+    Image.fromarray(np.zeros((6250, 8000), np.uint8)).save(tmp_path / "huge.png")
+    upload(page, tmp_path / "huge.png")
+    page.locator("#segment").click()
+    assert "huge.png has 8000 x 6250 pixels, 50 megapixels; here it may have 24" in error(page)
+    page.reload()
+    upload(page, EXAMPLE)
+    assert press(page), "and it goes on working"
+
+
+def test_ten_requests_at_once(browser, url):
+    pages = [browser.new_context().new_page() for _ in range(10)]
+    for seed, page in enumerate(pages):
+        page.set_default_timeout(PATIENCE)
+        page.goto(url)
+        page.wait_for_selector("#segment")
+        upload(page, EXAMPLE)
+        set_number(page, "Seed", seed)
+        set_number(page, "Sampling steps", MAX_STEPS)
+    for page in pages:
+        page.locator("#segment").click()
+    for page in pages:
+        page.locator("#picture img").wait_for()
+        assert f"step {MAX_STEPS} of {MAX_STEPS}" in page.inner_text("#legend")
+    assert len({pixels(page) for page in pages}) > 1
+    for page in pages:
+        page.context.close()

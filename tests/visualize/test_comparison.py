@@ -1,0 +1,141 @@
+"""Errors against what can be seen by eye in small maps, and where they are drawn."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from dformer.visualize import (
+    Segment,
+    draw_comparison,
+    draw_errors,
+    draw_semantic_comparison,
+    find_errors,
+    find_label_errors,
+    instance_segments,
+    panoptic_segments,
+)
+from dformer.visualize.comparison import STYLE
+
+NAMES = ["cat", "dog", "sky", "grass"]
+
+
+def columns(start: int, stop: int) -> np.ndarray:
+    """(10, 20) bool, True in these columns."""
+    mask = np.zeros((10, 20), bool)
+    mask[:, start:stop] = True
+    return mask
+
+
+def told(errors) -> list[tuple]:
+    """Kind, classes and columns of each error."""
+    return [(e.kind, e.truth, e.predicted, *np.flatnonzero(e.mask.any(0))[[0, -1]].tolist()) for e in errors]
+
+
+TRUTH = [Segment(columns(0, 6), 0), Segment(columns(6, 12), 1), Segment(columns(12, 20), 2, is_thing=False)]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        (TRUTH, []),
+        ([], [("missed", 0, None, 0, 5), ("missed", 1, None, 6, 11), ("missed", 2, None, 12, 19)]),
+        ([TRUTH[0], Segment(columns(6, 12), 0, 0.9), TRUTH[2]], [("wrong class", 1, 0, 6, 11)]),
+        # IoU 3/6 is not above 1/2: missed and false
+        ([*TRUTH[1:], Segment(columns(0, 3), 0)], [("false", None, 0, 0, 2), ("missed", 0, None, 0, 5)]),
+        ([*TRUTH[1:], Segment(columns(0, 4), 0)], []),
+        # of two on one object, the surer one matches
+        ([*TRUTH, Segment(columns(0, 5), 0, 0.8)], [("false", None, 0, 0, 4)]),
+        ([*TRUTH, Segment(columns(9, 9), 3)], []),
+    ],
+    ids=["none", "all missed", "wrong class", "half", "more than half", "twice", "empty"],
+)
+def test_errors(prediction, expected):
+    assert told(find_errors(TRUTH, prediction)) == expected
+
+
+def test_the_right_class_is_preferred_to_a_better_overlap():
+    truth = [Segment(columns(0, 10), 0), Segment(columns(0, 8), 1)]
+    assert find_errors(truth, [Segment(columns(0, 8), 0), Segment(columns(0, 10), 1)]) == []
+
+
+def test_void_and_crowds_excuse():
+    void = columns(14, 20)
+    truth = [Segment(columns(0, 6), 0), Segment(columns(6, 14), 1, is_crowd=True)]
+    assert told(find_errors(truth, [TRUTH[0], Segment(columns(15, 20), 2)], void)) == []
+    assert told(find_errors(truth, [TRUTH[0], Segment(columns(15, 20), 2)])) == [("false", None, 2, 15, 19)]
+    # void is cut off: IoU 6/6, where it would be 6/14
+    assert told(find_errors(truth, [Segment(columns(0, 6) | columns(12, 20), 0)], columns(6, 20))) == []
+    # in a crowd of its class, of another class; the crowd itself is not missed
+    assert told(find_errors(truth, [TRUTH[0], Segment(columns(7, 9), 1)])) == []
+    assert told(find_errors(truth, [TRUTH[0], Segment(columns(7, 9), 0)])) == [("false", None, 0, 7, 8)]
+    assert told(find_errors(truth, [TRUTH[0], Segment(columns(11, 17), 1)], void)) == []
+    assert told(find_errors(truth, [TRUTH[0], Segment(columns(11, 17), 1)])) == [("false", None, 1, 11, 16)]
+    assert told(find_errors(truth, [TRUTH[0], Segment(columns(10, 16), 1)])) == []
+
+
+maps = arrays.arrays(np.int8, (6, 8), elements=st.integers(0, 4))
+
+
+@settings(max_examples=60, deadline=None)
+@given(maps, maps)
+def test_the_errors_of_a_panoptic_map_are_those_of_panoptic_quality(truth_map, predicted_map):
+    """By its definition (Kirillov et al. 2019), for maps without void."""
+    infos = [{"id": k, "category_id": k // 2} for k in range(5)]
+    truth, prediction = ([s for s in panoptic_segments(m, infos) if s.mask.any()] for m in (truth_map, predicted_map))
+    matched = sum(
+        t.category == p.category and 2 * (t.mask & p.mask).sum() > (t.mask | p.mask).sum()
+        for t in truth
+        for p in prediction
+    )
+    kinds = [error.kind for error in find_errors(truth, prediction)]
+    assert len(prediction) - matched == kinds.count("false") + kinds.count("wrong class")
+    assert len(truth) - matched == kinds.count("missed") + kinds.count("wrong class")
+    swapped = [error.kind for error in find_errors(prediction, truth)]
+    assert swapped.count("missed") == kinds.count("false") and len(swapped) == len(kinds)
+    assert find_errors(truth, truth) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(maps, maps)
+def test_label_errors_are_the_pixels_that_differ(truth, prediction):
+    errors = find_label_errors(truth, prediction, 4)  # 4 is a label outside
+    total = np.zeros(truth.shape, int)
+    for error in errors:
+        assert (truth[error.mask] == error.truth).all()
+        assert (prediction[error.mask] == (4 if error.predicted is None else error.predicted)).all()
+        total += error.mask
+    assert (total == ((truth != prediction) & (truth != 4))).all()
+
+
+def test_errors_are_marked_where_they_are_and_each_in_its_way():
+    image = np.random.default_rng(0).integers(0, 256, (10, 20, 3), np.uint8)
+    prediction = [Segment(columns(0, 6), 1), Segment(columns(13, 16), 3)]
+    picture = draw_errors(image, find_errors(TRUTH[:2], prediction), NAMES, alpha=1.0)
+    plain = draw_errors(image, [], NAMES)
+    assert (plain == plain[:, :, :1]).all(), "the image's colours are gone"
+    scale = len(plain) // 10
+    drawn = (picture != plain).any(axis=2)
+    assert not drawn[: 3 * scale, 17 * scale :].any()
+    for kind, (start, stop), full in [
+        ("wrong class", (0, 6), True),
+        ("missed", (6, 12), False),
+        ("false", (13, 16), False),
+    ]:
+        inside = picture[:, start * scale : stop * scale]
+        share = (inside == STYLE[kind][0]).all(axis=2).mean()
+        assert share > 0.5 if full else 0.25 < share < 0.55, f"{kind}: {share}"
+
+
+def test_the_sheets():
+    image = np.full((40, 60, 3), 90, np.uint8)
+    masks = np.zeros((2, 40, 60), bool)
+    masks[0, 5:35, 5:25] = masks[1, 5:35, 30:55] = True
+    one = draw_comparison(image, instance_segments(masks, [0, 1]), instance_segments(masks, [0, 0], [1, 0.5]), NAMES)
+    labels = np.where(masks[0], 0, 2)
+    two = draw_semantic_comparison(image, labels, np.where(masks[1], 3, labels), NAMES)
+    for sheet in (one, two):
+        assert sheet.shape[0] > 40 * 8 and sheet.shape[1] > 3 * 60 * 8 and sheet.dtype == np.uint8
+    with pytest.raises(ValueError, match="has no name"):
+        draw_comparison(image, [], instance_segments(masks, [0, 4]), NAMES)

@@ -1,0 +1,78 @@
+"""Sheets and animations of the diffusion: what lies in their cells. Whether they please was judged by looking."""
+
+import numpy as np
+
+from dformer.visualize.diffusion import (
+    Layer,
+    Step,
+    corruption_frames,
+    denoising_frames,
+    draw_corruption,
+    draw_denoising,
+)
+
+IMAGE = np.full((240, 480, 3), (200, 100, 40), np.uint8)
+COLORS = [(250, 0, 0), (0, 250, 0)]
+
+
+def masks() -> np.ndarray:
+    left = np.zeros((2, 240, 480), bool)
+    left[0, :, :240] = left[1, :, 240:] = True
+    return left
+
+
+def step(t: int) -> Step:
+    attended = np.array([[[True, False]], [[False, True]]])  # (2, 1, 2)
+    layers = [Layer(attended, masks(), ["cat 40%", "dog 60%"]), Layer(~attended, masks(), ["cat 90%", "dog 80%"])]
+    return Step(t, np.array([[[0.0, 1.0]], [[0.5, 0.5]]]), layers, np.full((240, 480, 3), (t, 0, 250), np.uint8))
+
+
+def share(picture: np.ndarray, color: tuple[int, int, int]) -> float:
+    return float((picture == color).all(axis=2).mean())
+
+
+def test_denoising_has_two_rows_a_step_and_a_column_a_layer():
+    one, two = draw_denoising(IMAGE, [step(7)], COLORS), draw_denoising(IMAGE, [step(7), step(9)], COLORS)
+    assert one.shape[1] == two.shape[1] > 3 * 480 and len(two) == 2 * len(one)
+    assert (two[: len(one)][:, -480:] == one[:, -480:]).all()
+    result = (two == (9, 0, 250)).all(axis=2)
+    assert result.sum() == 240 * 480 and result[len(one) + 100 :, :490].sum() == 240 * 480, (
+        "the result is below the noise"
+    )
+
+
+def test_attention_is_the_image_dark_where_a_layer_does_not_look():
+    sheet = draw_denoising(IMAGE, [step(7)], COLORS)
+    first = sheet[: len(sheet) // 2, 486:972]
+    y, x = np.nonzero((first == IMAGE[0, 0]).all(axis=2))
+    dark_y, dark_x = np.nonzero((first == IMAGE[0, 0] // 4).all(axis=2))
+    assert len(y) == len(dark_y) > 10_000
+    middle = first.shape[1] / 2
+    assert x[x < middle].max() < dark_x[dark_x < middle].min(), "the first mask looks to the left"
+    assert x[x > middle].min() > dark_x[dark_x > middle].max(), "the second to the right"
+    second = sheet[: len(sheet) // 2, 972:]
+    x, dark_x = (np.nonzero((second == color).all(axis=2))[1] for color in (IMAGE[0, 0], IMAGE[0, 0] // 4))
+    assert x[x < middle].min() > dark_x[dark_x < middle].max(), "the next layer looks elsewhere"
+
+
+def test_corruption_has_a_row_a_mask_and_a_column_a_time():
+    noisy = [masks()[:, ::60, ::60].astype(float), np.full((2, 4, 8), 0.5), 1 - masks()[:, ::60, ::60]]
+    sheet = draw_corruption(IMAGE, masks(), ["cat", "dog"], COLORS, noisy, [0, 5, 9])
+    column, row = sheet.shape[1] // 4, sheet.shape[0] // 2
+    for k in range(2):
+        cells = [sheet[k * row : (k + 1) * row, c * column + 3 : (c + 1) * column + 3] for c in range(4)]
+        assert share(cells[2], (128, 128, 128)) > 0.8
+        for c, bright in ((1, k), (3, 1 - k)):
+            y, x = np.nonzero((cells[c] == 0).all(axis=2))
+            assert (np.median(x) > column / 2) == (bright == 0), "black is where the mask is not"
+
+
+def test_frames_have_one_size_and_the_result_comes_with_the_last_layer():
+    frames = list(denoising_frames(IMAGE, [step(7), step(9)], COLORS))
+    assert len(frames) == 4 and len({frame.shape for frame in frames}) == 1
+    assert [share(frame, (7, 0, 250)) > 0.2 for frame in frames] == [False, True, True, False]
+    assert share(frames[3], (9, 0, 250)) > 0.2
+    noisy = [np.zeros((2, 4, 8)), np.ones((2, 4, 8))]
+    frames = list(corruption_frames(IMAGE, masks(), ["cat", "dog"], COLORS, noisy, [0, 5]))
+    assert len(frames) == 2 and frames[0].shape == frames[1].shape
+    assert share(frames[0], (0, 0, 0)) > 0.15 > share(frames[1], (0, 0, 0))

@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""Show what predictions are like, on one HTML page: metrics, confusions, sizes, calibration, examples, curves.
+
+python tools/analyze.py output/quickstart --output report.html
+python tools/analyze.py output/one --compare output/other --output report.html
+python tools/analyze.py predictions/coco_2017_val_panoptic --config-file configs/... --output report.html
+"""
+
+import argparse
+
+from dformer.d2.analysis import read_run, write_report
+from dformer.errors import exit_on_user_error
+
+
+@exit_on_user_error
+def main() -> None:
+    description, _, usage = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", help="OUTPUT_DIR of a run, or a folder of saved predictions")
+    parser.add_argument("--compare", metavar="OTHER", help="a second run, shown beside the first")
+    parser.add_argument("--output", metavar="FILE", default="report.html", help="page to write (%(default)s)")
+    parser.add_argument("--images", type=int, metavar="N", default=4, help="pictures of each kind (%(default)s)")
+    parser.add_argument("--config-file", metavar="FILE", help="where none lies beside the predictions")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides")
+    args = parser.parse_args()
+    folders = [args.run] + ([args.compare] if args.compare else [])
+    runs = [read_run(folder, args.config_file, args.opts) for folder in folders]
+    write_report(runs, args.output, args.images)
+    print(f"report: {args.output}")
+
+
+if __name__ == "__main__":
+    main()
