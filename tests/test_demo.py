@@ -412,7 +412,8 @@ def test_two_models_stand_side_by_side(cfg, monkeypatch, config_file, tmp_path):
     torch.save({"model": other.state_dict(), "config": settings.dump()}, tmp_path / "other.pth")
     video, image, out = save_video(tmp_path / "a.mp4", 3), save_image(tmp_path / "a.png"), tmp_path / "out"
     both = ["--config-file", config_file, "--compare", str(tmp_path / "other.pth"), "--input", str(video), str(image)]
-    assert run(monkeypatch, *both, "--output", str(out)) == 0
+    assert run(monkeypatch, *both, "--coco", "--output", str(out)) == 0
+    assert len(COCO(out / "coco.json").imgs) == 4, "of the first model"
     first, second = (json.loads((out / f"{name}.json").read_text()) for name in ("segments", "compared"))
     assert (first["weights"], second["weights"]) == (cfg.MODEL.WEIGHTS, str(tmp_path / "other.pth"))
     assert len(first["images"]) == len(second["images"]) == 4 and first["images"] != second["images"]

@@ -14,7 +14,7 @@ TASKS = ("panoptic", "instance", "semantic")
 FORMATS: dict[str, dict[str, Any]] = {
     ".png": {"format": "png", "compress_level": 1},  # 6 takes as long as all else
     ".jpg": {"format": "jpeg", "quality": 90},
-    ".webp": {"format": "webp", "quality": 85},
+    ".webp": {"format": "webp", "quality": 75},
 }
 
 

@@ -55,7 +55,7 @@ def test_the_regions_shown_are_those_that_the_layers_attend_to(predictor):
     """The masks that each layer is called with, cut to the image and enlarged to the picture cell by cell."""
     called = []
     hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs: called.append(inputs[4][0]))
+        layer.register_forward_pre_hook(lambda _, inputs: called.append(inputs[-1][0]))
         for layer in predictor.model.head.mask_decoder.layers
     ]
     _, steps, colors = denoised(predictor, IMAGE, "panoptic", most=8)
