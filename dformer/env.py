@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -38,8 +39,8 @@ def installed(name: str) -> str | None:
         return "version unknown" if importlib.util.find_spec(REQUIRED[name]) else None
 
 
-def dformer_state() -> str:
-    """dformer's version, its commit where it is a git checkout, and its folder."""
+def dformer_version() -> str:
+    """dformer's version, and its commit where it is a git checkout."""
     folder = Path(dformer.__file__).parent
     commit = ""
     if (folder.parent / ".git").exists():
@@ -48,7 +49,14 @@ def dformer_state() -> str:
             commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
         except (OSError, subprocess.TimeoutExpired):
             commit = "unknown commit"
-    return f"{dformer.__version__}{f' (git {commit})' if commit else ''} in {folder}"
+    return f"{dformer.__version__}{f' (git {commit})' if commit else ''}"
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python, dformer and what it stands on, as this process has them."""
+    found = {name: installed(name) or "missing" for name in REQUIRED}
+    return {"python": platform.python_version(), "dformer": dformer_version(), **found}
 
 
 def detectron2_state() -> str | None:
@@ -100,7 +108,10 @@ def missing() -> dict[str, list[str]]:
 
 def report() -> str:
     """The screen."""
-    lines = [("dformer", dformer_state()), ("Python", f"{platform.python_version()} at {sys.executable}")]
+    lines = [
+        ("dformer", f"{dformer_version()} in {Path(dformer.__file__).parent}"),
+        ("Python", f"{platform.python_version()} at {sys.executable}"),
+    ]
     lines += [(name, installed(name) or "missing") for name in REQUIRED if name != "detectron2"]
     lines.append(("detectron2", detectron2_state() or "missing"))
     if installed("torch"):

@@ -46,6 +46,7 @@ def convert(source: str, target: str, to: str = "ours", config_file: str | None 
     fit = fit_weights(_expected(cfg), checkpoint)
     check(fit, source, trained=True)
     cfg.MODEL.CLASSES, cfg.MODEL.THINGS = (list(each) for each in model_classes(cfg))
+    cfg.MODEL.EMA_DECAY = 0.0  # one set of weights is written
     if to == "ours":
         kept = {"left_out": checkpoint["left_out"]} if "left_out" in checkpoint else {}
         write_checkpoint(target, {"model": checkpoint["model"], "config": cfg.dump(), **kept})

@@ -17,6 +17,10 @@ from tests.d2.tiny import tiny_batch, tiny_cfg
 COUNTS = (1, 6, 0, 9)  # objects of the images of the joint batch; the model has 8 queries
 
 
+class Loader(list):
+    """Batches; a real loader has a `start`, too."""
+
+
 def gradients(folder: Path, meta_architecture: str) -> tuple[dict[str, Tensor], float]:
     """Gradients and total loss of one step on the joint batch, of which each process has a part."""
     line = _trainer(folder, meta_architecture, [_share(tiny_batch(COUNTS))])
@@ -81,7 +85,7 @@ def _trainer(folder: Path, meta_architecture: str, batches: list[list[dict]]) ->
     torch.manual_seed(0)
 
     # In single precision, rounding that differs with the batch's size now and then moves a point or a match.
-    parts = {"build_train_loader": lambda cfg: batches, "build_model": lambda cfg: build_model(cfg).double()}
+    parts = {"build_train_loader": lambda cfg: Loader(batches), "build_model": lambda cfg: build_model(cfg).double()}
     with patch.multiple(trainer, **parts):
         line = trainer.Trainer(cfg)
     line.resume_or_load(resume=False)
