@@ -88,7 +88,8 @@ def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
             texts = {key: value for key, value in checkpoint.items() if isinstance(value, str)}
             save_safetensors({name: x.contiguous() for name, x in checkpoint["model"].items()}, partial, texts)
         else:
-            torch.save(dict(checkpoint), partial)
+            with partial.open("wb") as file:  # given a path, torch would not tell why it cannot write
+                torch.save(dict(checkpoint), file)
 
 
 @contextmanager
@@ -104,8 +105,10 @@ def replaced(path: Path) -> Iterator[Path]:
         _sync(partial)  # else the name may come to the disk before the content
         os.replace(partial, path)
         _sync(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter, for want of space too
-        raise UserError(f"{path} cannot be written: {error}") from error
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter after the former
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
+        raise UserError(f"{path} cannot be written: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
 

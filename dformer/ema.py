@@ -24,16 +24,15 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the weights of `model` after a step."""
-        ours, theirs = self._pairs(model, floating=True)
-        torch._foreach_lerp_(ours, theirs, 1 - self.decay)
-        ours, theirs = self._pairs(model, floating=False)
-        torch._foreach_copy_(ours, theirs)
+        now = model.state_dict()
+        floats = [name for name, tensor in now.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.weights[name] for name in floats], [now[name] for name in floats], 1 - self.decay)
+        for name in now.keys() - floats:
+            self.weights[name].copy_(now[name])
 
-    @torch.no_grad()
     def restart(self, model: nn.Module) -> None:
         """Begin anew with the weights of `model`."""
-        for floating in (True, False):
-            torch._foreach_copy_(*self._pairs(model, floating))
+        self.load_state_dict(model.state_dict())
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -55,8 +54,3 @@ class MovingAverage:
             raise ValueError(f"the average has other names than the model: {weights.keys() ^ self.weights.keys()}")
         for name, tensor in weights.items():
             self.weights[name].copy_(tensor)
-
-    def _pairs(self, model: nn.Module, floating: bool) -> tuple[list[Tensor], list[Tensor]]:
-        now = model.state_dict()
-        names = [name for name, tensor in self.weights.items() if tensor.is_floating_point() == floating]
-        return [self.weights[name] for name in names], [now[name] for name in names]

@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import sys
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,6 +27,7 @@ REQUIRED = {
     "panopticapi-lite": "panopticapi",
     "detectron2": "detectron2",
 }
+MAX_DIFF = 1_000_000  # characters
 ADDED_BY_TOOL = ("detectron2", "panopticapi-lite")
 
 
@@ -39,8 +39,33 @@ def installed(name: str) -> str | None:
         return "version unknown" if importlib.util.find_spec(REQUIRED[name]) else None
 
 
-def dformer_version() -> str:
-    """dformer's version, and its commit where it is a git checkout."""
+def versions() -> dict[str, str | None]:
+    """Of all that dformer needs, and its own."""
+    return {"dformer": dformer.__version__} | {name: installed(name) for name in REQUIRED}
+
+
+def git_state() -> dict[str, str]:
+    """The commit of the checkout that dformer is run from, and what differs from it: changed lines and new files.
+
+    Empty where it is not a checkout or there is no git.
+    """
+    folder = Path(dformer.__file__).parent.parent
+    if not (folder / ".git").exists():
+        return {}
+    questions = {"commit": ("rev-parse", "HEAD"), "status": ("status", "--short"), "diff": ("diff", "HEAD")}
+    try:
+        return {key: _git(folder, *words)[:MAX_DIFF] for key, words in questions.items()}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _git(folder: Path, *words: str) -> str:
+    git = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True)
+    return git.stdout.strip()
+
+
+def dformer_state() -> str:
+    """dformer's version, its commit where it is a git checkout, and its folder."""
     folder = Path(dformer.__file__).parent
     commit = ""
     if (folder.parent / ".git").exists():
@@ -49,14 +74,7 @@ def dformer_version() -> str:
             commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
         except (OSError, subprocess.TimeoutExpired):
             commit = "unknown commit"
-    return f"{dformer.__version__}{f' (git {commit})' if commit else ''}"
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of Python, dformer and what it stands on, as this process has them."""
-    found = {name: installed(name) or "missing" for name in REQUIRED}
-    return {"python": platform.python_version(), "dformer": dformer_version(), **found}
+    return f"{dformer.__version__}{f' (git {commit})' if commit else ''} in {folder}"
 
 
 def detectron2_state() -> str | None:
@@ -108,10 +126,7 @@ def missing() -> dict[str, list[str]]:
 
 def report() -> str:
     """The screen."""
-    lines = [
-        ("dformer", f"{dformer_version()} in {Path(dformer.__file__).parent}"),
-        ("Python", f"{platform.python_version()} at {sys.executable}"),
-    ]
+    lines = [("dformer", dformer_state()), ("Python", f"{platform.python_version()} at {sys.executable}")]
     lines += [(name, installed(name) or "missing") for name in REQUIRED if name != "detectron2"]
     lines.append(("detectron2", detectron2_state() or "missing"))
     if installed("torch"):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from dformer.checkpoint import read_checkpoint, replaced, write_checkpoint
-from dformer.env import versions
+from dformer.env import git_state, versions
 from dformer.errors import UserError, did_you_mean
 from dformer.loading import load, table
 
@@ -33,7 +34,7 @@ class Checkpointer(DetectionCheckpointer):
         self._cfg = cfg
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write `<OUTPUT_DIR>/<name>.pth`: the model, the checkpointables, `kwargs`, "config" and "versions".
+        """Write `<OUTPUT_DIR>/<name>.pth`: the model, the checkpointables, `kwargs`, "config" and "origin".
 
         Raises:
             UserError: the file cannot be written. What was there before is as it was.
@@ -41,14 +42,8 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_to_disk:
             return
         states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
-        content = {
-            "model": self.model.state_dict(),
-            "config": self._cfg.dump(),
-            "versions": versions(),
-            **states,
-            **kwargs,
-        }
-        write_checkpoint(os.path.join(self.save_dir, f"{name}.pth"), content)
+        beside = {"config": self._cfg.dump(), "origin": origin(), **states, **kwargs}
+        write_checkpoint(os.path.join(self.save_dir, f"{name}.pth"), {"model": self.model.state_dict()} | beside)
         if name != BEST:
             self.tag_last_checkpoint(f"{name}.pth")
 
@@ -111,6 +106,13 @@ class Checkpointer(DetectionCheckpointer):
             if key in checkpoint:
                 self.checkpointables[key].load_state_dict(checkpoint[key])
         return checkpoint
+
+
+@cache
+def origin() -> dict[str, Any]:
+    """What a run stands on: versions, and the commit where dformer is a git checkout."""
+    git = git_state()
+    return {"versions": versions(), "commit": git.get("commit"), "changed": git.get("status")}
 
 
 def load_weights(

@@ -38,10 +38,10 @@ class Checkpoints(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if any(done % period == 0 for period in self.periods):
-            self.try_to_save()
         if done == self.trainer.max_iter:
             self.checkpointer.save("model_final", iteration=self.trainer.iter)
+        elif any(done % period == 0 for period in self.periods):
+            self.try_to_save()
 
     def try_to_save(self) -> None:
         """Save; where that fails, for want of space or rights, tell it: the next one may succeed."""

@@ -39,7 +39,7 @@ from dformer.d2.data import (
     register_custom,
 )
 from dformer.d2.evaluation import build_evaluators, class_table, evaluate_saved, summary_table, write_csv, written_whole
-from dformer.d2.history import history_state, restore_history
+from dformer.d2.history import NO_HISTORY, History, history_state, restore_history
 from dformer.d2.hooks import Checkpoints, Writers
 from dformer.d2.interruption import RESUME_ME, Interruption
 from dformer.d2.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
@@ -259,7 +259,7 @@ class Trainer(TrainerBase):
         self.interruption = Interruption()
         self.is_stopping = False  # as all processes do
         self.is_evaluation_due = False  # the last step is done, its evaluation is not
-        self.history: dict[str, Any] | None = None  # of the run that is resumed
+        self.history: History | None = None  # of the run that is resumed
         self.results: Results = {}
         self.train_seconds = 0.0
         self.bad_steps = 0
@@ -310,6 +310,8 @@ class Trainer(TrainerBase):
     def resume_or_load(self, resume: bool) -> None:
         """Go on from the last whole checkpoint in OUTPUT_DIR, or load MODEL.WEIGHTS and begin at iteration 0."""
         path = self.checkpointer.newest() if resume else ""
+        if resume and not path:
+            self.history = NO_HISTORY
         checkpoint = self.checkpointer.load(path or self.cfg.MODEL.WEIGHTS, checkpointables=None if path else [])
         if self.average and not (path and "model_ema" in checkpoint):
             self.average.restart(self.model)
@@ -330,7 +332,7 @@ class Trainer(TrainerBase):
 
     def before_train(self) -> None:
         """With what the run had logged, and the evaluation that it had not come to."""
-        if self.history:
+        if self.history is not None and comm.is_main_process():
             restore_history(self.storage, Path(self.cfg.OUTPUT_DIR) / METRICS, self.history)
         super().before_train()
         if self.is_evaluation_due:
@@ -416,8 +418,8 @@ class Trainer(TrainerBase):
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beside the model."""
-        logged = self.iter if self.is_evaluation_due else self.iter + 1  # iterations that the writers have seen
-        last_written = logged // LOG_PERIOD * LOG_PERIOD - 1
+        seen = self.iter if self.is_evaluation_due else self.iter + 1  # steps that the writers have seen
+        last_written = seen - 1 if seen == self.max_iter else seen // LOG_PERIOD * LOG_PERIOD - 1
         return super().state_dict() | {
             "optimizer": self.optimizer.state_dict(),
             "grad_scaler": self.grad_scaler.state_dict(),

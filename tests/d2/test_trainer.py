@@ -245,7 +245,6 @@ def test_what_a_run_leaves_behind(cfg, data, capsys):
     assert yaml.safe_load((output / "config.yaml").read_text())["MODEL"]["META_ARCHITECTURE"] == "LineModel"
     assert sorted(path.name for path in output.glob("*.pth")) == [
         "model_0000002.pth",
-        "model_0000005.pth",
         "model_final.pth",
     ]
     assert list(output.glob("events.out.tfevents.*"))
