@@ -144,16 +144,25 @@ def told_once() -> Iterator[None]:
 
 
 def _is_first(message: str) -> bool:
-    key = f"told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{hashlib.sha256(message.encode()).hexdigest()}"
+    key = f"told/{hashlib.sha256(message.encode()).hexdigest()}"
     try:
-        if dist.is_initialized():
-            return _get_default_store().add(key, 1) == 1
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # of torchrun, from its start on
-            address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            return dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=10)).add(key, 1) == 1
+        store = _get_default_store() if dist.is_initialized() else _store_of_torchrun()
+        return store is None or store.add(key, 1) == 1
     except RuntimeError:  # the process that kept the store has left, and it said why
         return False
-    return True
+
+
+def _store_of_torchrun() -> dist.Store | None:
+    """torchrun's own store, where it started this process and offers it.
+
+    On one machine, the store is the same after a restart, and gloo would find the addresses of processes that are gone:
+    each attempt has its part of it. (Of many machines, not all count the attempts alike.)
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    is_alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store) if is_alone else store
 
 
 @contextmanager
@@ -196,7 +205,9 @@ def _run(
     rank = first_rank + local_rank
     limit = timedelta(minutes=timeout)
     backend = "nccl" if is_gpu else "gloo"
-    dist.init_process_group(backend, init_method, world_size=world_size, rank=rank, timeout=limit)
+    store = _store_of_torchrun()
+    place: dict[str, Any] = {"store": store} if store else {"init_method": init_method}
+    dist.init_process_group(backend, world_size=world_size, rank=rank, timeout=limit, **place)
     # What Detectron2's own launcher does; under this name in all its versions.
     comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size, timeout=limit)
     warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # at each exchange of objects by Detectron2 0.5

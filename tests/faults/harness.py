@@ -43,16 +43,16 @@ class Runs:
         self.data = folder / "data"
         make_data(self.data)
 
-    def start(self, output: Path, workers: int, resume: bool = False, **changes: object) -> BaseProcess:
+    def start(self, output: Path, workers: int, resume: bool = False) -> BaseProcess:
         """Start a training in a process of its own."""
         arguments = (str(log_of(output)), str(self.data), str(output), workers, resume)
-        process = context.Process(target=child, args=arguments, kwargs=changes)
+        process = context.Process(target=child, args=arguments)
         process.start()
         return process
 
-    def finish(self, output: Path, workers: int, resume: bool = False, **changes: object) -> None:
+    def finish(self, output: Path, workers: int, resume: bool = False) -> None:
         """Train to the end."""
-        process = self.start(output, workers, resume, **changes)
+        process = self.start(output, workers, resume)
         process.join()
         assert process.exitcode == 0, log_of(output).read_text()[-3000:]
 

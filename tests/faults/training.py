@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 
 from datasets.shapes import Parameters, generate
 from dformer.d2 import trainer
@@ -26,13 +28,10 @@ def make_data(root: Path) -> None:
     generate(root, Parameters(train=8, val=2, size=64), progress=False)
 
 
-def train(data: str, output: str, workers: int, resume: bool = False, **changes: object) -> None:
-    """Train up to the last step, as tools/train_net.py does it.
-
-    Args:
-        changes: keys of the cfg, with "__" for dots.
-    """
-    register_shapes(data, "faults")
+def configure(data: str, output: str, workers: int) -> CfgNode:
+    """The cfg of the training on images of `make_data`."""
+    if "faults_train" not in DatasetCatalog.list():
+        register_shapes(data, "faults")
     cfg = tiny_cfg()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("faults_train",), ()
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.WARMUP_ITERS = STEPS, 2, 2
@@ -40,20 +39,24 @@ def train(data: str, output: str, workers: int, resume: bool = False, **changes:
     cfg.DETERMINISTIC = True
     cfg.DATALOADER.NUM_WORKERS = workers
     cfg.OUTPUT_DIR = output
-    cfg.merge_from_list([word for key, value in changes.items() for word in (key.replace("__", "."), value)])
+    return cfg
+
+
+def train(data: str, output: str, workers: int, resume: bool = False) -> None:
+    """Train up to the last step, as tools/train_net.py does it."""
     trainer.LOG_PERIOD = LOG_PERIOD
-    launch(trainer.run, (cfg, resume), device="cpu", timeout=cfg.COLLECTIVE_TIMEOUT)
+    launch(trainer.run, (configure(data, output, workers), resume), device="cpu")
 
 
 @exit_on_user_error
-def child(log: str, *args: object, **keywords: object) -> None:
+def child(log: str, data: str, output: str, workers: int, resume: bool) -> None:
     """`train` in a process of its own, which writes what it says into a file."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     logging.raiseExceptions = False  # on a full disk
     torch.set_num_threads(1)
-    train(*args, **keywords)
+    train(data, output, workers, resume)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Data loaders. What is in a training batch depends on `cfg`, its number and the process's rank alone: not on how many
 workers there are, on what was loaded before, or on whether the run was resumed."""
 
+import os
 import signal
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -66,7 +68,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         batch_sampler=stream,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_it_is,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_heed_parent_only,
     )
 
 
@@ -79,7 +81,7 @@ def build_test_loader(cfg: CfgNode, name: str) -> Iterable[Batch]:
     loader = build_detection_test_loader(
         _load(name, filter_empty=False), mapper=TestMapper.from_config(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
     )
-    loader.worker_init_fn = _ignore_signals
+    loader.worker_init_fn = _heed_parent_only
     return loader
 
 
@@ -163,10 +165,21 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def _ignore_signals(_: int) -> None:
-    """In a worker: whether and when to stop is the training process's, which still wants the batches of its step."""
-    for number in SIGNALS:
+def _heed_parent_only(_: int) -> None:
+    """In a worker: signals that all processes get are the training process's, which wants the batches of its step still.
+
+    From that process, SIGTERM means the end.
+    """
+    for number in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _load(name: str, filter_empty: bool) -> Batch:
