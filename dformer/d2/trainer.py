@@ -328,7 +328,12 @@ class Trainer(TrainerBase):
         self.data_loader.start = self.start_iter
         self.batches = iter(self.data_loader)
         with self.interruption:
-            super().train(self.start_iter, self.max_iter)
+            try:
+                super().train(self.start_iter, self.max_iter)
+            except SystemExit:
+                done = min(self.iter, self.max_iter - 1)
+                logger.info(f"Stopped after iteration {done}, which is saved; --resume goes on (exit code {RESUME_ME})")
+                raise
 
     def before_train(self) -> None:
         """With what the run had logged, and the evaluation that it had not come to."""
@@ -355,7 +360,6 @@ class Trainer(TrainerBase):
         if self.checkpoints.saved != self.iter and self.iter + 1 < self.max_iter:
             self.checkpoints.save()
         comm.synchronize()  # the first that leaves may end the others
-        logger.info(f"Stopped after iteration {self.iter}, which is saved; --resume goes on (exit code {RESUME_ME})")
         sys.exit(RESUME_ME)
 
     def run_step(self) -> None:

@@ -166,9 +166,9 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _heed_parent_only(_: int) -> None:
-    """In a worker: signals that all processes get are the training process's, which wants the batches of its step still.
+    """In a worker: signals that all processes get are for the training process, which still wants its step's batches.
 
-    From that process, SIGTERM means the end.
+    SIGTERM from that one means the end.
     """
     for number in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
