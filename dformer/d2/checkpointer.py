@@ -79,9 +79,8 @@ class Checkpointer(DetectionCheckpointer):
             except UserError as error:
                 logger.error(f"{error}. The checkpoint before it is taken")
         if candidates:
-            raise UserError(
-                f"none of the checkpoints in {self.save_dir} can be read: {', '.join(map(str, candidates))}"
-            )
+            names = ", ".join(path.name for path in candidates)
+            raise UserError(f"no checkpoint in {self.save_dir} can be read: {names}")
         return ""
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
