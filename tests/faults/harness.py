@@ -269,10 +269,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 outcomes = repeat(fault.replace("_", "-"), count, Path(folder), seed)
             told = ", ".join(f"{what}: {n}" for what, n in outcomes.most_common())
-            print(
-                f"{fault:12} {count:3} hit, all ended as the undisturbed one ({told}), {time.monotonic() - start:.0f} s",
-                flush=True,
-            )
+            took = time.monotonic() - start
+            print(f"{fault:10} {count:3} hit, all ended as the undisturbed one ({told}), {took:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
