@@ -1,5 +1,7 @@
 """Checkpoint files, read without running what is in them, and written whole.
 
+A `.pth` file is a zip archive and so has a checksum of each part, which `torch.load` does not look at and we do.
+
 `.pth` and `.pkl` files are pickles, and a pickle can run any code when it is loaded. Here a `.pth` file goes through
 `torch.load(weights_only=True)`, a `.pkl` file of Detectron2's or Detectron's model zoo through an unpickler that
 makes plain values and number arrays only, and `.safetensors` cannot hold anything else.
@@ -9,8 +11,10 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,8 @@ logger = logging.getLogger(__name__)
 # Where a state dict stands in a file, the first that is there, and where a moving average of the weights does.
 STATE_DICTS = ("model", "state_dict", "model_state_dict")
 AVERAGES = ("ema_state", "model_ema", "state_dict_ema", "ema_state_dict", "ema")
+
+PARTIAL = ".partial"  # ends the name of a file that is being written
 
 
 def read_checkpoint(path: str | Path, averaged: bool = False) -> dict[str, Any]:
@@ -77,18 +83,49 @@ def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
         UserError: the file cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replaced(path) as partial:
         if path.suffix == ".safetensors":
             texts = {key: value for key, value in checkpoint.items() if isinstance(value, str)}
             save_safetensors({name: x.contiguous() for name, x in checkpoint["model"].items()}, partial, texts)
         else:
-            torch.save(dict(checkpoint), partial)
+            with partial.open("wb") as file:  # given a path, torch would not tell why it cannot write
+                torch.save(dict(checkpoint), file)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file to be written within, which then takes the place of `path`: whole or not at all, whenever the power fails.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    try:
+        yield partial
+        _sync(partial)  # else the name may come to the disk before the content
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter, for want of space too
-        raise UserError(f"{path} cannot be written: {error}") from error
+        _sync(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter after the former
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
+        raise UserError(f"{path} cannot be written: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial(folder: str | Path) -> None:
+    """Remove what a write that was killed has left in `folder`; no other process may be writing there."""
+    for partial in Path(folder).glob(f".*{PARTIAL}"):
+        partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path) -> Any:
@@ -104,11 +141,22 @@ def _read(path: Path) -> Any:
                 return {"model": {name: file.get_tensor(name) for name in file.keys()}} | (file.metadata() or {})  # noqa: SIM118
         if path.suffix == ".pkl":
             return _read_model_zoo(path)
+        _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # a reader that meets arbitrary bytes raises nearly anything
         raise UserError(f"{path} cannot be read as a checkpoint: {_explain(path, error)}") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise `BadZipFile` where a part of the archive is not what was written. Before PyTorch 1.6 files have no sums."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        # PyTorch does not compress, and so a small file cannot take long.
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()) or archive.testzip():
+            raise zipfile.BadZipFile
 
 
 def _unwrapped(path: Path, content: Any, averaged: bool) -> dict[str, Any]:
@@ -119,7 +167,7 @@ def _unwrapped(path: Path, content: Any, averaged: bool) -> dict[str, Any]:
     if averaged and average is None:
         raise UserError(f"{path} holds no moving average of the weights (it would be at {', '.join(AVERAGES)})")
     if average and plain and not averaged:
-        logger.info(f'{path} holds a moving average of the weights too, at "{average}", which is not taken')
+        logger.info(f'{path} holds a moving average of the weights too, at "{average}"; these are the last weights')
     key = average if averaged or plain is None else plain
     if key is None:
         return {"model": content}

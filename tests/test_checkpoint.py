@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from dformer.checkpoint import read_checkpoint
+from dformer.checkpoint import read_checkpoint, write_checkpoint
 from dformer.errors import UserError
 
 WEIGHTS = {"stem.weight": torch.arange(6.0).reshape(2, 3), "stem.steps": torch.tensor(3)}
@@ -37,6 +37,29 @@ def test_what_torch_saved(tmp_path):
     assert read_checkpoint(tmp_path / "model.pth")["iteration"] == 7
     torch.save(collections.OrderedDict(WEIGHTS), tmp_path / "bare.pth")
     assert same(read_checkpoint(str(tmp_path / "bare.pth"))["model"], WEIGHTS)
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_told_or_means_nothing(tmp_path_factory, place, bit):
+    path = tmp_path_factory.getbasetemp() / "flipped.pth"
+    write_checkpoint(path, {"model": WEIGHTS, "iteration": 7, "config": "SEED: 1"})
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    try:
+        read = read_checkpoint(path)
+    except UserError:
+        return
+    assert same(read["model"], WEIGHTS) and (read["iteration"], read["config"]) == (7, "SEED: 1")
+
+
+def test_a_flipped_bit_of_a_weight_is_told(tmp_path):
+    torch.save({"model": {"x": torch.zeros(1000)}}, tmp_path / "model.pth")
+    content = (tmp_path / "model.pth").read_bytes()
+    where = content.index(bytes(4000)) + 2000
+    (tmp_path / "model.pth").write_bytes(content[:where] + b"\x01" + content[where + 1 :])
+    with pytest.raises(UserError, match=r"model\.pth cannot be read as a checkpoint: it is damaged"):
+        read_checkpoint(tmp_path / "model.pth")
 
 
 def test_safetensors(tmp_path):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,19 @@ def test_saved_predictions_are_evaluated_without_a_model(monkeypatch, capsys, tr
         assert (tmp_path / "first" / name).read_text() == (tmp_path / "again" / name).read_text()
     assert not (tmp_path / "again" / "inference").exists()
     assert "PQ_agnostic" in results(tmp_path / "again")["metrics"]["small_shapes_val"]["panoptic_seg"]
+
+
+def test_an_interruption_is_one_line():
+    """Also in the seconds of the imports."""
+    command = [sys.executable, "tools/train_net.py", "--config-file", "configs/quick/dformer_shapes.yaml"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": "."}
+    )
+    while "torch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert (process.returncode, said) == (130, "interrupted\n")
 
 
 def refused(monkeypatch, capsys, *arguments: str) -> str:

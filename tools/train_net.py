@@ -7,27 +7,30 @@ python tools/train_net.py --eval-only --predictions output/inference --config-fi
 torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/...
 """
 
-from detectron2.engine import default_argument_parser
-
-from dformer.d2 import get_cfg
-from dformer.d2.config import merge_config
-from dformer.d2.launch import launch, resolve_device
-from dformer.d2.trainer import check, run
 from dformer.errors import UserError, exit_on_user_error
 
 
 @exit_on_user_error
 def main() -> None:
+    # Here, as they take seconds, in which ^C is to be no traceback either.
+    from detectron2.engine import default_argument_parser
+
+    from dformer.d2 import get_cfg
+    from dformer.d2.config import merge_config
+    from dformer.d2.launch import launch, resolve_device, told_once
+    from dformer.d2.trainer import check, run
+
     parser = default_argument_parser(epilog=__doc__)
     parser.set_defaults(dist_url="auto")
     parser.add_argument("--predictions", metavar="DIR", help="with --eval-only: evaluate saved predictions, no model")
     args = parser.parse_args()
-    if args.predictions and not args.eval_only:
-        raise UserError("--predictions is for evaluation: give --eval-only, too")
-    cfg = get_cfg()
-    merge_config(cfg, args.config_file, args.opts)
-    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE, "MODEL.DEVICE" in args.opts, args.num_gpus)
-    check(cfg, args.eval_only)
+    with told_once():
+        if args.predictions and not args.eval_only:
+            raise UserError("--predictions is for evaluation: give --eval-only, too")
+        cfg = get_cfg()
+        merge_config(cfg, args.config_file, args.opts)
+        cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE, "MODEL.DEVICE" in args.opts, args.num_gpus)
+        check(cfg, args.eval_only)
     launch(
         run,
         (cfg, args.resume, args.eval_only, args.predictions),
@@ -36,6 +39,7 @@ def main() -> None:
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
+        timeout=cfg.COLLECTIVE_TIMEOUT,
     )
 
 

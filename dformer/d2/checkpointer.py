@@ -2,6 +2,7 @@
 
 import logging
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from dformer.checkpoint import read_checkpoint, write_checkpoint
+from dformer.checkpoint import read_checkpoint, replaced, write_checkpoint
+from dformer.env import git_state, versions
 from dformer.errors import UserError, did_you_mean
 from dformer.loading import load, table
 
@@ -22,6 +25,7 @@ logger = logging.getLogger(__name__)
 TIMM = "timm://"
 SHIPPED = "dformer://"  # weights that come with the package
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
+BEST = "model_best"
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -32,13 +36,54 @@ class Checkpointer(DetectionCheckpointer):
         self._cfg = cfg
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write `<OUTPUT_DIR>/<name>.pth`: the model, the checkpointables, `kwargs` and, at "config", the cfg."""
+        """Write `<OUTPUT_DIR>/<name>.pth`: the model, the checkpointables, `kwargs`, "config" and "origin".
+
+        Raises:
+            UserError: the file cannot be written. What was there before is as it was.
+        """
         if not self.save_to_disk:
             return
         states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
-        content = {"model": self.model.state_dict(), "config": self._cfg.dump(), **states, **kwargs}
-        write_checkpoint(os.path.join(self.save_dir, f"{name}.pth"), content)
-        self.tag_last_checkpoint(f"{name}.pth")
+        beside = {"config": self._cfg.dump(), "origin": origin(), **states, **kwargs}
+        write_checkpoint(os.path.join(self.save_dir, f"{name}.pth"), {"model": self.model.state_dict()} | beside)
+        if name != BEST:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Write the name into `<OUTPUT_DIR>/last_checkpoint`, whole or not at all."""
+        with replaced(Path(self.save_dir, "last_checkpoint")) as partial:
+            partial.write_text(last_filename_basename)
+
+    def numbered(self) -> list[Path]:
+        """Checkpoints model_<iteration>.pth, the newest last."""
+        return sorted(Path(self.save_dir).glob("model_[0-9]*.pth"), key=lambda path: path.stat().st_mtime_ns)
+
+    def newest(self) -> str:
+        """The newest checkpoint in OUTPUT_DIR that can be read; "" where there is none at all.
+
+        That is the one that `last_checkpoint` names, else the next by age; which cannot be read, and why, is logged.
+        The main process looks, and all get its answer.
+
+        Raises:
+            UserError: there are checkpoints, but none can be read.
+        """
+        return comm.all_gather(self._find_newest() if comm.is_main_process() else "")[0]
+
+    def _find_newest(self) -> str:
+        final = list(Path(self.save_dir).glob("model_final.pth"))
+        by_age = sorted([*self.numbered(), *final], key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        tagged = [path for path in [Path(self.get_checkpoint_file())] if path.is_file()]
+        candidates = list(dict.fromkeys([*tagged, *by_age]))
+        for path in candidates:
+            try:
+                read_checkpoint(path)
+                return str(path)
+            except UserError as error:
+                logger.error(f"{error}. The checkpoint before it is taken")
+        if candidates:
+            names = ", ".join(path.name for path in candidates)
+            raise UserError(f"no checkpoint in {self.save_dir} can be read: {names}")
+        return ""
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load what `fetch_checkpoint` takes, or nothing where `path` is empty, and log where everything went.
@@ -47,7 +92,7 @@ class Checkpointer(DetectionCheckpointer):
             checkpointables: what else to load; None: all, to go on with a run, so that nothing may be missing.
 
         Returns:
-            What was saved beside.
+            All that was saved.
 
         Raises:
             UserError: the file cannot be had, is not a checkpoint, or does not fit (see `dformer.loading.load`).
@@ -60,8 +105,15 @@ class Checkpointer(DetectionCheckpointer):
         load_weights(self.model, checkpoint, path, self._cfg.MODEL.WEIGHTS_STRICT or is_resumed, trained=is_resumed)
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
-                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+                self.checkpointables[key].load_state_dict(checkpoint[key])
         return checkpoint
+
+
+@cache
+def origin() -> dict[str, Any]:
+    """What a run stands on: versions, and the commit where dformer is a git checkout."""
+    git = git_state()
+    return {"versions": versions(), "commit": git.get("commit"), "changed": git.get("status")}
 
 
 def load_weights(

@@ -18,6 +18,11 @@ def get_cfg() -> CN:
 
 def add_dformer_config(cfg: CN) -> None:
     """Add dformer's keys to `cfg`, in place."""
+    # Operations that give the same bits at each run. A run in pieces is then bit for bit the run in one go on CPUs.
+    cfg.DETERMINISTIC = False
+    # Minutes that a process waits for the others, after which the run ends with the names of those that did not come.
+    cfg.COLLECTIVE_TIMEOUT = 30.0
+
     cfg.MODEL.META_ARCHITECTURE = "DFormer"  # or "Mask2Former"
     # Classes, things and stuff together. 0: as many as the first training data set has.
     cfg.MODEL.NUM_CLASSES = 0
@@ -29,6 +34,9 @@ def add_dformer_config(cfg: CN) -> None:
     # checkpoints of ours, of the published DFormer and Mask2Former, or ImageNet backbones. False: load what fits, and
     # only tell what does not.
     cfg.MODEL.WEIGHTS_STRICT = True
+    # Decay of a moving average of the weights, which is saved beside them and evaluated in their place; 0: none. 0.9999
+    # averages over some 10,000 steps.
+    cfg.MODEL.EMA_DECAY = 0.0
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # of ImageNet, RGB, 0..255
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
@@ -114,12 +122,15 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"  # norm of all gradients together
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.01
     cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0
+    cfg.SOLVER.CHECKPOINT_KEEP = 3  # of the checkpoints each CHECKPOINT_PERIOD, the newest are kept; 0: all
     cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which needs no loss scaling; when SOLVER.AMP.ENABLED
 
     # Inference and evaluation.
     cfg.TEST.TASKS = ("panoptic", "instance", "semantic")  # results that are computed and, where annotated, evaluated
     cfg.TEST.OBJECT_THRESHOLD = 0.8  # panoptic: masks with a lower class score are dropped
     cfg.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: masks of which less than this share stays visible are dropped
+    # With EVAL_PERIOD, model_best.pth is kept: by PQ, PQ_things, PQ_stuff, AP or mIoU on the first of DATASETS.TEST.
+    cfg.TEST.BEST_METRIC = ""  # empty: PQ, AP or mIoU, the first that is measured
     cfg.TEST.BOUNDARY = False  # also boundary AP and boundary IoU
     cfg.TEST.CLASS_AGNOSTIC = False  # also PQ of segments whatever their class
     # Detectron2's TEST.AUG (MIN_SIZES, MAX_SIZE, FLIP) is for semantic segmentation alone; class scores are averaged.

@@ -56,6 +56,7 @@ def convert(
     if half:
         checkpoint["model"] = {name: _halved(tensor) for name, tensor in checkpoint["model"].items()}
     cfg.MODEL.CLASSES, cfg.MODEL.THINGS = (list(each) for each in model_classes(cfg))
+    cfg.MODEL.EMA_DECAY = 0.0  # one set of weights is written
     if to == "ours":
         kept = {"left_out": checkpoint["left_out"]} if "left_out" in checkpoint else {}
         write_checkpoint(target, {"model": checkpoint["model"], "config": cfg.dump(), **kept})

@@ -45,7 +45,8 @@ class Predictor:
         keep_pages()
         self.class_names, _ = model_classes(cfg)
         self.model = build_model(cfg).eval()
-        load_weights(self.model, fetch_checkpoint(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
+        checkpoint = fetch_checkpoint(cfg.MODEL.WEIGHTS, averaged=cfg.MODEL.EMA_DECAY > 0)
+        load_weights(self.model, checkpoint, cfg.MODEL.WEIGHTS)
         self._is_bgr = cfg.INPUT.FORMAT == "BGR"
         self._augmentations = T.AugmentationList(test_augmentations(cfg))
         self._augmented = augment(cfg, self.model)

@@ -1,8 +1,10 @@
 """Training and evaluation of a cfg, in one process or in each process of a group."""
 
+import errno
 import json
 import logging
 import math
+import os
 import re
 import shlex
 import sys
@@ -11,21 +13,24 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dformer import rng
+from dformer.checkpoint import replaced
 from dformer.d2.checkpointer import Checkpointer, fetch_checkpoint, load_weights
 from dformer.d2.data import (
     build_test_loader,
@@ -35,15 +40,21 @@ from dformer.d2.data import (
     register_custom,
 )
 from dformer.d2.evaluation import build_evaluators, class_table, evaluate_saved, summary_table, write_csv, written_whole
+from dformer.d2.history import NO_HISTORY, History, history_state, restore_history
+from dformer.d2.hooks import Checkpoints, Writers
+from dformer.d2.interruption import RESUME_ME, Interruption
 from dformer.d2.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
+from dformer.d2.output import locked
 from dformer.d2.precision import amp_dtype, inference_autocast
 from dformer.d2.test_time_augmentation import augment, check_augmentation
+from dformer.ema import MovingAverage
 from dformer.errors import UserError
 from dformer.memory import keep_pages
 
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # iterations
+METRICS = "metrics.json"  # where Detectron2's writer has the logged numbers
 MAX_BAD_STEPS = 10  # steps in a row without a usable gradient, after which training stops
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # of data sets, tasks and metrics
@@ -81,15 +92,31 @@ def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions
     """Train and evaluate, or evaluate only; logs, checkpoints, metrics and results lie in OUTPUT_DIR after it.
 
     Args:
-        resume: go on from the last checkpoint in OUTPUT_DIR where there is one, MODEL.WEIGHTS otherwise.
+        resume: go on from the last checkpoint in OUTPUT_DIR where there is one, MODEL.WEIGHTS otherwise. Where torchrun
+            has started this process again after a failure, that is taken for granted.
         eval_only: evaluate MODEL.WEIGHTS (or that last checkpoint).
         predictions: with `eval_only`, evaluate the predictions in this folder instead, see `evaluate_saved`.
 
     Raises:
         UserError: a value of the cfg, a checkpoint or OUTPUT_DIR cannot be used.
         FloatingPointError: see `Trainer.run_step`.
+        SystemExit: with the code `RESUME_ME`; a signal asked for it, and a resumed run loses nothing.
     """
-    cfg = set_up(cfg, write_config=not eval_only)
+    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    with locked(cfg.OUTPUT_DIR) if comm.is_main_process() and not eval_only else nullcontext():
+        try:
+            _run(cfg, resume, eval_only, predictions)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            raise UserError(
+                f"writing to OUTPUT_DIR {cfg.OUTPUT_DIR} failed: {error.strerror}. The checkpoints in it are whole: "
+                "make room and go on with --resume"
+            ) from error
+
+
+def _run(cfg: CfgNode, resume: bool, eval_only: bool, predictions: str | None) -> None:
+    cfg = set_up(cfg, write_config=not eval_only, resume=resume)
     register_custom(cfg)
     train_seconds = None
     results: Results
@@ -98,11 +125,12 @@ def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions
     elif eval_only:
         model = build_model(cfg)
         checkpointer = Checkpointer(model, cfg)
-        weights = checkpointer.get_checkpoint_file() if resume else ""
+        weights = checkpointer.newest() if resume else ""
         weights = weights or cfg.MODEL.WEIGHTS
         if not weights:
             raise UserError("nothing to evaluate: give a checkpoint with MODEL.WEIGHTS <file>")
-        load_weights(model, fetch_checkpoint(weights), weights, cfg.MODEL.WEIGHTS_STRICT)
+        is_averaged = cfg.MODEL.EMA_DECAY > 0
+        load_weights(model, fetch_checkpoint(weights, is_averaged), weights, cfg.MODEL.WEIGHTS_STRICT)
         results = evaluate(cfg, model)
     else:
         trainer = Trainer(cfg)
@@ -113,7 +141,7 @@ def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions
         report(cfg, results, train_seconds)
 
 
-def set_up(cfg: CfgNode, write_config: bool) -> CfgNode:
+def set_up(cfg: CfgNode, write_config: bool, resume: bool = False) -> CfgNode:
     """Prepare this process: checks, memory, loggers, seeds. Returns the cfg as it is run."""
     keep_pages()
     world_size = comm.get_world_size()
@@ -123,8 +151,10 @@ def set_up(cfg: CfgNode, write_config: bool) -> CfgNode:
         )
     cfg = DefaultTrainer.auto_scale_workers(cfg, world_size).clone()
     cfg.defrost()
-    if cfg.SEED < 0:
-        cfg.SEED = comm.shared_random_seed()  # drawn, but written down
+    if cfg.SEED < 0:  # drawn, but written down
+        drawn = _seed_of_last_run(cfg) if resume and comm.is_main_process() else None
+        drawn = comm.all_gather(drawn)[0]
+        cfg.SEED = comm.shared_random_seed() if drawn is None else drawn
     if write_config:
         cfg.MODEL.CLASSES, cfg.MODEL.THINGS = (list(each) for each in model_classes(cfg))
     slow_amp = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu"
@@ -134,14 +164,30 @@ def set_up(cfg: CfgNode, write_config: bool) -> CfgNode:
     for name in ("detectron2", "fvcore", "dformer"):
         setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name=name)
     if write_config and comm.is_main_process():
-        (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(config_text(cfg))
-    seed_all_rng(cfg.SEED + comm.get_rank())
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        with replaced(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
+            file.write_text(config_text(cfg))
+    rng.seed_all("start", cfg.SEED)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not cfg.DETERMINISTIC
+    # Some operations on GPUs have no deterministic form: PyTorch then warns.
+    torch.use_deterministic_algorithms(cfg.DETERMINISTIC, warn_only=True)
+    if cfg.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     gpu = "" if torch.cuda.is_available() else " (no GPU found)"
     if slow_amp:
         logger.warning("training in float32: CPUs take about ten times as long in float16 (SOLVER.AMP.DTYPE)")
     logger.info(f"Processes: {world_size}, device: {cfg.MODEL.DEVICE}{gpu}, seed: {cfg.SEED}, output: {cfg.OUTPUT_DIR}")
     return cfg
+
+
+def _seed_of_last_run(cfg: CfgNode) -> int | None:
+    """The seed in OUTPUT_DIR/config.yaml, where there is one."""
+    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    try:
+        return int(yaml.safe_load(path.read_text())["SEED"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise UserError(f"{path} tells no SEED to go on with ({error}); give one, SEED 1") from error
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
@@ -169,10 +215,7 @@ def config_text(cfg: CfgNode) -> str:
 
 def report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None:
     """Write results.json and results.csv, print the tables and say where everything lies."""
-    first = next(iter(results.values()), {})
-    content: dict[str, Any] = {
-        name: first[task].get(metric) for name, (task, metric) in HEADLINE.items() if task in first
-    }
+    content: dict[str, Any] = headline(next(iter(results.values()), {}))
     content |= {"train_seconds": train_seconds, "metrics": results}
     path = Path(cfg.OUTPUT_DIR) / "results.json"
     path.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
@@ -180,6 +223,11 @@ def report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None:
     for name, metrics in results.items():
         print(f"\n{name}\n{class_table(metrics)}\n\n{summary_table(metrics)}")
     print(f"\nresults: {path}, {path.with_suffix('.csv').name}\nlogs, metrics, checkpoints: {cfg.OUTPUT_DIR}")
+
+
+def headline(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """The metrics of HEADLINE that are among those of a data set."""
+    return {name: metrics[task].get(metric) for name, (task, metric) in HEADLINE.items() if task in metrics}
 
 
 def _without_nan(value: Any) -> Any:
@@ -196,6 +244,7 @@ class Trainer(TrainerBase):
 
     Attributes:
         model: the module itself, also where a DistributedDataParallel runs it in training.
+        average: the moving average of its weights; None without MODEL.EMA_DECAY.
         results: of the last evaluation, see `evaluate`.
         train_seconds: time in training steps (with waiting for data, without evaluation), resumed runs included.
     """
@@ -213,7 +262,14 @@ class Trainer(TrainerBase):
         # Gradients of fp16 underflow without a scale; disabled, the scaler hands everything through.
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
         self.replica = self.model if comm.get_world_size() == 1 else self._replicate()
-        self.checkpointer = Checkpointer(self.model, cfg, trainer=weakref.proxy(self))
+        self.average = MovingAverage(self.model, cfg.MODEL.EMA_DECAY) if cfg.MODEL.EMA_DECAY > 0 else None
+        averaged = {"model_ema": self.average} if self.average else {}
+        self.checkpointer = Checkpointer(self.model, cfg, trainer=weakref.proxy(self), **averaged)
+        self.checkpoints = Checkpoints(self.checkpointer, cfg)
+        self.interruption = Interruption()
+        self.is_stopping = False  # as all processes do
+        self.is_evaluation_due = False  # the last step is done, its evaluation is not
+        self.history: History | None = None  # of the run that is resumed
         self.results: Results = {}
         self.train_seconds = 0.0
         self.bad_steps = 0
@@ -225,35 +281,96 @@ class Trainer(TrainerBase):
 
     def _build_hooks(self) -> list[HookBase | None]:
         is_main = comm.is_main_process()
-        period = self.cfg.SOLVER.CHECKPOINT_PERIOD
         return [
             hooks.IterationTimer(),
-            hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate),
-            # Last, to write what the evaluation measured.
-            hooks.PeriodicWriter(default_writers(self.cfg.OUTPUT_DIR, self.max_iter), LOG_PERIOD) if is_main else None,
+            # After the evaluation, to write what it measured.
+            Writers(default_writers(self.cfg.OUTPUT_DIR, self.max_iter), LOG_PERIOD) if is_main else None,
+            self.checkpoints,
         ]
 
     def _evaluate(self) -> Mapping[str, Any]:
+        """Evaluate the model, or its moving average where there is one, with what is done so far on the disk."""
+        if self.iter < self.max_iter:  # else it is by now
+            self.is_evaluation_due = True
+            self.checkpoints.try_to_save()
+            if self.is_stopping:
+                self._stop()
+        comm.synchronize()
         if comm.get_world_size() > 1:
             for buffer in self.model.buffers():
                 if buffer.is_floating_point():  # statistics of batch norms differ, and those of process 0 are saved
                     dist.broadcast(buffer, 0)
-        self.results = evaluate(self.cfg, self.model)
+        with self.interruption.at_once(), self.average.applied(self.model) if self.average else nullcontext():
+            self.results = evaluate(self.cfg, self.model)
+        self.is_evaluation_due = False
+        if self.cfg.TEST.EVAL_PERIOD > 0 and comm.is_main_process():
+            self._keep_best()
         return self.results if len(self.results) != 1 else next(iter(self.results.values()))
 
+    def _keep_best(self) -> None:
+        chosen = self.cfg.TEST.BEST_METRIC
+        measured = headline(next(iter(self.results.values()), {}))
+        names = [name for name in ([chosen] if chosen else ["PQ", "AP", "mIoU"]) if measured.get(name) is not None]
+        if names:
+            self.checkpoints.keep_best(measured[names[0]])
+        else:
+            logger.warning(f'no model_best.pth is kept: TEST.BEST_METRIC "{chosen}" was not measured')
+
     def resume_or_load(self, resume: bool) -> None:
-        """Go on from the last checkpoint in OUTPUT_DIR, or load MODEL.WEIGHTS and begin at iteration 0."""
-        resume = resume and self.checkpointer.has_checkpoint()
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        self.start_iter = self.iter + 1 if resume else 0
+        """Go on from the last whole checkpoint in OUTPUT_DIR, or load MODEL.WEIGHTS and begin at iteration 0."""
+        path = self.checkpointer.newest() if resume else ""
+        if resume and not path:
+            self.history = NO_HISTORY
+        checkpoint = self.checkpointer.load(path or self.cfg.MODEL.WEIGHTS, checkpointables=None if path else [])
+        if self.average and not (path and "model_ema" in checkpoint):
+            self.average.restart(self.model)
+        self.start_iter: int = self.iter + 1 if path else 0
 
     def train(self) -> None:
-        """Train up to MAX_ITER, then evaluate."""
+        """Train up to MAX_ITER, then evaluate.
+
+        Raises:
+            SystemExit: with the code `RESUME_ME`; a signal asked for it, and the last step is saved.
+        """
         self.model.train()
         self.model.iteration = self.start_iter  # seeds the model's noise, and counts on by itself
+        self.data_loader.start = self.start_iter
         self.batches = iter(self.data_loader)
-        super().train(self.start_iter, self.max_iter)
+        with self.interruption:
+            try:
+                super().train(self.start_iter, self.max_iter)
+            except SystemExit:
+                done = min(self.iter, self.max_iter - 1)
+                logger.info(f"Stopped after iteration {done}, which is saved; --resume goes on (exit code {RESUME_ME})")
+                raise
+
+    def before_train(self) -> None:
+        """With what the run had logged, and the evaluation that it had not come to."""
+        if self.history is not None and comm.is_main_process():
+            restore_history(self.storage, Path(self.cfg.OUTPUT_DIR) / METRICS, self.history)
+        super().before_train()
+        if self.is_evaluation_due:
+            self.iter = self.storage.iter = self.start_iter - 1
+            self.after_step()
+
+    def after_step(self) -> None:
+        """Hooks, and the end where a signal has asked for it."""
+        super().after_step()
+        if self.is_stopping:
+            self._stop()
+
+    def after_train(self) -> None:
+        """The last evaluation, unless training failed or was stopped."""
+        if self.iter >= self.max_iter:
+            super().after_train()
+
+    def _stop(self) -> NoReturn:
+        """Leave all processes at once, with the step saved."""
+        if self.checkpoints.saved != self.iter and self.iter + 1 < self.max_iter:
+            self.checkpoints.save()
+        comm.synchronize()  # the first that leaves may end the others
+        sys.exit(RESUME_ME)
 
     def run_step(self) -> None:
         """One update of the parameters, or none where a loss or a gradient is not finite.
@@ -264,6 +381,7 @@ class Trainer(TrainerBase):
             FloatingPointError: MAX_BAD_STEPS steps in a row were without an update.
         """
         start = time.perf_counter()
+        rng.seed_all("step", self.cfg.SEED, comm.get_rank(), self.iter)
         batch = next(self.batches)
         data_time = time.perf_counter() - start
         lr = set_learning_rate(self.optimizer, self.schedule(self.iter / self.max_iter))
@@ -273,7 +391,9 @@ class Trainer(TrainerBase):
         self.grad_scaler.scale(sum(losses.values())).backward()
         self.grad_scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.cfg, self.optimizer)
-        measured = _means_over_processes(losses | {"grad_norm": grad_norm})
+        wish = torch.tensor(float(self.interruption.wish is not None), device=self.device)
+        measured = _means_over_processes(losses | {"grad_norm": grad_norm, "wish to stop": wish})
+        self.is_stopping = measured.pop("wish to stop") > 0
         # With a scaler, gradients overflow now and then; it leaves that step out and lowers its scale by itself.
         bad = [
             name
@@ -282,6 +402,8 @@ class Trainer(TrainerBase):
         ]
         if not bad:
             self.grad_scaler.step(self.optimizer)
+            if self.average:
+                self.average.update(self.model)
             self._put_scalars(measured, data_time)
         self.grad_scaler.update()
         self.optimizer.zero_grad()  # now: memory is scarcest at the end of the next forward
@@ -310,10 +432,14 @@ class Trainer(TrainerBase):
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beside the model."""
+        seen = self.iter if self.is_evaluation_due else self.iter + 1  # steps that the writers have seen
+        last_written = seen - 1 if seen == self.max_iter else seen // LOG_PERIOD * LOG_PERIOD - 1
         return super().state_dict() | {
             "optimizer": self.optimizer.state_dict(),
             "grad_scaler": self.grad_scaler.state_dict(),
             "train_seconds": self.train_seconds,
+            "is_evaluation_due": self.is_evaluation_due,
+            "history": history_state(self.storage, Path(self.cfg.OUTPUT_DIR) / METRICS, last_written),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -323,6 +449,8 @@ class Trainer(TrainerBase):
         if state_dict["grad_scaler"]:  # else the run was in another precision
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.train_seconds = state_dict["train_seconds"]
+        self.is_evaluation_due = state_dict["is_evaluation_due"]
+        self.history = state_dict["history"]
 
 
 def _means_over_processes(scalars: dict[str, Tensor]) -> dict[str, float]:

@@ -1,20 +1,30 @@
 """What the processes of test_distributed.py do: `torchrun ... -m tests.d2.distributed <task> <folder> <processes>`."""
 
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import Tensor
 
 from dformer.d2 import trainer
+from dformer.d2.interruption import RESUME_ME
 from dformer.d2.launch import launch
 from dformer.errors import UserError
+from tests.d2.interrupt import damage, signalled
 from tests.d2.tiny import tiny_batch, tiny_cfg
+from tests.faults.training import configure
 
 COUNTS = (1, 6, 0, 9)  # objects of the images of the joint batch; the model has 8 queries
+
+
+class Loader(list):
+    """Batches; a real loader has a `start`, too."""
 
 
 def gradients(folder: Path, meta_architecture: str) -> tuple[dict[str, Tensor], float]:
@@ -59,6 +69,35 @@ def fail_of_user(folder: Path) -> None:
     _fail(UserError(f"one of {comm.get_local_size()} processes cannot read it"))
 
 
+def fail_of_all(folder: Path) -> None:
+    """All processes meet the same."""
+    comm.synchronize()
+    raise UserError("all of them cannot read it")
+
+
+def hang(folder: Path) -> None:
+    """The last process does not come to a collective."""
+    if comm.get_rank() == comm.get_world_size() - 1:
+        time.sleep(600)
+    comm.synchronize()
+
+
+def resume(folder: Path) -> None:
+    """Train in one go, and in pieces: one process gets a signal, both stop; then the last checkpoint is damaged."""
+    for output in ("whole", "pieces"):
+        cfg = configure(str(folder / "data"), str(folder / output), workers=0)
+        for stop in (None,) if output == "whole" else (4, 9, None):
+            at = stop if comm.get_rank() == 1 else None
+            with signalled(at), pytest.raises(SystemExit, match=str(RESUME_ME)) if stop else nullcontext():
+                trainer.run(cfg, resume=True)
+            if stop:
+                tags = comm.all_gather((folder / output / "last_checkpoint").read_text())
+                assert tags == [f"model_{stop:07d}.pth"] * 2
+            if stop == 9 and comm.is_main_process():
+                damage(folder / output / tags[0])
+            comm.synchronize()
+
+
 def fail_of_ours(folder: Path) -> None:
     """The last process fails by a mistake in the code."""
     _fail(RuntimeError(f"one of {comm.get_local_size()} processes has a bug"))
@@ -81,7 +120,7 @@ def _trainer(folder: Path, meta_architecture: str, batches: list[list[dict]]) ->
     torch.manual_seed(0)
 
     # In single precision, rounding that differs with the batch's size now and then moves a point or a match.
-    parts = {"build_train_loader": lambda cfg: batches, "build_model": lambda cfg: build_model(cfg).double()}
+    parts = {"build_train_loader": lambda cfg: Loader(batches), "build_model": lambda cfg: build_model(cfg).double()}
     with patch.multiple(trainer, **parts):
         line = trainer.Trainer(cfg)
     line.resume_or_load(resume=False)
@@ -96,7 +135,8 @@ if __name__ == "__main__":
     task, folder, processes = sys.argv[1:]
     from tests.d2 import distributed  # by the name under which the processes that are started here find it
 
-    launch(getattr(distributed, task), (Path(folder),), device="cpu", num_processes=int(processes))
+    timeout = 0.05 if task == "hang" else 30.0
+    launch(getattr(distributed, task), (Path(folder),), device="cpu", num_processes=int(processes), timeout=timeout)
     # One that outlives the interpreter aborts the process now and then.
     left = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
     assert not any("gloo" in name for name in left), left

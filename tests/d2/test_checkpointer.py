@@ -50,7 +50,7 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     before = (tmp_path / "model.pth").read_bytes()
 
     def fail(content, file):
-        file.write_bytes(b"half a checkpoint")
+        file.write(b"half a checkpoint")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", fail)

@@ -261,13 +261,31 @@ def test_train_loader(shapes_root: Path) -> None:
         assert torch.equal(a["instances"].gt_masks, b["instances"].gt_masks)
 
 
-def test_workers_draw_different_augmentations(shapes_root: Path) -> None:
+@pytest.mark.parametrize("grouping", [True, False])
+def test_a_batch_depends_on_its_number_alone(shapes_root: Path, grouping: bool) -> None:
     cfg = config(f"{SHAPES}_train")
-    cfg.DATALOADER.NUM_WORKERS = 2
-    seed_all_rng(1)
-    images = [image for batch in islice(build_train_loader(cfg), 2) for image in batch]
-    pads = [int((image["image"] == 128).all(0).sum()) for image in images]
-    assert len(set(pads)) > 1
+    cfg.SEED, cfg.DATALOADER.ASPECT_RATIO_GROUPING = 1, grouping
+
+    def batches(workers: int, start: int) -> list:
+        cfg.DATALOADER.NUM_WORKERS = workers
+        loader = build_train_loader(cfg)
+        loader.start = start
+        seed_all_rng(workers + start)
+        return [image for batch in islice(loader, 12 - start) for image in batch]
+
+    whole = batches(0, 0)
+    for workers, start in ((2, 0), (0, 7), (2, 7)):
+        for a, b in zip(whole[2 * start :], batches(workers, start), strict=True):
+            assert a["image_id"] == b["image_id"] and torch.equal(a["image"], b["image"])
+    of_one = [image["image"] for image in whole if image["image_id"] == whole[0]["image_id"]]
+    assert len(of_one) == 3 and not torch.equal(of_one[0], of_one[1])  # it is varied anew each time
+
+
+def test_an_unknown_sampler_is_told(shapes_root: Path) -> None:
+    cfg = config(f"{SHAPES}_train")
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatTrainingSampler"
+    with pytest.raises(UserError, match='did you mean "RepeatFactorTrainingSampler"'):
+        build_train_loader(cfg)
 
 
 def test_test_loader(shapes_root: Path) -> None:

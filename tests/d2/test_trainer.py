@@ -1,8 +1,12 @@
 """The training loop, on a model and data that are as small as can be."""
 
+import errno
 import json
 import logging
 import math
+import os
+import re
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,9 +17,12 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
+from dformer.checkpoint import read_checkpoint
 from dformer.d2 import get_cfg, trainer
+from dformer.d2.interruption import RESUME_ME
 from dformer.d2.trainer import MAX_BAD_STEPS, Trainer, evaluate, run
 from dformer.errors import UserError
+from tests.d2.interrupt import signalled
 from tests.d2.tiny import own_loggers
 
 
@@ -245,7 +252,6 @@ def test_what_a_run_leaves_behind(cfg, data, capsys):
     assert yaml.safe_load((output / "config.yaml").read_text())["MODEL"]["META_ARCHITECTURE"] == "LineModel"
     assert sorted(path.name for path in output.glob("*.pth")) == [
         "model_0000002.pth",
-        "model_0000005.pth",
         "model_final.pth",
     ]
     assert list(output.glob("events.out.tfevents.*"))
@@ -261,6 +267,136 @@ def test_what_a_run_leaves_behind(cfg, data, capsys):
     printed = capsys.readouterr().out
     assert "total_loss" in printed and "eta" in printed
     assert "42.0" in printed and str(output / "results.json") in printed
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """PQ of the evaluations to come, in turn; a signal in place of a number stops one."""
+    scores = []
+
+    def build(cfg, name, folder):
+        evaluator = Answers()
+
+        def process(inputs, outputs):
+            if scores and isinstance(scores[0], signal.Signals):
+                os.kill(os.getpid(), scores.pop(0))
+            evaluator.answer = scores[0]
+
+        def evaluate():
+            scores.pop(0)
+            return Answers.evaluate(evaluator)
+
+        evaluator.process, evaluator.evaluate = process, evaluate
+        return evaluator
+
+    monkeypatch.setattr(trainer, "build_evaluators", build)
+    return scores
+
+
+def checkpoints(cfg) -> list[str]:
+    return sorted(path.name for path in Path(cfg.OUTPUT_DIR).glob("*.pth"))
+
+
+def test_the_best_and_the_newest_are_kept(cfg, data, scores):
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP, cfg.TEST.EVAL_PERIOD = 10, 2, 2, 4
+    scores += [40.0, 50.0, 30.0]
+    run(cfg)
+    assert checkpoints(cfg) == ["model_0000005.pth", "model_0000007.pth", "model_best.pth", "model_final.pth"]
+    best = read_checkpoint(Path(cfg.OUTPUT_DIR) / "model_best.pth")
+    assert best["iteration"] == 7 and best["trainer"]["hooks"]["Checkpoints"]["best"] == 50.0
+    assert torch.__version__.startswith(best["origin"]["versions"]["torch"])
+
+    cfg.SOLVER.MAX_ITER, cfg.TEST.BEST_METRIC = 12, "PQ_things"  # always 41.0, which is less than what it was
+    scores += [60.0]
+    run(cfg, resume=True)
+    assert checkpoints(cfg)[-2:] == ["model_best.pth", "model_final.pth"]
+    assert read_checkpoint(Path(cfg.OUTPUT_DIR) / "model_best.pth")["iteration"] == 7
+
+
+def test_a_signal_in_an_evaluation_stops_it_and_it_is_made_up_for(cfg, data, scores, monkeypatch, tmp_path):
+    monkeypatch.setattr(trainer, "LOG_PERIOD", 2)
+    cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD = 2, 3
+    scores += [40.0, 50.0, 60.0]
+    run(cfg)
+    whole = metrics(cfg)
+
+    cfg.OUTPUT_DIR = str(tmp_path / "pieces")
+    scores += [40.0, signal.SIGTERM, 50.0, 60.0]
+    with pytest.raises(SystemExit) as end:
+        run(cfg)
+    assert end.value.code == RESUME_ME and scores == [50.0, 60.0]
+    run(cfg, resume=True)
+    assert scores == []
+    times = {"time", "data_time", "eta_seconds"}
+    for ours, theirs in zip(metrics(cfg), whole, strict=True):
+        assert {k: v for k, v in ours.items() if k not in times} == {k: v for k, v in theirs.items() if k not in times}
+
+
+@pytest.mark.parametrize("stop", [None, 4])
+def test_a_full_disk_costs_a_checkpoint_but_not_the_run(cfg, data, monkeypatch, capsys, stop):
+    save = torch.save
+
+    def save_unless_full(content, file):
+        if content["iteration"] in (2, stop):
+            file.write(b"as much as there was room for")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", save_unless_full)
+    words = r"model_000000%d\.pth cannot be written: No space left on device"
+    with pytest.raises(UserError, match=words % 4) if stop else nullcontext(), signalled(stop):
+        run(cfg)
+    assert re.search(words % 2 + ". Training goes on", capsys.readouterr().out)
+    assert checkpoints(cfg) == ([] if stop else ["model_final.pth"])
+    assert not list(Path(cfg.OUTPUT_DIR).glob(".*.partial"))
+
+
+def test_a_full_disk_elsewhere_is_told(cfg, data, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("detectron2.utils.events.JSONWriter.write", fail)
+    with pytest.raises(UserError, match=r"OUTPUT_DIR .* No space left on device.*--resume"):
+        run(cfg)
+
+
+def test_what_torchrun_starts_again_goes_on(cfg, data, monkeypatch):
+    with signalled(3), pytest.raises(SystemExit):
+        run(cfg)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    run(cfg)
+    assert read_checkpoint(Path(cfg.OUTPUT_DIR) / "model_final.pth")["trainer"]["iteration"] == 5
+    assert data.start == 4
+
+
+def test_the_average_is_evaluated_and_saved(cfg, data, monkeypatch, tmp_path):
+    cfg.MODEL.EMA_DECAY = 0.5
+    evaluated = []
+    monkeypatch.setattr(
+        trainer, "evaluate", lambda cfg, model: evaluated.append(model.state_dict()["head.weight"].clone()) or {}
+    )
+    line = start(cfg)
+    line.train()
+    final = read_checkpoint(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    assert torch.equal(evaluated[0], final["model_ema"]["head.weight"])
+    assert torch.equal(line.model.head.weight, final["model"]["head.weight"])
+    assert not torch.equal(final["model"]["head.weight"], final["model_ema"]["head.weight"])
+
+    cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    run(cfg, eval_only=True)
+    assert torch.equal(evaluated[1], evaluated[0])
+    cfg.OUTPUT_DIR = str(tmp_path / "fine-tuned")
+    again = start(cfg)
+    assert torch.equal(again.average.state_dict()["head.weight"], final["model"]["head.weight"])
+
+
+def test_a_drawn_seed_is_that_of_the_run_that_goes_on(cfg, data):
+    cfg.SEED = -1
+    with signalled(3), pytest.raises(SystemExit):
+        run(cfg)
+    seed = yaml.safe_load((Path(cfg.OUTPUT_DIR) / "config.yaml").read_text())["SEED"]
+    run(cfg, resume=True)
+    assert yaml.safe_load((Path(cfg.OUTPUT_DIR) / "config.yaml").read_text())["SEED"] == seed
 
 
 def test_evaluation_only(cfg, data, tmp_path):

@@ -1,27 +1,75 @@
-"""Data loaders, by Detectron2's samplers and workers."""
+"""Data loaders. What is in a training batch depends on `cfg`, its number and the process's rank alone: not on how many
+workers there are, on what was loaded before, or on whether the run was resumed."""
 
-from collections.abc import Iterable
+import os
+import signal
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from itertools import count, islice
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dformer import rng
+from dformer.d2.data.coco_format import image_size
 from dformer.d2.data.datasets import get_metadata, loading
 from dformer.d2.data.mappers import TestMapper, TrainMapper
+from dformer.d2.interruption import SIGNALS
+from dformer.errors import UserError, did_you_mean
 
-Batch = list[dict[str, Any]]
+Batch = list[dict[str, Any]]  # images, or the records of them
+Draw = tuple[int, int]  # the position in the endless stream of images, and the record that is drawn there
+
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
-def build_train_loader(cfg: CfgNode) -> Iterable[Batch]:
+class TrainLoader(DataLoader):
+    """Endless loader of a process's training batches.
+
+    Attributes:
+        start: number of the batch with which an iteration over the loader begins.
+    """
+
+    batch_sampler: "BatchStream"
+
+    @property
+    def start(self) -> int:
+        return self.batch_sampler.start
+
+    @start.setter
+    def start(self, start: int) -> None:
+        self.batch_sampler.start = start
+
+
+def build_train_loader(cfg: CfgNode) -> TrainLoader:
     """Endless loader of this process's share of `SOLVER.IMS_PER_BATCH` images; see `TrainMapper` for their contents.
 
-    `DATALOADER.FILTER_EMPTY_ANNOTATIONS` leaves out images of instance sets without objects.
+    `DATALOADER.FILTER_EMPTY_ANNOTATIONS` leaves out images of instance sets without objects. With
+    `DATALOADER.ASPECT_RATIO_GROUPING`, a batch has wide images or high ones, not both.
 
     Raises:
-        UserError: a data set is not registered or cannot be loaded.
+        UserError: a data set is not registered or cannot be loaded, or there is no such sampler.
     """
     records = [r for name in cfg.DATASETS.TRAIN for r in _load(name, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)]
-    return build_detection_train_loader(cfg, mapper=TrainMapper.from_config(cfg), dataset=records)
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    stream = BatchStream(
+        _sampler(cfg, records, seed),
+        cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
+        _orientation(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+    )
+    return TrainLoader(
+        SeededImages(records, TrainMapper.from_config(cfg), seed),
+        batch_sampler=stream,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_as_it_is,
+        worker_init_fn=_heed_parent_only,
+    )
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Iterable[Batch]:
@@ -30,9 +78,108 @@ def build_test_loader(cfg: CfgNode, name: str) -> Iterable[Batch]:
     Raises:
         UserError: the data set is not registered or cannot be loaded.
     """
-    return build_detection_test_loader(
+    loader = build_detection_test_loader(
         _load(name, filter_empty=False), mapper=TestMapper.from_config(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
     )
+    loader.worker_init_fn = _heed_parent_only
+    return loader
+
+
+class BatchStream(Sampler[list[Draw]]):
+    """The endless stream of batches of this process, each with the positions of its images in the stream of all.
+
+    Args:
+        sampler: this process's share of the endless stream of indices: every world_size-th, from its rank on.
+        group_of: of an index; a batch has images of one group. None: all are of one.
+
+    Attributes:
+        start: how many batches an iteration leaves out, as a run has seen them.
+    """
+
+    def __init__(self, sampler: Iterable[int], batch_size: int, group_of: Callable[[int], object] | None) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.group_of = group_of or (lambda index: None)
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return islice(self._batches(), self.start, None)
+
+    def _batches(self) -> Iterator[list[Draw]]:
+        groups: dict[object, list[Draw]] = defaultdict(list)
+        for position, index in zip(count(comm.get_rank(), comm.get_world_size()), self.sampler):  # noqa: B905 (endless)
+            group = groups[self.group_of(index)]
+            group.append((position, index))
+            if len(group) == self.batch_size:
+                yield group.copy()
+                group.clear()
+
+
+class SeededImages(Dataset[dict[str, Any]]):
+    """Records, mapped with what is random seeded by `seed` and the position in the stream."""
+
+    def __init__(self, records: Batch, mapper: TrainMapper, seed: int) -> None:
+        self.records = DatasetFromList(records, copy=False)  # in one block of memory, which workers share
+        self.mapper = mapper
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        position, index = draw
+        with rng.seeded("image", self.seed, position):
+            return self.mapper(self.records[index])
+
+
+def _sampler(cfg: CfgNode, records: Batch, seed: int) -> Iterable[int]:
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return TrainingSampler(len(records), seed=seed)
+    if name == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            records, cfg.DATALOADER.REPEAT_THRESHOLD
+        )
+        return RepeatFactorTrainingSampler(factors, seed=seed)
+    raise UserError(
+        f'DATALOADER.SAMPLER_TRAIN is "{name}"{did_you_mean(name, SAMPLERS)} (one of {", ".join(SAMPLERS)})'
+    )
+
+
+def _orientation(records: Batch) -> Callable[[int], bool]:
+    """Of an index: whether the image is wider than high. Sizes that no record tells are read from files, once each."""
+    shapes: Batch = [{key: r[key] for key in ("file_name", "height", "width") if key in r} for r in records]
+
+    @cache
+    def is_wide(index: int) -> bool:
+        try:
+            height, width = image_size(shapes[index])
+        except UserError:  # that it cannot be read will be told where it is
+            return False
+        return width > height
+
+    return is_wide
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _heed_parent_only(_: int) -> None:
+    """In a worker: signals that all processes get are for the training process, which still wants its step's batches.
+
+    SIGTERM from that one means the end.
+    """
+    for number in set(SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _load(name: str, filter_empty: bool) -> Batch:
