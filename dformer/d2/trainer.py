@@ -24,6 +24,7 @@ from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dformer.d2.bad_steps import bad_gradients, running_statistics, save_for_replay, trace
 from dformer.d2.checkpointer import Checkpointer, fetch_checkpoint, load_weights
 from dformer.d2.data import (
     build_test_loader,
@@ -206,6 +207,7 @@ class Trainer(TrainerBase):
         self.results: Results = {}
         self.train_seconds = 0.0
         self.bad_steps = 0
+        self.running_statistics = running_statistics(self.model)
         self.register_hooks(self._build_hooks())
 
     def _replicate(self) -> nn.Module:
@@ -253,6 +255,7 @@ class Trainer(TrainerBase):
             FloatingPointError: MAX_BAD_STEPS steps in a row were without an update.
         """
         start = time.perf_counter()
+        statistics = [x.clone() for x in self.running_statistics]
         batch = next(self.batches)
         data_time = time.perf_counter() - start
         lr = set_learning_rate(self.optimizer, self.schedule(self.iter / self.max_iter))
@@ -269,12 +272,16 @@ class Trainer(TrainerBase):
             for name, value in measured.items()
             if not math.isfinite(value) and not (name == "grad_norm" and self.grad_scaler.is_enabled())
         ]
-        if not bad:
+        if bad:
+            self._count_bad_step(bad, batch)
+            for x, before in zip(self.running_statistics, statistics, strict=True):
+                x.copy_(before)
+        else:
+            self.bad_steps = 0
             self.grad_scaler.step(self.optimizer)
             self._put_scalars(measured, data_time)
         self.grad_scaler.update()
         self.optimizer.zero_grad()  # now: memory is scarcest at the end of the next forward
-        self._count_bad_steps(bad)
         self.train_seconds += time.perf_counter() - start
 
     def _put_scalars(self, measured: dict[str, float], data_time: float) -> None:
@@ -284,17 +291,22 @@ class Trainer(TrainerBase):
         self.storage.put_scalar("total_loss", sum(value for name, value in measured.items() if "loss" in name))
         self.storage.put_scalar("data_time", data_time)
 
-    def _count_bad_steps(self, bad: list[str]) -> None:
-        if not bad:
-            self.bad_steps = 0
-            return
+    def _count_bad_step(self, bad: list[str], batch: list[dict[str, Any]]) -> None:
+        """Tell where the numbers come from; all processes do this, and stop, at the same step."""
         self.bad_steps += 1
-        what = f"not finite at iteration {self.iter}: {', '.join(bad)}"
-        logger.warning(f"{what}; step left out ({self.bad_steps} in a row, training stops at {MAX_BAD_STEPS})")
+        names = bad_gradients(self.model) if bad == ["grad_norm"] else ""  # after their mean over the processes
+        found = [f"rank {comm.get_rank()}, {sentence}" for sentence in trace(self.cfg, self.model, batch)]
+        what = f"not finite at iteration {self.iter}: {', '.join(bad)}" + (f" (gradients of {names})" if names else "")
+        logger.warning(
+            f"{what}; step left out ({self.bad_steps} in a row, training stops at {MAX_BAD_STEPS})\n  "
+            + "\n  ".join(sum(comm.all_gather(found), []))
+        )
         if self.bad_steps == MAX_BAD_STEPS:
+            file = save_for_replay(self.cfg, self.model, batch, self.iter)
             raise FloatingPointError(
                 f"{what}, and so for {MAX_BAD_STEPS} steps in a row. A lower SOLVER.BASE_LR, a longer "
-                "SOLVER.WARMUP_ITERS or, with SOLVER.AMP, DTYPE bfloat16 often helps."
+                "SOLVER.WARMUP_ITERS or, with SOLVER.AMP, DTYPE bfloat16 often helps. "
+                f"The last of them runs again with: python tools/replay.py {file}"
             )
 
     def state_dict(self) -> dict[str, Any]:
