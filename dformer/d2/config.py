@@ -84,6 +84,10 @@ def add_dformer_config(cfg: CN) -> None:
     # Images of each data set that are checked before the first step (tools/check_dataset.py checks all). 0: no check.
     cfg.DATASETS.CHECK_IMAGES = 200
 
+    # Images or annotations that may turn out unreadable in training, in each process: others are taken in their place.
+    # One more, and training stops. In evaluation, the first one does.
+    cfg.DATALOADER.MAX_UNREADABLE = 10
+
     # Training data. INPUT.TASK says what a training target is, INPUT.AUGMENTATION how images are varied.
     cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.TASK = "panoptic"  # or "instance", "semantic"

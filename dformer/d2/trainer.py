@@ -33,6 +33,7 @@ from dformer.d2.data import (
     model_classes,
     register_custom,
 )
+from dformer.d2.data.unreadable import count_unreadable, workers_explained
 from dformer.d2.evaluation import build_evaluators, class_table, evaluate_saved, summary_table, write_csv, written_whole
 from dformer.d2.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
 from dformer.d2.precision import amp_dtype, inference_autocast
@@ -75,6 +76,7 @@ def check(cfg: CfgNode, eval_only: bool = False) -> None:
         raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written to: {error.strerror}") from error
 
 
+@workers_explained()
 def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions: str | None = None) -> None:
     """Train and evaluate, or evaluate only; logs, checkpoints, metrics and results lie in OUTPUT_DIR after it.
 
@@ -243,7 +245,7 @@ class Trainer(TrainerBase):
         """Train up to MAX_ITER, then evaluate."""
         self.model.train()
         self.model.iteration = self.start_iter  # seeds the model's noise, and counts on by itself
-        self.batches = iter(self.data_loader)
+        self.batches = count_unreadable(self.data_loader, self.cfg.DATALOADER.MAX_UNREADABLE)
         super().train(self.start_iter, self.max_iter)
 
     def run_step(self) -> None:
