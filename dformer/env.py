@@ -27,6 +27,7 @@ REQUIRED = {
     "panopticapi-lite": "panopticapi",
     "detectron2": "detectron2",
 }
+MAX_DIFF = 1_000_000  # characters
 ADDED_BY_TOOL = ("detectron2", "panopticapi-lite")
 
 
@@ -36,6 +37,31 @@ def installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return "version unknown" if importlib.util.find_spec(REQUIRED[name]) else None
+
+
+def versions() -> dict[str, str | None]:
+    """Of all that dformer needs, and its own."""
+    return {"dformer": dformer.__version__} | {name: installed(name) for name in REQUIRED}
+
+
+def git_state() -> dict[str, str]:
+    """The commit of the checkout that dformer is run from, and what differs from it: changed lines and new files.
+
+    Empty where it is not a checkout or there is no git.
+    """
+    folder = Path(dformer.__file__).parent.parent
+    if not (folder / ".git").exists():
+        return {}
+    questions = {"commit": ("rev-parse", "HEAD"), "status": ("status", "--short"), "diff": ("diff", "HEAD")}
+    try:
+        return {key: _git(folder, *words)[:MAX_DIFF] for key, words in questions.items()}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _git(folder: Path, *words: str) -> str:
+    git = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True)
+    return git.stdout.strip()
 
 
 def dformer_state() -> str:

@@ -106,6 +106,23 @@ def draw_semantic(image: UInt8, labels: Ints, class_names: Sequence[str], alpha:
     return draw_panoptic(image, labels, segments, class_names, alpha)
 
 
+def draw_grid(masks: Floats, least: int = 96) -> UInt8:
+    """Draw masks side by side, white inside and black outside, with a gap between.
+
+    Args:
+        masks: (R, C, h, w) in [0, 1], of R rows and C columns.
+        least: pixels that the short side of a mask has at least, by repeating its own.
+
+    Returns:
+        The picture (R * h', C * w', 3), h' and w' with the gap.
+    """
+    s, gap = math.ceil(least / min(masks.shape[2:])), 2
+    grey = np.rint(255 * masks).astype(np.uint8).repeat(s, axis=2).repeat(s, axis=3)
+    framed = np.pad(grey, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=128)
+    rows, columns, height, width = framed.shape
+    return framed.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)[..., None].repeat(3, axis=2)
+
+
 def enlargement(height: int, width: int) -> int:
     """By how much an image is enlarged before it is drawn on: until its long side has 480 pixels, at most 8 times."""
     return min(8, math.ceil(480 / max(height, width)))

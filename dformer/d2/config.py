@@ -119,6 +119,9 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0
     cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which needs no loss scaling; when SOLVER.AMP.ENABLED
 
+    # Every so many steps (Detectron2's VIS_PERIOD, 0: never) TensorBoard gets pictures of the first two images of the
+    # test set, or the training set: as annotated, their masks as noise makes them, as predicted.
+
     # Inference and evaluation.
     cfg.TEST.TASKS = ("panoptic", "instance", "semantic")  # results that are computed and, where annotated, evaluated
     cfg.TEST.OBJECT_THRESHOLD = 0.8  # panoptic: masks with a lower class score are dropped

@@ -92,7 +92,7 @@ def segment_files(
         if task == "instance":
             threshold = INSTANCE_CONFIDENCE if confidence is None else confidence
             result["instances"] = result["instances"][result["instances"].scores >= threshold]
-        segments, picture = _RESULTS[task](_resized(image, size), result, predictor.class_names)
+        segments, picture = draw_result(task, _resized(image, size), result, predictor.class_names)
         _save(picture, picture_file)
         records.append(
             {
@@ -105,6 +105,11 @@ def segment_files(
         )
     write_json(output / "segments.json", {"task": task, "weights": cfg.MODEL.WEIGHTS, "images": records})
     return problems
+
+
+def draw_result(task: str, image: Array, result: dict[str, Any], class_names: list[str]) -> tuple[list[Segment], Array]:
+    """The segments of a model's result for a task, and a picture of them on the image (H, W, 3), RGB."""
+    return _RESULTS[task](image, result, class_names)
 
 
 def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:

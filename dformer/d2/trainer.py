@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, default_writers, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -35,8 +35,11 @@ from dformer.d2.data import (
 )
 from dformer.d2.data.unreadable import count_unreadable, workers_explained
 from dformer.d2.evaluation import build_evaluators, class_table, evaluate_saved, summary_table, write_csv, written_whole
+from dformer.d2.observe import BoundedHistory, writers
 from dformer.d2.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
+from dformer.d2.pictures import Pictures
 from dformer.d2.precision import amp_dtype, inference_autocast
+from dformer.d2.record import write_record
 from dformer.d2.test_time_augmentation import augment, check_augmentation
 from dformer.errors import UserError
 
@@ -171,7 +174,11 @@ def report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None:
     write_csv(path.with_suffix(".csv"), results)
     for name, metrics in results.items():
         print(f"\n{name}\n{class_table(metrics)}\n\n{summary_table(metrics)}")
-    print(f"\nresults: {path}, {path.with_suffix('.csv').name}\nlogs, metrics, checkpoints: {cfg.OUTPUT_DIR}")
+    numbers = [f"{name} {content[name]:.1f}" for name in HEADLINE if content.get(name) is not None]
+    logger.info(
+        f"Done: {', '.join(numbers) or 'nothing was evaluated'}; results in {path} (.csv), predictions in inference/, "
+        f"log, metrics.json, TensorBoard events and checkpoints in {cfg.OUTPUT_DIR}"
+    )
 
 
 def _without_nan(value: Any) -> Any:
@@ -223,8 +230,11 @@ class Trainer(TrainerBase):
             hooks.IterationTimer(),
             hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate),
+            BoundedHistory(),
+            hooks.CallbackHook(before_train=lambda line: write_record(line.cfg, line.start_iter)) if is_main else None,
+            Pictures(self.cfg) if is_main and self.cfg.VIS_PERIOD else None,
             # Last, to write what the evaluation measured.
-            hooks.PeriodicWriter(default_writers(self.cfg.OUTPUT_DIR, self.max_iter), LOG_PERIOD) if is_main else None,
+            hooks.PeriodicWriter(writers(self.cfg), LOG_PERIOD) if is_main else None,
         ]
 
     def _evaluate(self) -> Mapping[str, Any]:
