@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import timm
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
@@ -75,9 +76,14 @@ class FoldedConv2d(Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """As the two after each other."""
         norm = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight, bias = self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
-        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        scale = (norm.weight * (norm.running_var + norm.eps).rsqrt())[:, None, None]
+        shift = norm.bias[:, None, None] - norm.running_mean[:, None, None] * scale
+        geometry = self.stride, self.padding, self.dilation, self.groups
+        if self.weight.numel() < x.numel():
+            x = F.conv2d(x, self.weight * scale[..., None], shift.flatten(), *geometry)
+        else:  # scaled weights are kept for the backward pass: here the map is smaller
+            x = F.conv2d(x, self.weight, None, *geometry)
+            x = torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
         return x if self.activation is None else self.activation(x)
 
 

@@ -70,4 +70,5 @@ def sample(
         x0, output = denoise(x_t, t)
         yield SamplingStep(t, x_t, x0, output)
         if t_next >= 0:
-            x_t = ddim_step(x_t, x0, float(alpha_bar[t]), float(alpha_bar[t_next]), eta, draw_noise())
+            noise = draw_noise() if eta > 0 else torch.zeros_like(x_t)
+            x_t = ddim_step(x_t, x0, float(alpha_bar[t]), float(alpha_bar[t_next]), eta, noise)

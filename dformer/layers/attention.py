@@ -1,7 +1,16 @@
 """Residual attention and feed-forward blocks, normalised after the sum, as in DETR and Mask2Former."""
 
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Memory(NamedTuple):
+    """What is attended to: `keys` and `values` (B, heads, S, C / heads)."""
+
+    keys: Tensor
+    values: Tensor
 
 
 class Attention(nn.Module):
@@ -15,17 +24,23 @@ class Attention(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Queries (B, N, C) attend to keys and values (B, S, C) where `mask` (B, N, S) is True -> (B, N, C).
+    def forward(self, query: Tensor, memory: Memory, mask: Tensor | None = None) -> Tensor:
+        """Queries (B, N, C) attend to the S cells of `memory` where `mask` (B, N, S) is True -> (B, N, C).
 
         A row of `mask` that is False everywhere gives NaN.
         """
-        q, k, v = (
-            linear(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N or S, C / heads)
-            for linear, x in ((self.query, query), (self.key, key), (self.value, value))
+        attended = F.scaled_dot_product_attention(
+            self.split(self.query(query)), memory.keys, memory.values, None if mask is None else mask[:, None]
         )
-        attended = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None])
         return self.output(attended.transpose(1, 2).flatten(2))
+
+    def remember(self, key: Tensor, value: Tensor) -> Memory:
+        """What keys and values (B, S, C) are to queries: can be used many times."""
+        return Memory(self.split(self.key(key)), self.split(self.value(value)))
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, heads, N, C / heads)."""
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 class CrossAttention(nn.Module):
@@ -36,9 +51,9 @@ class CrossAttention(nn.Module):
         self.attention = Attention(dim, num_heads)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, x_pos: Tensor, memory: Tensor, memory_pos: Tensor, mask: Tensor) -> Tensor:
-        """`x` (B, N, C), `memory` (B, S, C), positions that broadcast to them, `mask` (B, N, S) -> (B, N, C)."""
-        return self.norm(x + self.attention(x + x_pos, memory + memory_pos, memory, mask))
+    def forward(self, x: Tensor, pos: Tensor, memory: Memory, mask: Tensor) -> Tensor:
+        """`x` (B, N, C), `pos` that broadcasts to it, `memory` of S cells, `mask` (B, N, S) -> (B, N, C)."""
+        return self.norm(x + self.attention(x + pos, memory, mask))
 
 
 class SelfAttention(nn.Module):
@@ -51,7 +66,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, pos: Tensor) -> Tensor:
         """`x` (B, N, C), `pos` that broadcasts to it -> (B, N, C)."""
-        return self.norm(x + self.attention(x + pos, x + pos, x))
+        query = x + pos
+        return self.norm(x + self.attention(query, self.attention.remember(query, x)))
 
 
 class FeedForward(nn.Module):
@@ -67,4 +83,5 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return self.norm(x + self.reduce(F.relu(self.expand(x))))
+        rows = x.flatten(0, -2)  # of more dimensions, a linear layer gives a view, on which ReLU in place costs copies
+        return self.norm(x + self.reduce(F.relu_(self.expand(rows))).view_as(x))

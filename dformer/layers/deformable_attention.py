@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dformer.layers.attention import FeedForward
@@ -49,9 +50,11 @@ class DeformableAttention(nn.Module):
         """
         query = x + pos
         grid = (self.num_heads, self.num_levels, self.num_points)
-        offsets = self.offsets(query).unflatten(2, (*grid, 2))  # (B, S, M, L, P, 2), in cells of the level
+        # Offsets are in cells of their level. To scale the weights costs less than to scale what comes out.
+        scale = (1 / extent).expand(*grid, 2).flatten()  # (M * L * P * 2,)
+        offsets = F.linear(query, self.offsets.weight * scale[:, None], self.offsets.bias * scale)
         weights = self.weights(query).unflatten(2, (self.num_heads, -1)).softmax(-1).unflatten(3, grid[1:])
-        locations = reference[:, None, None, None] + offsets / extent
+        locations = reference[:, None, None, None] + offsets.unflatten(2, (*grid, 2))  # (B, S, M, L, P, 2), float32
         value = self.value(x).unflatten(2, (self.num_heads, -1))
         return self.output(ms_deform_attn(value, sizes, locations, weights))
 

@@ -144,6 +144,10 @@ class Criterion(nn.Module):
         generators: list[torch.Generator],
     ) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy and dice (L,), each the sum over the matched masks of a layer."""
+        if all(rows.shape[1] == 0 for rows, _ in matches):
+            # Every parameter is reached all the same, or processes would wait for each other's gradients.
+            nothing = 0 * (masks.queries.float().sum((1, 2, 3)) + masks.pixels.float().sum())
+            return nothing, nothing
         loss_mask = loss_dice = torch.zeros(len(masks.queries), device=masks.queries.device)
         for b, (target, (rows, columns), generator) in enumerate(zip(targets, matches, generators, strict=True)):
             layers, matched = rows.shape
@@ -160,9 +164,7 @@ class Criterion(nn.Module):
             logits = sample_logits(predicted, points)
             loss_mask = loss_mask + mask_bce(logits, truth).view(layers, matched).sum(1)
             loss_dice = loss_dice + dice_loss(logits, truth).view(layers, matched).sum(1)
-        # Images without objects still reach every parameter, or processes would wait for each other's gradients.
-        nothing = 0.0 * (masks.queries.float().sum() + masks.pixels.float().sum())
-        return loss_mask + nothing, loss_dice
+        return loss_mask, loss_dice
 
     @torch.no_grad()
     def sample(

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dformer.diffusion.masks import corrupt, to_signal, to_unit
 from dformer.diffusion.sampler import SamplingStep, sample
 from dformer.diffusion.schedule import alpha_bar_schedule
 from dformer.layers.embedding import TimeModulation
-from dformer.models.mask_decoder import MaskDecoder, Prediction
-from dformer.models.pixel_decoder import PixelDecoder, PixelFeatures
+from dformer.layers.resize import resize
+from dformer.models.mask_decoder import Image, MaskDecoder, Prediction
+from dformer.models.pixel_decoder import PixelDecoder
 
 
 class MaskDiffusion(NamedTuple):
@@ -48,12 +48,16 @@ class DFormerHead(nn.Module):
 
     def forward(self, features: list[Tensor], noisy_masks: Tensor, t: Tensor) -> list[Prediction]:
         """Maps of strides 4, 8, 16, 32, noisy masks (B, N, h, w) in [0, 1], t (B,) -> predictions after each layer."""
-        return self.denoise(self.pixel_decoder(features), noisy_masks, t)
+        return self.denoise(self.encode(features), noisy_masks, t)
 
-    def denoise(self, features: PixelFeatures, noisy_masks: Tensor, t: Tensor) -> list[Prediction]:
-        """As `forward`, from the pixel decoder's features: the image is encoded once for all sampling steps."""
-        queries = pool_queries(features.embedding, noisy_masks)
-        return self.mask_decoder(queries, features, to_signal(noisy_masks, 1.0), self.time_modulation(t))
+    def encode(self, features: list[Tensor]) -> Image:
+        """Maps of strides 4, 8, 16, 32 -> what is the same for all sampling steps."""
+        return self.mask_decoder.look_at(self.pixel_decoder(features))
+
+    def denoise(self, image: Image, noisy_masks: Tensor, t: Tensor) -> list[Prediction]:
+        """As `forward`, for an encoded image."""
+        queries = pool_queries(image.embedding, noisy_masks)
+        return self.mask_decoder(queries, image, to_signal(noisy_masks, 1.0), self.time_modulation(t))
 
     def corrupt(self, gt_masks: list[Tensor], generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Noisy masks (B, N, h, w) in [0, 1] and t (B,) for training, one t an image (Alg. 1).
@@ -96,15 +100,14 @@ class DFormerHead(nn.Module):
             draw_noise: standard normal noise (B, N, h, w), new at each call.
             steps, eta: see `dformer.diffusion.sampler.sample`.
         """
-        pixel_features = self.pixel_decoder(features)
+        image = self.encode(features)
         alpha_bar, scale, _, _ = self.diffusion
 
         def denoise(x_t: Tensor, t: int) -> tuple[Tensor, list[Prediction]]:
             times = torch.full((len(x_t),), t, device=x_t.device)
-            predictions = self.denoise(pixel_features, to_unit(x_t, scale), times)
+            predictions = self.denoise(image, to_unit(x_t, scale), times)
             probability = predictions[-1].masks.float().sigmoid()
-            x0 = F.interpolate(probability, x_t.shape[-2:], mode="bilinear", align_corners=False)
-            return to_signal(x0, scale), predictions
+            return to_signal(resize(probability, x_t.shape[-2:]), scale), predictions
 
         return sample(denoise, draw_noise, alpha_bar, steps, eta)
 
@@ -119,7 +122,7 @@ def pool_queries(embedding: Tensor, masks: Tensor) -> Tensor:
     Returns:
         (B, N, C).
     """
-    weights = F.interpolate(masks, embedding.shape[-2:], mode="bilinear", align_corners=False).flatten(2)
+    weights = resize(masks, embedding.shape[-2:]).flatten(2)
     total = weights.sum(dim=2, keepdim=True)
     weights = weights / torch.where(total == 0, 1, total)
     return torch.bmm(weights.to(embedding.dtype), embedding.flatten(2).mT)

@@ -18,6 +18,6 @@ class Mask2FormerHead(nn.Module):
 
     def forward(self, features: list[Tensor]) -> list[Prediction]:
         """Maps of strides 4, 8, 16, 32 -> predictions of the queries alone and after each layer."""
-        pixel_features = self.pixel_decoder(features)
+        image = self.mask_decoder.look_at(self.pixel_decoder(features))
         queries = self.query.expand(len(features[0]), -1, -1)  # (B, N, C)
-        return self.mask_decoder(queries, pixel_features)
+        return self.mask_decoder(queries, image)

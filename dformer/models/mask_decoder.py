@@ -5,16 +5,17 @@ The systems differ in what they start from: learned queries that first predict t
 queries and masks from noise and a modulation by the timestep (DFormer).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dformer.layers.attention import CrossAttention, FeedForward, SelfAttention
+from dformer.layers.attention import CrossAttention, FeedForward, Memory, SelfAttention
 from dformer.layers.convolution import convolution
 from dformer.layers.embedding import sine_position
 from dformer.layers.mlp import mlp
+from dformer.layers.resize import resize
 from dformer.models.pixel_decoder import PixelFeatures
 
 
@@ -35,6 +36,15 @@ class Prediction(NamedTuple):
         return products.unflatten(2, self.pixel_embedding.shape[-2:])
 
 
+class Image(NamedTuple):
+    """An image as the decoder's layers look at it, the same for all queries."""
+
+    memories: list[Memory]  # of each layer: the cells of its level
+    sizes: list[torch.Size]  # h, w of the three levels
+    coarse: list[Tensor]  # the pixel embedding at their cells, (B, E, h * w), without gradient
+    embedding: Tensor  # (B, E, H/4, W/4)
+
+
 class DecoderLayer(nn.Module):
     """Masked cross-attention, self-attention, feed-forward."""
 
@@ -44,10 +54,14 @@ class DecoderLayer(nn.Module):
         self.self_attention = SelfAttention(dim, num_heads)
         self.feed_forward = FeedForward(dim, ffn_dim)
 
-    def forward(self, x: Tensor, x_pos: Tensor, memory: Tensor, memory_pos: Tensor, mask: Tensor) -> Tensor:
-        """`x` (B, N, C), `x_pos` (N, C), `memory` (B, S, C), `memory_pos` (S, C), `mask` (B, N, S) -> (B, N, C)."""
-        x = self.cross_attention(x, x_pos, memory, memory_pos, mask)
-        return self.feed_forward(self.self_attention(x, x_pos))
+    def forward(self, x: Tensor, pos: Tensor, memory: Memory, mask: Tensor) -> Tensor:
+        """`x` (B, N, C), `pos` (N, C), `memory` of S cells, `mask` (B, N, S) -> (B, N, C)."""
+        x = self.cross_attention(x, pos, memory, mask)
+        return self.feed_forward(self.self_attention(x, pos))
+
+    def remember(self, key: Tensor, value: Tensor) -> Memory:
+        """`Attention.remember` of the cross-attention."""
+        return self.cross_attention.attention.remember(key, value)
 
 
 class MaskDecoder(nn.Module):
@@ -72,7 +86,9 @@ class MaskDecoder(nn.Module):
         )
         self.level_embedding = nn.Parameter(torch.randn(3, hidden_dim))
         self.query_position = nn.Parameter(torch.randn(num_queries, hidden_dim))
-        self.layers = nn.ModuleList(DecoderLayer(hidden_dim, num_heads, ffn_dim) for _ in range(num_layers))
+        self.layers: Sequence[DecoderLayer] = nn.ModuleList(  # type: ignore[assignment]
+            DecoderLayer(hidden_dim, num_heads, ffn_dim) for _ in range(num_layers)
+        )
         self.norm = nn.LayerNorm(hidden_dim)
         self.class_head = nn.Linear(hidden_dim, num_classes + 1)
         self.mask_head = mlp(hidden_dim, hidden_dim, mask_dim, 3)
@@ -80,7 +96,7 @@ class MaskDecoder(nn.Module):
     def forward(
         self,
         queries: Tensor,
-        features: PixelFeatures,
+        image: Image,
         masks: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
     ) -> list[Prediction]:
@@ -88,35 +104,42 @@ class MaskDecoder(nn.Module):
 
         Args:
             queries: (B, N, C).
-            features: of the pixel decoder.
+            image: see `look_at`.
             masks: (B, N, h, w), positive inside: where the first layer looks. None: where the queries themselves
                 predict; that prediction then comes first in the list.
             modulation: scale and shift (B, 1, C) applied to the queries after each layer.
         """
-        memories = [
+        predictions = [] if masks is not None else [self.predict(queries, image.embedding)]
+        for i, layer in enumerate(self.layers):
+            level = i % len(image.sizes)
+            if masks is not None and i == 0:
+                logits = resize(masks, image.sizes[level]).flatten(2)  # (B, N, S)
+            else:
+                logits = torch.bmm(predictions[-1].mask_embedding.detach(), image.coarse[level])
+            queries = layer(queries, self.query_position, image.memories[i], attention_mask(logits))
+            if modulation is not None:
+                scale, shift = modulation
+                queries = queries * (1 + scale) + shift
+            predictions.append(self.predict(queries, image.embedding))
+        return predictions
+
+    def look_at(self, features: PixelFeatures) -> Image:
+        """What the layers see of an image: the same for all its queries and sampling steps."""
+        levels = [
             project(level).flatten(2).mT + embedding  # (B, S, C)
             for project, level, embedding in zip(
                 self.input_projections, features.pyramid, self.level_embedding, strict=True
             )
         ]
         sizes = [level.shape[-2:] for level in features.pyramid]
+        located = [
+            level + sine_position(h, w, self.hidden_dim, level.device).flatten(1).T
+            for level, (h, w) in zip(levels, sizes, strict=True)
+        ]
+        memories = [layer.remember(located[i % 3], levels[i % 3]) for i, layer in enumerate(self.layers)]
         # A mask resized to a level is the product with the resized embedding: all of them are linear.
         coarse = [resize(features.embedding.detach(), size).flatten(2) for size in sizes]  # (B, E, S)
-        positions = [sine_position(h, w, self.hidden_dim, queries.device).flatten(1).T for h, w in sizes]  # (S, C)
-        predictions = [] if masks is not None else [self.predict(queries, features.embedding)]
-        for i, layer in enumerate(self.layers):
-            level = i % len(sizes)
-            if masks is not None and i == 0:
-                logits = resize(masks, sizes[level]).flatten(2)  # (B, N, S)
-            else:
-                logits = torch.bmm(predictions[-1].mask_embedding.detach(), coarse[level])
-            seen = attention_mask(logits)
-            queries = layer(queries, self.query_position, memories[level], positions[level], seen)
-            if modulation is not None:
-                scale, shift = modulation
-                queries = queries * (1 + scale) + shift
-            predictions.append(self.predict(queries, features.embedding))
-        return predictions
+        return Image(memories, sizes, coarse, features.embedding)
 
     def predict(self, queries: Tensor, embedding: Tensor) -> Prediction:
         """Queries (B, N, C) and pixel embedding (B, E, h, w) -> class logits and masks."""
@@ -131,8 +154,3 @@ def attention_mask(logits: Tensor) -> Tensor:
     """
     inside = logits >= 0
     return inside | ~inside.any(dim=2, keepdim=True)
-
-
-def resize(maps: Tensor, size: torch.Size) -> Tensor:
-    """(B, C, h, w) -> (B, C, *size), bilinearly."""
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -55,5 +55,6 @@ class DFormer(Segmenter):
         def draw_noise() -> Tensor:
             return torch.stack([torch.randn(shape, generator=g, device=self.device) for g in generators])
 
-        *_, last = self.head.sample(features, draw_noise, self.sampling_steps, self.eta)
-        return last.output[-1]
+        for step in self.head.sample(features, draw_noise, self.sampling_steps, self.eta):
+            prediction = step.output[-1]
+        return prediction
