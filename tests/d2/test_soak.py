@@ -13,7 +13,7 @@ from dformer.d2.data import register_shapes
 from tests.d2.tiny import own_loggers, tiny_cfg
 from tests.datasets import load_script
 
-STEPS, WARM_UP, EVERY = 2000, 600, 50
+STEPS, WARM_UP, EVERY = 2000, 1000, 50  # scalars are kept for 1,000 steps
 
 
 class Census(HookBase):
