@@ -22,7 +22,7 @@ SQUARE = [1.0, 1.0, 5.0, 1.0, 5.0, 5.0]
 EMPTY = rle.frPyObjects({"size": [24, 24], "counts": [576]}, 24, 24)
 
 
-@pytest.mark.parametrize("coordinate", [float("nan"), float("inf"), 1e9, -1e300, 10**30])
+@pytest.mark.parametrize("coordinate", [float("nan"), float("inf"), 1e9, -1e300])
 def test_a_polygon_far_away_crashed_pycocotools(coordinate):
     assert "far outside" in fault_of([SQUARE, [*SQUARE[:5], coordinate]], (24, 24))
     record = {"file_name": "a.jpg", "annotations": [{"segmentation": [[*SQUARE[:5], coordinate]], "category_id": 0}]}
