@@ -180,10 +180,14 @@ def _check_state_dict(path: Path, weights: Any) -> None:
         raise UserError(f"{path} is not a checkpoint: a state dict was expected and {what} found")
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
+            entry = name if isinstance(name, str) else f"a {type(name).__name__}"  # whose text may have no end
             raise UserError(
-                f'{path} is not a checkpoint: its entry "{name}" is a {type(value).__name__}, not a tensor; '
+                f'{path} is not a checkpoint: its entry "{entry}" is a {type(value).__name__}, not a tensor; '
                 'expected {"model": state dict, ...} or a state dict'
             )
+        # A view can repeat one number a billion times, until it is copied.
+        if value.layout != torch.strided or value.is_meta or value.nbytes > path.stat().st_size:
+            raise UserError(f'{path}: the tensor "{name}", {tuple(value.shape)}, is not one that the file holds whole')
 
 
 def _explain(path: Path, error: Exception) -> str:
@@ -261,13 +265,18 @@ def _bytes_from_str(text: str, encoding: str) -> bytes:
     return text.encode(encoding)
 
 
+def _empty_bytes() -> bytes:
+    """Of an empty array, as Python 2 wrote it; `bytes` itself would make as many as it is asked for."""
+    return b""
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Makes plain values and arrays; every other global of the pickle is refused before it is looked up."""
 
     _globals: dict[str, Any] = {
         "collections.OrderedDict": OrderedDict,
         "_codecs.encode": _bytes_from_str,
-        "__builtin__.bytes": bytes,  # of an empty array
+        "__builtin__.bytes": _empty_bytes,
         "numpy.dtype": _Dtype,
         "numpy.ndarray": _Array,
         "numpy.core.multiarray._reconstruct": _Array,

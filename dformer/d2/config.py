@@ -3,8 +3,15 @@
 Keys of Detectron2 keep their meaning: `MODEL.RESNETS`, `DATASETS`, `DATALOADER`, `SOLVER`, `INPUT.MIN_SIZE_TEST`, ...
 """
 
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.utils.file_io import PathManager
 
 from dformer.errors import UserError, did_you_mean
 
@@ -93,6 +100,10 @@ def add_dformer_config(cfg: CN) -> None:
     # Images of each data set that are checked before the first step (tools/check_dataset.py checks all). 0: no check.
     cfg.DATASETS.CHECK_IMAGES = 200
 
+    # Images or annotations that may turn out unreadable in training, in each process: others are taken in their place.
+    # One more, and training stops. In evaluation, the first one does.
+    cfg.DATALOADER.MAX_UNREADABLE = 10
+
     # Training data. INPUT.TASK says what a training target is, INPUT.AUGMENTATION how images are varied.
     cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.TASK = "panoptic"  # or "instance", "semantic"
@@ -125,6 +136,9 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINT_KEEP = 3  # of the checkpoints each CHECKPOINT_PERIOD, the newest are kept; 0: all
     cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which needs no loss scaling; when SOLVER.AMP.ENABLED
 
+    # Every so many steps (Detectron2's VIS_PERIOD, 0: never) TensorBoard gets pictures of the first two images of the
+    # test set, or the training set: as annotated, their masks as noise makes them, as predicted.
+
     # Inference and evaluation.
     cfg.TEST.TASKS = ("panoptic", "instance", "semantic")  # results that are computed and, where annotated, evaluated
     cfg.TEST.OBJECT_THRESHOLD = 0.8  # panoptic: masks with a lower class score are dropped
@@ -136,14 +150,66 @@ def add_dformer_config(cfg: CN) -> None:
     # Detectron2's TEST.AUG (MIN_SIZES, MAX_SIZE, FLIP) is for semantic segmentation alone; class scores are averaged.
 
 
+# What numbers may be; the upper ends are far beyond use, and keep a config of a stranger from taking all memory.
+RANGES: dict[str, tuple[float, float]] = {
+    "MODEL.NUM_CLASSES": (0, 100_000),
+    "MODEL.SIZE_DIVISIBILITY": (1, 1024),
+    "MODEL.PIXEL_DECODER.CONV_DIM": (32, 8192),
+    "MODEL.PIXEL_DECODER.MASK_DIM": (1, 8192),
+    "MODEL.PIXEL_DECODER.NUM_LAYERS": (0, 100),
+    "MODEL.PIXEL_DECODER.NUM_HEADS": (1, 256),
+    "MODEL.PIXEL_DECODER.NUM_POINTS": (1, 64),
+    "MODEL.PIXEL_DECODER.FFN_DIM": (1, 65536),
+    "MODEL.MASK_DECODER.NUM_QUERIES": (1, 10_000),
+    "MODEL.MASK_DECODER.HIDDEN_DIM": (2, 8192),
+    "MODEL.MASK_DECODER.NUM_HEADS": (1, 256),
+    "MODEL.MASK_DECODER.FFN_DIM": (1, 65536),
+    "MODEL.MASK_DECODER.NUM_LAYERS": (1, 100),
+    "MODEL.CRITERION.CLASS_WEIGHT": (0, 1e6),
+    "MODEL.CRITERION.MASK_WEIGHT": (0, 1e6),
+    "MODEL.CRITERION.DICE_WEIGHT": (0, 1e6),
+    "MODEL.CRITERION.NO_OBJECT_WEIGHT": (0, 1e6),
+    "MODEL.CRITERION.NUM_POINTS": (1, 10_000_000),
+    "MODEL.CRITERION.OVERSAMPLE_RATIO": (1, 100),
+    "MODEL.CRITERION.IMPORTANCE_SAMPLE_RATIO": (0, 1),
+    "DIFFUSION.TIMESTEPS": (1, 1_000_000),
+    "DIFFUSION.SIGNAL_SCALE": (1e-6, 1e6),
+    "DIFFUSION.MASK_STRIDE": (1, 64),
+    "DIFFUSION.SAMPLING_STEPS": (1, 1_000_000),
+    "DIFFUSION.ETA": (0, 1),
+    "DATASETS.CHECK_IMAGES": (0, math.inf),
+    "DATALOADER.NUM_WORKERS": (0, 1024),
+    "DATALOADER.MAX_UNREADABLE": (0, math.inf),
+    "INPUT.IMAGE_SIZE": (1, 16384),
+    "INPUT.MIN_SCALE": (1e-3, 100),
+    "INPUT.MAX_SCALE": (1e-3, 100),
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": (0, 1),
+    "SOLVER.IMS_PER_BATCH": (1, 1_000_000),
+    "SOLVER.MAX_ITER": (0, 1e12),
+    "SOLVER.BASE_LR": (0, 1e6),
+    "SOLVER.WEIGHT_DECAY": (0, 1e6),
+    "SOLVER.BACKBONE_MULTIPLIER": (0, 1e6),
+    "SOLVER.WARMUP_ITERS": (0, 1e12),
+    "SOLVER.CHECKPOINT_PERIOD": (1, 1e12),
+    "TEST.OBJECT_THRESHOLD": (0, 1),
+    "TEST.OVERLAP_THRESHOLD": (0, 1),
+    "TEST.DETECTIONS_PER_IMAGE": (1, 1_000_000),
+    "TEST.EVAL_PERIOD": (0, 1e12),
+    "VIS_PERIOD": (0, 1e12),
+}
+MAX_YAML = 4 << 20  # characters
+MAX_VALUES = 200_000  # counted as often as an alias stands for them
+
+
 def merge_config(cfg: CN, config_file: str | None, opts: list[str]) -> None:
     """Merge a YAML file (or none) and `KEY VALUE` overrides into `cfg`.
 
     Raises:
         UserError: the file is missing or not YAML, a key does not exist (the nearest one is named), or a value is of
-            the wrong type.
+            the wrong type or out of range.
     """
     if config_file:
+        _check_files(config_file)
         try:
             cfg.merge_from_file(config_file, allow_unsafe=False)
         except FileNotFoundError as error:
@@ -159,6 +225,97 @@ def merge_config(cfg: CN, config_file: str | None, opts: list[str]) -> None:
         cfg.merge_from_list(opts)
     except Exception as error:
         raise UserError(_explain(cfg, error)) from error
+    check_values(cfg)
+
+
+def merge_text(cfg: CN, text: str, where: str) -> None:
+    """Merge YAML into `cfg`, such as the config in a checkpoint.
+
+    Raises:
+        UserError: as `merge_config`, but for files.
+    """
+    try:
+        cfg.merge_from_other_cfg(CN(read_yaml(text, where)))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where}: {_explain(cfg, error)}") from error
+    check_values(cfg)
+
+
+def check_values(cfg: CN) -> None:
+    """Check the numbers that have a range, and those that have to fit each other.
+
+    Raises:
+        UserError: one does not; the key is named.
+    """
+    for key, (low, high) in RANGES.items():
+        value = _value(cfg, key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise UserError(f"{key} is {value!r}, but must be a number in {low:g}..{high:g}")
+    decoder, pixels = cfg.MODEL.MASK_DECODER, cfg.MODEL.PIXEL_DECODER
+    for name, width, heads in (
+        ("MODEL.MASK_DECODER.HIDDEN_DIM", decoder.HIDDEN_DIM, decoder.NUM_HEADS),
+        ("MODEL.PIXEL_DECODER.CONV_DIM", pixels.CONV_DIM, pixels.NUM_HEADS),
+    ):
+        if width % heads:
+            raise UserError(f"{name} is {width}, which its NUM_HEADS, {heads}, does not divide")
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """What YAML says, as plain values.
+
+    Raises:
+        UserError: it is not YAML, or too large; `where` is named.
+    """
+    try:
+        if len(text) > MAX_YAML:
+            raise UserError(f"{where} is too large for a config: {len(text)} characters")
+        value = yaml.safe_load(text)
+    except UserError:
+        raise
+    except Exception as error:  # beside its own errors, what a constructor of dates or numbers raises
+        raise UserError(f"{where} cannot be read as YAML: {_first_line(error)}") from error
+    # An alias costs nothing in memory, but all that walks through the values meets them again and again.
+    left, found = [value], 0
+    while left:
+        entry = left.pop()
+        found += 1
+        if found > MAX_VALUES:
+            raise UserError(f"{where} is too large for a config: its aliases (*name) stand for too many values")
+        left += [*entry, *entry.values()] if isinstance(entry, dict) else entry if isinstance(entry, list) else []
+    return value
+
+
+def _check_files(config_file: str) -> None:
+    """Read a config file and those that it is based on, before Detectron2 does, which sets no limits."""
+    seen: list[str] = []
+    file: Any = config_file
+    while isinstance(file, str):
+        if file in seen or len(seen) == 100:
+            raise UserError(f"{config_file} is based on itself: _BASE_ leads from {seen[-1]} to {file}")
+        seen.append(file)
+        try:
+            text = Path(PathManager.get_local_path(file)).read_text()
+        except FileNotFoundError as error:
+            raise UserError(f"config file {file} does not exist") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"config file {file} cannot be read: {error}") from error
+        content = read_yaml(text, file)
+        if not isinstance(content, dict):
+            raise UserError(f"config file {file} holds no `KEY: value` pairs")
+        base = content.get("_BASE_")
+        file = base
+        if isinstance(base, str):
+            base = os.path.expanduser(base)
+            is_absolute = base.startswith(("/", "https://", "http://"))
+            file = base if is_absolute else os.path.join(os.path.dirname(seen[-1]), base)
+
+
+def _value(cfg: CN, key: str) -> Any:
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
 
 
 def _explain(cfg: CN, error: Exception) -> str:
@@ -166,7 +323,11 @@ def _explain(cfg: CN, error: Exception) -> str:
     if "Non-existent" in text:
         key = text.rsplit(":", 1)[-1].strip()
         return f'there is no config key "{key}"{did_you_mean(key, _keys(cfg))} (all keys: dformer/d2/config.py)'
-    return text
+    return text or type(error).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _keys(node: CN, prefix: str = "") -> list[str]:

@@ -79,12 +79,17 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 def clip_gradients(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Tensor:
     """Scale all gradients so that their norm together is at most CLIP_VALUE; where that is enabled.
 
+    With a norm that is not finite, finite gradients become 0; those that are not stay so, and can be told apart.
+
     Returns:
         The norm before, a scalar.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    return nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE if clip.ENABLED else math.inf, clip.NORM_TYPE)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], clip.NORM_TYPE)
+    if clip.ENABLED:
+        nn.utils.clip_grads_with_norm_(parameters, clip.CLIP_VALUE, norm.nan_to_num(nan=math.inf, posinf=math.inf))
+    return norm
 
 
 def build_schedule(cfg: CfgNode) -> ParamScheduler:

@@ -11,6 +11,7 @@ from dformer.errors import UserError
 from dformer.visualize import Segment, UInt8, instance_segments, panoptic_segments, semantic_segments
 
 TASKS = ("panoptic", "instance", "semantic")
+INSTANCE_THRESHOLD = 0.5  # least score of instances that are shown, by default
 FORMATS: dict[str, dict[str, Any]] = {
     ".png": {"format": "png", "compress_level": 1},  # 6 takes as long as all else
     ".jpg": {"format": "jpeg", "quality": 90},

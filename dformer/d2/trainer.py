@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, default_writers, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dformer import rng
 from dformer.checkpoint import replaced
+from dformer.d2.bad_steps import bad_gradients, running_statistics, save_for_replay, trace
 from dformer.d2.checkpointer import Checkpointer, fetch_checkpoint, load_weights
 from dformer.d2.data import (
     build_test_loader,
@@ -39,13 +40,17 @@ from dformer.d2.data import (
     model_classes,
     register_custom,
 )
+from dformer.d2.data.unreadable import count_unreadable, workers_explained
 from dformer.d2.evaluation import build_evaluators, class_table, evaluate_saved, summary_table, write_csv, written_whole
 from dformer.d2.history import NO_HISTORY, History, history_state, restore_history
 from dformer.d2.hooks import Checkpoints, Writers
 from dformer.d2.interruption import RESUME_ME, Interruption
+from dformer.d2.observe import bound_history, writers
 from dformer.d2.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
 from dformer.d2.output import locked
+from dformer.d2.pictures import Pictures
 from dformer.d2.precision import amp_dtype, inference_autocast
+from dformer.d2.record import write_record
 from dformer.d2.test_time_augmentation import augment, check_augmentation
 from dformer.ema import MovingAverage
 from dformer.errors import UserError
@@ -88,6 +93,7 @@ def check(cfg: CfgNode, eval_only: bool = False) -> None:
         raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written to: {error.strerror}") from error
 
 
+@workers_explained()
 def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions: str | None = None) -> None:
     """Train and evaluate, or evaluate only; logs, checkpoints, metrics and results lie in OUTPUT_DIR after it.
 
@@ -222,7 +228,11 @@ def report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None:
     write_csv(path.with_suffix(".csv"), results)
     for name, metrics in results.items():
         print(f"\n{name}\n{class_table(metrics)}\n\n{summary_table(metrics)}")
-    print(f"\nresults: {path}, {path.with_suffix('.csv').name}\nlogs, metrics, checkpoints: {cfg.OUTPUT_DIR}")
+    numbers = [f"{name} {content[name]:.1f}" for name in HEADLINE if content.get(name) is not None]
+    logger.info(
+        f"Done: {', '.join(numbers) or 'nothing was evaluated'}; results in {path} (.csv), predictions in inference/, "
+        f"log, metrics.json, TensorBoard events and checkpoints in {cfg.OUTPUT_DIR}"
+    )
 
 
 def headline(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -273,6 +283,7 @@ class Trainer(TrainerBase):
         self.results: Results = {}
         self.train_seconds = 0.0
         self.bad_steps = 0
+        self.running_statistics = running_statistics(self.model)
         self.register_hooks(self._build_hooks())
 
     def _replicate(self) -> nn.Module:
@@ -284,8 +295,10 @@ class Trainer(TrainerBase):
         return [
             hooks.IterationTimer(),
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate),
+            hooks.CallbackHook(before_train=lambda line: write_record(line.cfg, line.start_iter)) if is_main else None,
+            Pictures(self.cfg) if is_main and self.cfg.VIS_PERIOD else None,
             # After the evaluation, to write what it measured.
-            Writers(default_writers(self.cfg.OUTPUT_DIR, self.max_iter), LOG_PERIOD) if is_main else None,
+            Writers(writers(self.cfg), LOG_PERIOD) if is_main else None,
             self.checkpoints,
         ]
 
@@ -336,7 +349,7 @@ class Trainer(TrainerBase):
         self.model.train()
         self.model.iteration = self.start_iter  # seeds the model's noise, and counts on by itself
         self.data_loader.start = self.start_iter
-        self.batches = iter(self.data_loader)
+        self.batches = count_unreadable(self.data_loader, self.cfg.DATALOADER.MAX_UNREADABLE)
         with self.interruption:
             try:
                 super().train(self.start_iter, self.max_iter)
@@ -347,6 +360,7 @@ class Trainer(TrainerBase):
 
     def before_train(self) -> None:
         """With what the run had logged, and the evaluation that it had not come to."""
+        bound_history(self.storage)
         if self.history is not None and comm.is_main_process():
             restore_history(self.storage, Path(self.cfg.OUTPUT_DIR) / METRICS, self.history)
         super().before_train()
@@ -382,6 +396,7 @@ class Trainer(TrainerBase):
         """
         start = time.perf_counter()
         rng.seed_all("step", self.cfg.SEED, comm.get_rank(), self.iter)
+        statistics = [x.clone() for x in self.running_statistics]
         batch = next(self.batches)
         data_time = time.perf_counter() - start
         lr = set_learning_rate(self.optimizer, self.schedule(self.iter / self.max_iter))
@@ -400,14 +415,18 @@ class Trainer(TrainerBase):
             for name, value in measured.items()
             if not math.isfinite(value) and not (name == "grad_norm" and self.grad_scaler.is_enabled())
         ]
-        if not bad:
+        if bad:
+            self._count_bad_step(bad, batch)
+            for x, before in zip(self.running_statistics, statistics, strict=True):
+                x.copy_(before)
+        else:
+            self.bad_steps = 0
             self.grad_scaler.step(self.optimizer)
             if self.average:
                 self.average.update(self.model)
             self._put_scalars(measured, data_time)
         self.grad_scaler.update()
         self.optimizer.zero_grad()  # now: memory is scarcest at the end of the next forward
-        self._count_bad_steps(bad)
         self.train_seconds += time.perf_counter() - start
 
     def _put_scalars(self, measured: dict[str, float], data_time: float) -> None:
@@ -417,17 +436,22 @@ class Trainer(TrainerBase):
         self.storage.put_scalar("total_loss", sum(value for name, value in measured.items() if "loss" in name))
         self.storage.put_scalar("data_time", data_time)
 
-    def _count_bad_steps(self, bad: list[str]) -> None:
-        if not bad:
-            self.bad_steps = 0
-            return
+    def _count_bad_step(self, bad: list[str], batch: list[dict[str, Any]]) -> None:
+        """Tell where the numbers come from; all processes do this, and stop, at the same step."""
         self.bad_steps += 1
-        what = f"not finite at iteration {self.iter}: {', '.join(bad)}"
-        logger.warning(f"{what}; step left out ({self.bad_steps} in a row, training stops at {MAX_BAD_STEPS})")
+        names = bad_gradients(self.model) if bad == ["grad_norm"] else ""  # after their mean over the processes
+        found = [f"rank {comm.get_rank()}, {sentence}" for sentence in trace(self.cfg, self.model, batch)]
+        what = f"not finite at iteration {self.iter}: {', '.join(bad)}" + (f" (gradients of {names})" if names else "")
+        logger.warning(
+            f"{what}; step left out ({self.bad_steps} in a row, training stops at {MAX_BAD_STEPS})\n  "
+            + "\n  ".join(sum(comm.all_gather(found), []))
+        )
         if self.bad_steps == MAX_BAD_STEPS:
+            file = save_for_replay(self.cfg, self.model, batch, self.iter)
             raise FloatingPointError(
                 f"{what}, and so for {MAX_BAD_STEPS} steps in a row. A lower SOLVER.BASE_LR, a longer "
-                "SOLVER.WARMUP_ITERS or, with SOLVER.AMP, DTYPE bfloat16 often helps."
+                "SOLVER.WARMUP_ITERS or, with SOLVER.AMP, DTYPE bfloat16 often helps. "
+                f"The last of them runs again with: python tools/replay.py {file}"
             )
 
     def state_dict(self) -> dict[str, Any]:

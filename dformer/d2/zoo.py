@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from dformer.d2.checkpointer import fetch_checkpoint
-from dformer.d2.config import get_cfg, merge_config
+from dformer.d2.config import get_cfg, merge_config, merge_text
 from dformer.d2.launch import resolve_device
 from dformer.errors import UserError
 
@@ -73,10 +73,7 @@ def config_of_checkpoint(checkpoint: Mapping[str, Any], path: str) -> CfgNode:
     """
     cfg = get_cfg()
     if isinstance(checkpoint.get("config"), str):
-        try:
-            cfg.merge_from_other_cfg(CfgNode.load_cfg(checkpoint["config"]))
-        except (KeyError, ValueError, AssertionError) as error:
-            raise UserError(f"the config in {path} is not one of this version of dformer: {error}") from error
+        merge_text(cfg, checkpoint["config"], f"the config in {path} is not one of this version of dformer")
     else:
         name = published_config(checkpoint["model"])
         if name is None or not (CONFIGS / name).is_file():

@@ -88,10 +88,11 @@ class Criterion(nn.Module):
             generators: one an image, of the points.
 
         Returns:
-            `loss_ce`, `loss_mask`, `loss_dice` of the last layer, `loss_ce_0`, ... of the ones before.
+            `loss_ce`, `loss_mask`, `loss_dice` of the last layer, `loss_ce_0`, ... of the ones before: the same names
+            whatever the targets. Where a matching cost is not finite, the `loss_ce` of that layer is NaN.
         """
         class_logits = logits.float()
-        matches = self.match(class_logits, masks, targets, generators)
+        matches, bad_layers = assign(self.costs(class_logits, masks, targets, generators))
         classes = classification_targets(class_logits, targets, matches)  # (L, B, N)
         class_weight = self.class_weight[classes]
         count = sum(len(target.labels) for target in targets)
@@ -102,6 +103,8 @@ class Criterion(nn.Module):
         )
         nll = F.cross_entropy(class_logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(class_weight)
         loss_ce = (class_weight * nll).sum(dim=(1, 2)) / normalisers[:-1]
+        if bad_layers:  # such pairs have no meaning and must not be learned, even where they give a number
+            loss_ce[bad_layers] = torch.nan
         loss_mask, loss_dice = self.mask_losses(masks, targets, matches, generators)
         num_masks = normalisers[-1].clamp(min=1)
         losses = {
@@ -117,10 +120,10 @@ class Criterion(nn.Module):
         return {key + name: loss[i] for name, i in zip(names, order, strict=True) for key, loss in losses.items()}
 
     @torch.no_grad()
-    def match(
+    def costs(
         self, logits: Tensor, masks: MaskProducts, targets: list[Target], generators: list[torch.Generator]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """For each image, which predictions (L, min(N, G_b)) go with which ground truth (L, min(N, G_b))."""
+    ) -> list[Tensor]:
+        """The matching costs (L, N, G_b) of each image."""
         costs = []
         for b, (target, generator) in enumerate(zip(targets, generators, strict=True)):
             if len(target.labels) == 0:
@@ -131,7 +134,7 @@ class Criterion(nn.Module):
             truth = sample_targets(target.masks, index, points.expand(len(index), -1, -1))
             layers = zip(logits[:, b], masks.at_points(b, points[0]), strict=True)
             costs.append(torch.stack([matching_cost(*layer, target.labels, truth, self.weights) for layer in layers]))
-        return assign(costs)
+        return costs
 
     def mask_losses(
         self,

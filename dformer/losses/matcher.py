@@ -41,18 +41,29 @@ def matching_cost(
     return weights.classes * cost_class + weights.mask * cost_mask + weights.dice * cost_dice
 
 
-def assign(costs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Optimal assignments for B cost tensors (L, N, G_b): indices (L, min(N, G_b)) of predictions and of ground truth.
+class Matching(NamedTuple):
+    """Which predictions go with which ground truth: an entry an image, with indices (L, min(N, G_b)) of both.
 
-    All costs cross to the CPU in one copy. A cost that is not finite counts as very large: the losses that follow are
-    not finite then either, and it is theirs to be told.
+    `bad_layers`: of the L, those with a cost that is not finite in some image.
+    """
+
+    pairs: list[tuple[Tensor, Tensor]]
+    bad_layers: list[int]
+
+
+def assign(costs: list[Tensor]) -> Matching:
+    """Optimal assignments for B cost tensors (L, N, G_b).
+
+    All costs cross to the CPU in one copy. One that is not finite counts as very large or small, so that the same
+    costs always give the same pairs, and its layer is told.
     """
     flat = torch.cat([cost.detach().float().flatten() for cost in costs]).cpu().numpy()
-    flat = np.nan_to_num(flat, nan=1e9, posinf=1e9, neginf=-1e9)
+    finite = np.nan_to_num(flat, nan=1e9, posinf=1e9, neginf=-1e9)
     ends = np.cumsum([cost.numel() for cost in costs])[:-1]
-    assignments = []
-    for cost, values in zip(costs, np.split(flat, ends), strict=True):
-        pairs = [linear_sum_assignment(layer) for layer in values.reshape(cost.shape)]
-        rows, columns = (torch.from_numpy(np.stack(index)).to(cost.device) for index in zip(*pairs, strict=True))
-        assignments.append((rows, columns))
-    return assignments
+    pairs, bad_layers = [], set()
+    for cost, values, raw in zip(costs, np.split(finite, ends), np.split(flat, ends), strict=True):
+        found = [linear_sum_assignment(layer) for layer in values.reshape(cost.shape)]
+        rows, columns = (torch.from_numpy(np.stack(index)).to(cost.device) for index in zip(*found, strict=True))
+        pairs.append((rows, columns))
+        bad_layers.update(np.flatnonzero(~np.isfinite(raw.reshape(cost.shape)).all((1, 2))).tolist())
+    return Matching(pairs, sorted(bad_layers))

@@ -30,7 +30,7 @@ from dformer.visualize.overlay import (
     panoptic_segments,
     semantic_segments,
 )
-from dformer.visualize.panels import draw_panels
+from dformer.visualize.panels import draw_grid, draw_panels
 
 __all__ = [
     "ALPHA",
@@ -46,6 +46,7 @@ __all__ = [
     "class_color",
     "draw_comparison",
     "draw_errors",
+    "draw_grid",
     "draw_instances",
     "draw_panels",
     "draw_panoptic",

@@ -1,11 +1,12 @@
 """Pictures side by side."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dformer.visualize.arrays import UInt8
+from dformer.visualize.arrays import Floats, UInt8
 from dformer.visualize.labels import font
 
 GAP = 6  # pixels between pictures, and around them
@@ -51,3 +52,20 @@ def shortened(text: str, size: int, width: int) -> str:
     while text and font(size).getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."
+
+
+def draw_grid(masks: Floats, least: int = 96) -> UInt8:
+    """Draw masks side by side, white inside and black outside, with a gap between.
+
+    Args:
+        masks: (R, C, h, w) in [0, 1], of R rows and C columns.
+        least: pixels that the short side of a mask has at least, by repeating its own.
+
+    Returns:
+        The picture (R * h', C * w', 3), h' and w' with the gap.
+    """
+    s, gap = math.ceil(least / min(masks.shape[2:])), 2
+    grey = np.rint(255 * masks).astype(np.uint8).repeat(s, axis=2).repeat(s, axis=3)
+    framed = np.pad(grey, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=128)
+    rows, columns, height, width = framed.shape
+    return framed.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)[..., None].repeat(3, axis=2)

@@ -1,16 +1,20 @@
 """What the processes of test_distributed.py do: `torchrun ... -m tests.d2.distributed <task> <folder> <processes>`."""
 
+import io
+import logging
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from torch import Tensor
+from torch import Tensor, nn
 
 from dformer.d2 import trainer
 from dformer.d2.interruption import RESUME_ME
@@ -36,12 +40,47 @@ def gradients(folder: Path, meta_architecture: str) -> tuple[dict[str, Tensor], 
     return gradients, line.storage.history("total_loss").latest()
 
 
-def steps_left_out(folder: Path) -> list[list[bool]]:
-    """Of each process, which of two steps changed nothing; in the first the last process has an image of NaNs."""
+def _bad_image(model: nn.Module, batch: list[dict]) -> None:
+    batch[0]["image"] = torch.full((3, 64, 64), torch.nan)
+
+
+def _bad_loss(model: nn.Module, batch: list[dict]) -> None:
+    forward = model.criterion.forward
+
+    def spoilt(*args: Any) -> dict[str, Tensor]:
+        losses = forward(*args)
+        return losses | {"loss_dice_0": losses["loss_dice_0"] * (torch.nan if model.iteration == 1 else 1)}
+
+    model.criterion.forward = spoilt
+
+
+def _bad_gradient(model: nn.Module, batch: list[dict]) -> None:
+    parameter = model.head.mask_decoder.class_head.weight
+    parameter.register_hook(lambda gradient: gradient * (torch.nan if model.iteration == 1 else 1))
+
+
+def _bad_cost(model: nn.Module, batch: list[dict]) -> None:
+    costs = model.criterion.costs
+
+    def spoilt(*args: Any) -> list[Tensor]:
+        found = costs(*args)
+        if model.iteration == 1:
+            found[0][1] = torch.nan
+        return found
+
+    model.criterion.costs = spoilt
+
+
+FAULTS = {"image": _bad_image, "loss": _bad_loss, "gradient": _bad_gradient, "cost": _bad_cost}
+
+
+def bad_step(folder: Path, fault: str) -> tuple[list[list[bool]], str]:
+    """Of each process, which of two steps changed nothing, and what process 0 logs; the last process has the fault in
+    the first step."""
     bad, good = _share(tiny_batch(COUNTS)), _share(tiny_batch(COUNTS))
-    if comm.get_rank() == comm.get_world_size() - 1:
-        bad[0]["image"] = torch.full((3, 64, 64), torch.nan)
     line = _trainer(folder, "DFormer", [bad, good])
+    if comm.get_rank() == comm.get_world_size() - 1:
+        FAULTS[fault](line.model, bad)
     before = [parameter.detach().clone() for parameter in line.model.parameters()]
     unchanged = []
     step = line.run_step
@@ -51,14 +90,48 @@ def steps_left_out(folder: Path) -> list[list[bool]]:
         unchanged.append(all(torch.equal(a, b) for a, b in zip(before, line.model.parameters(), strict=True)))
 
     line.run_step = run_step
+    with _log() as log:
+        line.train()
+    return comm.all_gather(unchanged), log.getvalue()
+
+
+def stop(folder: Path) -> list[str]:
+    """What each process says when the last one has an image of NaNs at each step; the batches are saved in `folder`."""
+    batches = [_share(tiny_batch(COUNTS)) for _ in range(trainer.MAX_BAD_STEPS + 1)]
+    line = _trainer(folder, "DFormer", batches)
+    if comm.get_rank() == comm.get_world_size() - 1:
+        for batch in batches:
+            _bad_image(line.model, batch)
+    try:
+        line.train()
+    except FloatingPointError as error:
+        return comm.all_gather(str(error))
+    return comm.all_gather("")
+
+
+def losses_without_objects(folder: Path) -> list[list[str]]:
+    """Names of the losses in each process, of which only the last has objects; a step would hang if they differed."""
+    names: list[str] = []
+    line = _trainer(folder, "DFormer", [_share(tiny_batch((0, 3, 0, 5)))])
+    line.model.register_forward_hook(lambda model, inputs, losses: names.extend(losses) if model.training else None)
     line.train()
-    return comm.all_gather(unchanged)
+    return comm.all_gather(names)
+
+
+@contextmanager
+def _log() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logging.getLogger("dformer").addHandler(handler)
+    yield stream
+    logging.getLogger("dformer").removeHandler(handler)
 
 
 def measure(folder: Path) -> None:
     """Save what the tests compare."""
     content = {name: gradients(folder, name) for name in ("DFormer", "Mask2Former")}
-    content |= {"left_out": steps_left_out(folder)}
+    content |= {fault: bad_step(folder, fault) for fault in FAULTS}
+    content |= {"stop": stop(folder), "loss_names": losses_without_objects(folder)}
     content |= {"local": comm.all_gather((comm.get_local_rank(), comm.get_local_size()))}
     if comm.is_main_process():
         torch.save(content, folder / "measured.pth")

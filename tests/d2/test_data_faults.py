@@ -329,7 +329,9 @@ DAMAGES = {
     "RLE without size": Damage(
         "instance", in_json(lambda c: first_object(c).update(segmentation={"counts": "11"})), FATAL, "mask broken"
     ),
-    "box of three": Damage("instance", in_json(lambda c: first_object(c).update(bbox=[1, 2, 3])), FATAL, "box broken"),
+    "box of three": Damage(
+        "instance", in_json(lambda c: first_object(c).update(bbox=[1, 2, 3])), FATAL, "value of a wrong type"
+    ),
     "area wrong": Damage("instance", in_json(lambda c: first_object(c).update(area=1.0)), WARNING, "area"),
     "box as corners": Damage(
         "instance", in_json(lambda c: first_object(c).update(bbox=[200, 200, 20, 20])), WARNING, "box"

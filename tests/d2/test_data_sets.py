@@ -295,6 +295,20 @@ def test_test_loader(shapes_root: Path) -> None:
     assert [b[0]["image_id"] for b in batches] == ids
 
 
+def test_a_file_that_goes_missing_is_replaced_in_training_and_told_in_evaluation(tmp_path: Path) -> None:
+    script = load_script("shapes")
+    script.generate(tmp_path, script.Parameters(train=4, val=2, size=64), progress=False)
+    register_shapes(tmp_path, "test_data_sets_missing")
+    cfg = config("test_data_sets_missing_train")
+    train, test = build_train_loader(cfg), build_test_loader(cfg, "test_data_sets_missing_val")
+    for split in ("train", "val"):
+        Path(DatasetCatalog.get(f"test_data_sets_missing_{split}")[1]["file_name"]).unlink()
+    batches = list(islice(train, 4))
+    assert sum("unreadable" in image for batch in batches for image in batch) == 2  # of two rounds through four images
+    with pytest.raises(UserError, match=r"cannot be read.*evaluation stops"):
+        list(test)
+
+
 @pytest.mark.parametrize("filter_empty", [True, False])
 def test_images_without_objects_are_left_out_if_asked(data_dir: Path, filter_empty: bool) -> None:
     root = data_dir / "coco_instance" / "coco"

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dformer.d2.bad_steps import replay
 from dformer.d2.launch import launch, resolve_device
+from dformer.d2.trainer import MAX_BAD_STEPS
 from dformer.errors import UserError
 from tests.d2.distributed import gradients
 
@@ -26,12 +28,17 @@ def start(launcher: str, task: str, folder: Path) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """By two processes under torchrun."""
+def two(tmp_path_factory):
+    """The folder of two processes under torchrun."""
     folder = tmp_path_factory.mktemp("two")
     process = start("torchrun", "measure", folder)
     assert process.returncode == 0, process.stderr
-    return torch.load(folder / "measured.pth", weights_only=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(two):
+    return torch.load(two / "measured.pth", weights_only=True)
 
 
 @pytest.mark.parametrize("meta_architecture", ["DFormer", "Mask2Former"])
@@ -47,8 +54,40 @@ def test_two_processes_have_the_gradients_of_one(measured, meta_architecture, tm
     assert sum(gradient.norm() > 0 for gradient in one.values()) > 0.9 * len(one)
 
 
-def test_a_bad_step_of_one_process_is_left_out_by_all(measured):
-    assert measured["left_out"] == [[True, False], [True, False]]
+@pytest.mark.parametrize(
+    "fault, images, found",
+    [
+        ("image", [1], "its image; first the output of backbone.stages.res2; matching costs of layer 0, 1"),
+        ("loss", [1, 3], "losses: loss_dice_0"),
+        ("gradient", [1, 3], "gradients: head.mask_decoder.class_head.weight"),
+        ("cost", [1, 3], "matching costs of layer 1; losses: loss_ce"),
+    ],
+)
+def test_a_bad_step_of_one_process_is_left_out_by_all_and_traced(measured, fault, images, found):
+    """The last process has the fault, and the images 1 and 3."""
+    left_out, log = measured[fault]
+    assert left_out == [[True, False], [True, False]]
+    lines = log.splitlines()
+    assert "not finite at iteration 0" in lines[0] and "(1 in a row" in lines[0]
+    assert (fault == "gradient") == ("grad_norm (gradients of head.mask_decoder.class_head.weight)" in lines[0])
+    for image in range(4):
+        (line,) = [line for line in lines[1:] if f"image {image}: " in line]
+        assert line.strip().startswith(f"rank {image % 2}")
+        assert (found if image in images else "finite when it is run again") in line
+
+
+def test_all_processes_stop_together_and_leave_what_replays(measured, two):
+    for rank, message in enumerate(measured["stop"]):
+        file = two / f"bad_step_{MAX_BAD_STEPS - 1:07d}" / f"rank{rank}.pth"
+        assert f"{MAX_BAD_STEPS} steps in a row" in message and f"tools/replay.py {file}" in message
+        lines = replay(file, "cpu")
+        assert [("its image" in line) for line in lines] == [rank == 1, False]
+        assert lines[1].startswith(f"image {2 + rank}: finite")
+
+
+def test_losses_have_the_same_names_with_and_without_objects(measured):
+    first, last = measured["loss_names"]
+    assert first == last == [f"loss_{term}{layer}" for layer in ("", "_0") for term in ("ce", "mask", "dice")]
 
 
 def test_detectron2_knows_the_processes_of_a_machine(measured):

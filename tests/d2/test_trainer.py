@@ -19,6 +19,7 @@ from torch import nn
 
 from dformer.checkpoint import read_checkpoint
 from dformer.d2 import get_cfg, trainer
+from dformer.d2.bad_steps import running_statistics
 from dformer.d2.interruption import RESUME_ME
 from dformer.d2.trainer import MAX_BAD_STEPS, Trainer, evaluate, run
 from dformer.errors import UserError
@@ -225,6 +226,25 @@ def test_training_stops_after_many_bad_steps_in_a_row(cfg, data):
         line.train()
     assert line.iter == 20 + MAX_BAD_STEPS - 1
     assert torch.isfinite(weights(line)).all()
+
+
+def test_a_bad_batch_does_not_spoil_running_statistics(cfg, data):
+    line = start(cfg)
+    line.model.backbone = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (1, 4)), nn.BatchNorm1d(1), nn.Flatten())
+    line.running_statistics = running_statistics(line.model)
+    seen = []
+    forward = line.model.backbone.forward
+
+    def spoilt(x):
+        seen.append([statistic.item() for statistic in line.running_statistics])
+        return forward(x * math.nan if line.iter == 2 else x)
+
+    line.model.backbone.forward = spoilt
+    data.stop = 4
+    with pytest.raises(RuntimeError, match="plug"):
+        line.train()
+    first, second, third, *_, fourth = seen  # the third step is bad, and run again to be traced
+    assert first != second != third == fourth
 
 
 def test_evaluation_during_training(cfg, data, monkeypatch):

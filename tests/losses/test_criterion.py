@@ -114,17 +114,40 @@ def test_an_image_does_not_depend_on_its_batch(criterion):
         torch.testing.assert_close(together[key], (alone[0][key] + alone[1][key]) / 2)
 
 
-def test_assignment_is_optimal_and_survives_bad_numbers():
+def test_assignment_is_optimal():
     cost = torch.tensor([[[1.0, 5.0], [0.0, 1.0], [9.0, 9.0]], [[5.0, 0.0], [1.0, 5.0], [0.0, 9.0]]])
-    ((rows, columns),) = assign([cost])
+    ((rows, columns),), bad_layers = assign([cost])
     assert [sorted(zip(r.tolist(), c.tolist(), strict=True)) for r, c in zip(rows, columns, strict=True)] == [
         [(0, 0), (1, 1)],
         [(0, 1), (2, 0)],
     ]
-    ((rows, _),) = assign([torch.full((1, 3, 2), float("nan"))])
-    assert rows.shape == (1, 2)
-    ((rows, columns),) = assign([torch.zeros(2, 3, 0)])
+    assert bad_layers == []
+    ((rows, columns),), _ = assign([torch.zeros(2, 3, 0)])
     assert rows.shape == columns.shape == (2, 0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_costs_that_are_not_finite_are_assigned_and_told(bad):
+    good = torch.rand(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    cost = good.clone()
+    cost[1] = bad
+    first, second = (assign([good, cost]) for _ in range(2))
+    assert first.bad_layers == second.bad_layers == [1]
+    for pair, again, expected in zip(first.pairs, second.pairs, assign([good, good]).pairs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(pair, again, strict=True))
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(pair, expected, strict=True))
+
+
+def test_the_loss_of_a_layer_with_a_bad_cost_is_no_number(criterion, monkeypatch):
+    """Even where losses are finite: here only the cost overflows."""
+    truth = [target(2)]
+    logits, masks = prediction(truth, 4)
+    assert all(torch.isfinite(x) for x in loss(criterion, [(logits, masks)] * 2, truth, generators(1)).values())
+    huge = masks.clone()
+    huge[0, 3] = 3e38  # softplus of 256 points: more than a float holds; unmatched, so that no loss sees it
+    losses = loss(criterion, [(logits, huge), (logits, masks)], truth, generators(1))
+    assert {name for name, value in losses.items() if not torch.isfinite(value)} >= {"loss_ce_0"}
+    assert torch.isfinite(losses["loss_ce"])
 
 
 def test_products_are_the_masks():

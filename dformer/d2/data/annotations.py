@@ -18,6 +18,7 @@ from pycocotools import mask as rle
 
 from dformer.d2.data.images import read_labels, read_panoptic_png
 from dformer.d2.data.panoptic import paint_classes
+from dformer.d2.data.segmentations import decode_rle, fault_of
 from dformer.errors import UserError
 
 Record = Mapping[str, Any]  # one image in Detectron2's standard data set format
@@ -116,7 +117,7 @@ def _transformed_rle(segmentation: dict[str, Any], transforms: T.TransformList, 
     corners = np.array([[x, y], [x + width, y], [x, y + height], [x + width, y + height]])
     if _outside(transforms.apply_coords(corners), size):
         return None
-    return transforms.apply_segmentation(rle.decode(segmentation))
+    return transforms.apply_segmentation(decode_rle(segmentation))
 
 
 def _outside(points: NDArray[np.floating[Any]], size: Size) -> bool:
@@ -205,10 +206,10 @@ def _objects(record: Record, size: Size) -> Objects:
         segmentation = annotation.get("segmentation")
         if not segmentation:
             raise UserError(f'an object of {record["file_name"]} has no "segmentation"; masks are trained with masks')
-        if isinstance(segmentation, dict):
-            if isinstance(segmentation["counts"], list):
-                segmentation = rle.frPyObjects(segmentation, *segmentation["size"])
-            _check_size(record["file_name"], size, "the RLE of its annotation", tuple(segmentation["size"]))
+        if fault := fault_of(segmentation, size):
+            raise UserError(f"an object of {record['file_name']} {fault}")
+        if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+            segmentation = rle.frPyObjects(segmentation, *size)
         segmentations.append(segmentation)
         classes.append(annotation["category_id"])
     return Objects(segmentations, classes)

@@ -12,6 +12,7 @@ from pycocotools import mask as rle
 from dformer.d2.data.annotations import Record
 from dformer.d2.data.images import read_panoptic_png, read_size
 from dformer.d2.data.parallel import Map, parallel_map
+from dformer.d2.data.segmentations import fault_of
 from dformer.errors import UserError
 
 
@@ -54,7 +55,13 @@ def things_of(record: Record) -> list[dict[str, Any]]:
 
 
 def as_rle(segmentation: Any, record: Record) -> dict[str, Any]:
-    """A segmentation (polygons, or RLE of either kind) as a compressed RLE."""
+    """A segmentation (polygons, or RLE of either kind) as a compressed RLE.
+
+    Raises:
+        UserError: there is a fault in it.
+    """
+    if fault := fault_of(segmentation, image_size(record)):
+        raise UserError(f"an object of {record['file_name']} {fault}")
     if isinstance(segmentation, dict):
         size = segmentation["size"]
         return rle.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation

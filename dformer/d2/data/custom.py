@@ -12,10 +12,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from dformer.d2.config import read_yaml
 from dformer.d2.data.forms import FORMS, Annotated, Source, read_classes
 from dformer.errors import UserError, did_you_mean
 
@@ -78,10 +78,10 @@ def register_file(file: str | Path) -> list[str]:
         UserError: as `register_custom`, or the file cannot be read.
     """
     try:
-        content = yaml.safe_load(Path(file).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = Path(file).read_text()
+    except (OSError, ValueError) as error:
         raise UserError(f"data set file {file} cannot be read: {error}") from error
-    return register_declarations(content, Path(file).resolve().parent, f"{file}: ")
+    return register_declarations(read_yaml(text, f"data set file {file}"), Path(file).resolve().parent, f"{file}: ")
 
 
 def register_declarations(declarations: Any, root: Path | None = None, where: str = "DATASETS.CUSTOM: ") -> list[str]:

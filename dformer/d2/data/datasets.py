@@ -81,7 +81,16 @@ def loading(name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        OSError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UserError(f'data set "{name}" cannot be loaded: {type(error).__name__}: {error}') from error
 
 

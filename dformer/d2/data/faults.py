@@ -17,7 +17,8 @@ from panopticapi.utils import rgb2id
 from pycocotools import mask as rle
 
 from dformer.d2.data.forms import unpaired
-from dformer.d2.data.images import read_image, read_labels, read_panoptic_png
+from dformer.d2.data.images import MAX_PIXELS, read_image, read_labels, read_panoptic_png
+from dformer.d2.data.segmentations import decode_rle, fault_of
 from dformer.errors import UserError
 
 FATAL, WARNING, NOTE = "fatal", "warning", "note"
@@ -90,8 +91,11 @@ class Seen:
 # A json file. `panoptic` says which of COCO's two formats it has.
 
 
+SECTIONS = ("images", "annotations", "categories")
+
+
 def json_sections(content: Any, file: str, panoptic: bool) -> Findings:
-    for section in ("images", "annotations", "categories"):
+    for section in SECTIONS:
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             yield Finding(
                 FATAL, "json incomplete", file, f'has no list "{section}"', "write it as COCO's format has it"
@@ -101,6 +105,12 @@ def json_sections(content: Any, file: str, panoptic: bool) -> Findings:
 
 
 def json_fields(content: Any, file: str, panoptic: bool) -> Findings:
+    for section in SECTIONS:
+        for index, entry in enumerate(content[section]):
+            if not isinstance(entry, dict):
+                what = f"{section}[{index}] is a {type(entry).__name__}, not an object with names and values"
+                yield Finding(FATAL, "entry broken", file, what, "write it as COCO's format has it")
+                return
     wanted = {
         "images": ("id", "file_name", "height", "width"),
         "annotations": ("image_id", "file_name", "segments_info") if panoptic else ("id", "image_id", "category_id"),
@@ -113,11 +123,55 @@ def json_fields(content: Any, file: str, panoptic: bool) -> Findings:
                     yield Finding(FATAL, "field missing", file, f'{section}[{index}] has no "{key}"', "add it")
     if panoptic:
         for index, annotation in enumerate(content["annotations"]):
-            for segment in annotation.get("segments_info", ()):
+            segments = annotation.get("segments_info", [])
+            if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
+                what = f'"segments_info" of annotations[{index}] is not a list of segments'
+                yield Finding(FATAL, "entry broken", file, what, "write it as COCO's format has it")
+                return
+            for segment in segments:
                 for key in ("id", "category_id"):
                     if key not in segment:
                         what = f'annotations[{index}] has a segment without "{key}"'
                         yield Finding(FATAL, "field missing", file, what, "add it")
+
+
+def json_types(content: Any, file: str, panoptic: bool) -> Findings:
+    sections = [(f"{name}[{k}]", name, entry) for name in SECTIONS for k, entry in enumerate(content[name])]
+    if panoptic:
+        segments = ((k, s) for k, a in enumerate(content["annotations"]) for s in a["segments_info"])
+        sections += [(f"a segment of annotations[{k}]", "segments", segment) for k, segment in segments]
+    for where, section, entry in sections:
+        for key, (is_right, expected) in TYPES[section].items():
+            if key in entry and not is_right(entry[key]):
+                what = f'"{key}" of {where} is {str(entry[key])[:40]!r}, but {expected} was expected'
+                yield Finding(FATAL, "value of a wrong type", file, what, "correct it")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MAX_PIXELS
+
+
+_NAME = (lambda value: isinstance(value, str), "text")
+_ID = (lambda value: type(value) in (int, str), "a number or text")
+_INTEGER = (lambda value: type(value) is int, "an integer")
+_SIDE = (_is_side, "a number of pixels")
+_BOX = (lambda value: isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)), "4 numbers")
+_FLAG = (lambda value: type(value) in (int, bool), "0 or 1")
+_MEASURES = {"bbox": _BOX, "area": (_is_number, "a number"), "iscrowd": _FLAG}
+# Of the entries of each section and, in panoptic annotations, of their segments.
+TYPES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "images": {"id": _ID, "file_name": _NAME, "height": _SIDE, "width": _SIDE},
+    "annotations": {
+        **{"id": _ID, "image_id": _ID, "category_id": _INTEGER, "file_name": _NAME, **_MEASURES},
+        "segmentation": (lambda value: value is None or isinstance(value, list | dict), "polygons or an RLE"),
+    },
+    "categories": {"id": _INTEGER, "name": _NAME, "isthing": _FLAG},
+    "segments": {"id": _INTEGER, "category_id": _INTEGER, **_MEASURES},
+}
 
 
 def json_duplicates(content: Any, file: str, panoptic: bool) -> Findings:
@@ -187,6 +241,12 @@ def json_masks(content: Any, file: str, panoptic: bool) -> Findings:
             what = f"{where}: the object has no mask"
             yield Finding(FATAL, "mask missing", file, what, "add polygons or RLE, or remove the annotation")
         elif isinstance(segmentation, list):
+            if not all(
+                isinstance(polygon, list) and all(type(c) in (int, float) for c in polygon) for polygon in segmentation
+            ):
+                what = f"{where}: a polygon is not a list of numbers"
+                yield Finding(FATAL, "mask broken", file, what, "give it x and y of each point")
+                continue
             if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
                 what = f"{where}: a polygon has fewer than 3 points, or half a point, and is left out"
                 yield Finding(WARNING, "polygon too short", file, what, "give it 3 points or more, x and y of each")
@@ -195,13 +255,12 @@ def json_masks(content: Any, file: str, panoptic: bool) -> Findings:
                 yield Finding(FATAL, "polygon not finite", file, what, "correct or remove it")
         elif "counts" not in segmentation or "size" not in segmentation:
             yield Finding(FATAL, "mask broken", file, f"{where}: an RLE needs counts and size", "encode the mask again")
-        if len(annotation.get("bbox", (0,) * 4)) != 4:
-            yield Finding(FATAL, "box broken", file, f"{where}: a box has 4 numbers: x, y, width, height", "correct it")
 
 
 JSON_FAULTS: list[Callable[[Any, str, bool], Findings]] = [
     json_sections,
     json_fields,
+    json_types,
     json_duplicates,
     json_references,
     json_segments,
@@ -293,6 +352,10 @@ def instance_masks(sample: Sample, seen: Seen) -> Findings:
         segmentation = annotation.get("segmentation")
         if not segmentation or size is None:
             continue
+        if fault := fault_of(segmentation, size):
+            kind = "mask size" if "RLE of size" in fault else "mask broken"
+            yield Finding(FATAL, kind, file, f"{name} {fault}", "encode the mask again, at the image's size")
+            continue
         if isinstance(segmentation, list):
             segmentation = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
             if not segmentation:
@@ -304,21 +367,12 @@ def instance_masks(sample: Sample, seen: Seen) -> Findings:
                 yield Finding(WARNING, "mask outside the image", file, what, "are the coordinates those of this image?")
             mask = rle.merge(rle.frPyObjects(segmentation, *size))
         else:
+            mask = rle.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation
             try:
-                mask = (
-                    rle.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation
-                )
-                pixels = rle.decode(mask).size
-                whole = not isinstance(segmentation["counts"], list) or sum(segmentation["counts"]) == pixels
-            except (TypeError, ValueError):
-                whole = False
-            if not whole:
+                decode_rle(mask)
+            except UserError:
                 what = f"{name}: its RLE cannot be decoded"
                 yield Finding(FATAL, "mask broken", file, what, "encode the mask again")
-                continue
-            if tuple(segmentation["size"]) != tuple(size):
-                what = f"{name}: its RLE is of {_wxh(segmentation['size'])} pixels, the image {_wxh(size)}"
-                yield Finding(FATAL, "mask size", file, what, "encode the mask at the image's size")
                 continue
         area = int(rle.area(mask))
         seen.objects.append((annotation["category_id"], area, bool(annotation.get("iscrowd"))))

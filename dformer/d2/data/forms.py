@@ -29,6 +29,7 @@ Annotated = tuple[list[dict[str, Any]], dict[str, Any]]  # records, metadata
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 IGNORE_LABEL = 255
+MAX_JSON = 8 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -236,11 +237,19 @@ def read_json(file: str | Path) -> Any:
     """Content of a json file.
 
     Raises:
-        UserError: it is missing or not json.
+        UserError: it is missing, not json, or too large or deep.
     """
     try:
+        if Path(file).stat().st_size > MAX_JSON:
+            raise UserError(f"{file} is too large: json of up to {MAX_JSON >> 30} GiB is read")
         return json.loads(Path(file).read_text())
-    except (OSError, ValueError) as error:
+    except RecursionError as error:
+        raise UserError(f"{file} cannot be read: its lists are nested too deeply") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{file} cannot be read: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """Reading picture files: images, label maps and panoptic PNGs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from PIL import Image
 from dformer.errors import UserError
 
 ORIENTATION = 0x0112  # EXIF tag; from 5 on, height and width change places
+# Pillow reads many more, some by other programs; and is not always built with all of these.
+Image.init()
+_KNOWN = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
+MAX_PIXELS = 100_000_000  # of a picture, 1.1 GiB while it is read; a header may claim any number
 _INTEGER_MODES = ("I", "I;16", "I;16B", "I;16L")  # PIL's modes of pictures of 16 bits a pixel
 
 
@@ -44,12 +50,9 @@ def read_size(file_name: str | Path) -> tuple[int, int]:
     Raises:
         UserError: the file is missing or not an image.
     """
-    try:
-        with PathManager.open(str(file_name), "rb") as file, Image.open(file) as picture:
-            turned = picture.getexif().get(ORIENTATION, 1) >= 5
-            return (picture.width, picture.height) if turned else (picture.height, picture.width)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {file_name} cannot be read: {error}") from error
+    with _opened(file_name, "image") as picture:
+        turned = picture.getexif().get(ORIENTATION, 1) >= 5
+        return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
 
 def read_labels(file_name: str | Path, label_map: Mapping[int, int] | None = None) -> NDArray[np.integer[Any]]:
@@ -92,9 +95,9 @@ def read_panoptic_png(file_name: str | Path) -> NDArray[np.uint8]:
     """Read a PNG of segment ids as it is: (H, W, 3), id = R + 256 G + 65536 B, 0 is void.
 
     Raises:
-        UserError: the file is missing or unreadable, or not a colour picture.
+        UserError: the file is missing or unreadable, or not a PNG in colour.
     """
-    picture = _read_picture(file_name, "panoptic annotation")
+    picture = _read_picture(file_name, "panoptic annotation", ("PNG",))
     if picture.mode not in ("RGB", "RGBA"):
         raise UserError(
             f"panoptic annotation {file_name} is a picture of mode {picture.mode}; COCO's format is an RGB PNG, whose "
@@ -103,12 +106,21 @@ def read_panoptic_png(file_name: str | Path) -> NDArray[np.uint8]:
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
-def _read_picture(file_name: str | Path, role: str) -> Image.Image:
+def _read_picture(file_name: str | Path, role: str, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    with _opened(file_name, role, formats) as picture:
+        picture.load()
+        return picture
+
+
+@contextmanager
+def _opened(file_name: str | Path, role: str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     try:
         with PathManager.open(str(file_name), "rb") as file:
-            picture = Image.open(file)
-            picture.load()
-            return picture
-    # What Pillow raises on a broken file depends on where it is broken.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{role} {file_name} cannot be read: {error}") from error
+            picture = Image.open(file, formats=formats)
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UserError(f"{role} {file_name} is too large: {picture.width} x {picture.height} pixels; tile it")
+            yield picture
+    except UserError:
+        raise
+    except Exception as error:  # what Pillow raises on a broken file depends on where it is broken
+        raise UserError(f"{role} {file_name} cannot be read: {str(error) or type(error).__name__}") from error

@@ -163,7 +163,7 @@ def _check_json(file: str | Path, panoptic: bool, inspection: Inspection) -> Any
     for fault in JSON_FAULTS:
         found = list(fault(content, str(file), panoptic))
         inspection.findings += found
-        if any(f.level == FATAL for f in found) and fault in JSON_FAULTS[:2]:
+        if any(f.level == FATAL for f in found) and fault in JSON_FAULTS[:3]:
             break  # the others would stumble over it
     return content
 

@@ -20,6 +20,7 @@ from dformer import rng
 from dformer.d2.data.coco_format import image_size
 from dformer.d2.data.datasets import get_metadata, loading
 from dformer.d2.data.mappers import TestMapper, TrainMapper
+from dformer.d2.data.unreadable import Needed, Replacing
 from dformer.d2.interruption import SIGNALS
 from dformer.errors import UserError, did_you_mean
 
@@ -51,7 +52,8 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     """Endless loader of this process's share of `SOLVER.IMS_PER_BATCH` images; see `TrainMapper` for their contents.
 
     `DATALOADER.FILTER_EMPTY_ANNOTATIONS` leaves out images of instance sets without objects. With
-    `DATALOADER.ASPECT_RATIO_GROUPING`, a batch has wide images or high ones, not both.
+    `DATALOADER.ASPECT_RATIO_GROUPING`, a batch has wide images or high ones, not both. In place of
+    what cannot be read, other images are taken (see `Replacing`).
 
     Raises:
         UserError: a data set is not registered or cannot be loaded, or there is no such sampler.
@@ -64,7 +66,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         _orientation(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
     )
     return TrainLoader(
-        SeededImages(records, TrainMapper.from_config(cfg), seed),
+        SeededImages(records, cfg, seed),
         batch_sampler=stream,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_it_is,
@@ -79,7 +81,9 @@ def build_test_loader(cfg: CfgNode, name: str) -> Iterable[Batch]:
         UserError: the data set is not registered or cannot be loaded.
     """
     loader = build_detection_test_loader(
-        _load(name, filter_empty=False), mapper=TestMapper.from_config(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
+        _load(name, filter_empty=False),
+        mapper=Needed(TestMapper.from_config(cfg)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     loader.worker_init_fn = _heed_parent_only
     return loader
@@ -118,9 +122,9 @@ class BatchStream(Sampler[list[Draw]]):
 class SeededImages(Dataset[dict[str, Any]]):
     """Records, mapped with what is random seeded by `seed` and the position in the stream."""
 
-    def __init__(self, records: Batch, mapper: TrainMapper, seed: int) -> None:
+    def __init__(self, records: Batch, cfg: CfgNode, seed: int) -> None:
         self.records = DatasetFromList(records, copy=False)  # in one block of memory, which workers share
-        self.mapper = mapper
+        self.mapper = Replacing(TrainMapper.from_config(cfg), self.records, cfg.DATALOADER.MAX_UNREADABLE)
         self.seed = seed
 
     def __len__(self) -> int:

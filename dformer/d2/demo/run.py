@@ -16,12 +16,10 @@ from dformer.d2.data import model_classes, read_image
 from dformer.d2.demo.inputs import find_inputs, is_video, output_files
 from dformer.d2.demo.records import CocoFile, JsonList, Size, resized, segment_record
 from dformer.d2.predictor import Predictor
-from dformer.d2.results import TASKS, result_segments, save_picture
+from dformer.d2.results import INSTANCE_THRESHOLD, TASKS, result_segments, save_picture
 from dformer.errors import UserError
 from dformer.video import VideoReader, VideoWriter
 from dformer.visualize import ALPHA, Segment, draw_panels, draw_segments
-
-INSTANCE_THRESHOLD = 0.5
 
 # Results of larger images are computed and drawn at this size, as 100 masks of a 12 megapixel photograph take 5 GB,
 # several times over. The network sees less anyway, about one megapixel.

@@ -1,6 +1,5 @@
 """Which evaluators a data set gets."""
 
-import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from detectron2.utils.file_io import PathManager
 
 from dformer.d2.data.coco_format import instances_json
 from dformer.d2.data.datasets import get_metadata, loading
+from dformer.d2.data.forms import read_json
 from dformer.d2.data.images import read_labels, read_panoptic_png
 from dformer.d2.data.panoptic import semantic_from_panoptic
 from dformer.d2.data.parallel import parallel_map
@@ -91,14 +91,10 @@ def _with_instance_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
     things = {contiguous: i for i, contiguous in metadata.thing_dataset_id_to_contiguous_id.items()}
     if metadata.get("json_file"):
         json_file = _local(metadata.json_file)
-        where, truth = str(json_file), partial(_read_json, json_file)
+        where, truth = str(json_file), partial(read_json, json_file)
     else:  # annotated in another form
         where, truth = f'data set "{metadata.name}"', partial(_as_coco_instances, metadata)
     return {"instance": InstanceEvaluator(truth, where, things, folder, cfg.TEST.BOUNDARY)}
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text())
 
 
 def _as_coco_instances(metadata: Metadata) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Annotations that predictions are compared with."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from dformer.d2.data.forms import read_json
 from dformer.errors import UserError
 
 
@@ -17,7 +17,7 @@ class PanopticGroundTruth:
     """
 
     def __init__(self, json_file: Path, png_root: Path) -> None:
-        content = json.loads(json_file.read_text())
+        content = read_json(json_file)
         self.json_file = json_file
         self.png_root = png_root
         self.categories: dict[int, dict[str, Any]] = {c["id"]: c for c in content["categories"]}

@@ -1,0 +1,29 @@
+#!/usr/bin/env python3
+"""Run a batch again that training has stopped at, and say which image, module, loss or gradient is not finite.
+
+python tools/replay.py output/bad_step_0001234/rank0.pth
+"""
+
+import argparse
+import sys
+
+from dformer.d2.bad_steps import replay
+from dformer.d2.launch import resolve_device
+from dformer.errors import exit_on_user_error
+
+
+@exit_on_user_error
+def main() -> None:
+    description, _, usage = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", metavar="FILE", help="batch of a process; the weights lie beside it")
+    parser.add_argument("--device", default="cuda", help="default: the GPU where there is one")
+    args = parser.parse_args()
+    device = resolve_device(args.device, "--device" in sys.argv, num_gpus=1)
+    print("\n".join(replay(args.file, device)))
+
+
+if __name__ == "__main__":
+    main()
