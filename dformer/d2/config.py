@@ -5,6 +5,8 @@ Keys of Detectron2 keep their meaning: `MODEL.RESNETS`, `DATASETS`, `DATALOADER`
 
 import math
 import os
+import re
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "VIS_PERIOD": (0, 1e12),
 }
 MAX_YAML = 4 << 20  # characters
+MAX_DEPTH = 100
 MAX_VALUES = 200_000  # counted as often as an alias stands for them
 
 
@@ -271,6 +274,8 @@ def read_yaml(text: str, where: str) -> Any:
     try:
         if len(text) > MAX_YAML:
             raise UserError(f"{where} is too large for a config: {len(text)} characters")
+        if _depth(text) > MAX_DEPTH:
+            raise UserError(f"{where} is nested too deeply for a config")
         value = yaml.safe_load(text)
     except UserError:
         raise
@@ -285,6 +290,12 @@ def read_yaml(text: str, where: str) -> Any:
             raise UserError(f"{where} is too large for a config: its aliases (*name) stand for too many values")
         left += [*entry, *entry.values()] if isinstance(entry, dict) else entry if isinstance(entry, list) else []
     return value
+
+
+def _depth(text: str) -> int:
+    """How deep the brackets of a text are nested: PyYAML needs a minute for some thousands."""
+    steps = (1 if mark in "[{" else -1 for mark in re.findall(r"[][{}]", text))
+    return max(accumulate(steps), default=0)
 
 
 def _check_files(config_file: str) -> None:

@@ -105,6 +105,12 @@ def test_aliases_stood_for_more_values_than_there_is_memory(tmp_path, text):
         merge_text(get_cfg(), text, "the config")
 
 
+def test_deep_yaml_took_a_minute():
+    for text in ("[" * 5000, "a: " + "{b: " * 5000):
+        with bounded(), pytest.raises(UserError, match="nested too deeply"):
+            merge_text(get_cfg(), text, "the config")
+
+
 def test_a_config_that_is_based_on_itself(tmp_path):
     (tmp_path / "a.yaml").write_text("_BASE_: b.yaml")
     (tmp_path / "b.yaml").write_text("_BASE_: a.yaml")
