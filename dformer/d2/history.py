@@ -13,7 +13,8 @@ from detectron2.utils.events import EventStorage
 WINDOW = 20  # values of a median; of Detectron2's writers
 History = dict[str, Any]
 NO_HISTORY: History = {"scalars": {}, "bytes": 0}  # of a run that was stopped before its first checkpoint
-NOT_KEPT = {"time"}  # of an iteration: Detectron2 measures it anew after some steps
+# Of the process that measures them, and measured anew after some steps.
+NOT_KEPT = {"time", "data_time", "eta_seconds", "images_per_second", "memory_gib"}
 
 
 def history_state(storage: EventStorage, metrics_file: Path, last_written: int) -> History:

@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 
 from dformer.checkpoint import PARTIAL, read_checkpoint
+from dformer.d2.history import NOT_KEPT
 from tests.faults.training import STEPS, child, make_data
 
 ROOT = Path(__file__).resolve().parents[2]
 SAVES = STEPS // 2
-TIMES = {"time", "data_time", "eta_seconds"}  # what is logged and never the same
 
 # Processes are forked from one that has imported all: of the seconds of a start, none is left.
 context = multiprocessing.get_context("forkserver")
@@ -82,9 +82,9 @@ def difference(ours: Path, theirs: Path) -> str:
 
 
 def logged(output: Path) -> list[dict[str, float]]:
-    """The lines of metrics.json, but for times."""
+    """The lines of metrics.json, but for times and memory."""
     lines = map(json.loads, (output / "metrics.json").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+    return [{name: value for name, value in line.items() if name not in NOT_KEPT} for line in lines]
 
 
 def check_folder(output: Path) -> None:
