@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dformer.losses.matcher import LossWeights, assign, matching_cost
+from dformer.losses.matcher import LossWeights, Matching, assign, matching_cost
 from dformer.losses.points import random_points, sample_logits, sample_map, sample_targets, uncertain_points
 
 MASKS_AT_ONCE = 32  # whose points are drawn together: bounds the memory, of which candidates need most
@@ -92,7 +92,7 @@ class Criterion(nn.Module):
             whatever the targets. Where a matching cost is not finite, the `loss_ce` of that layer is NaN.
         """
         class_logits = logits.float()
-        matches, bad_layers = assign(self.costs(class_logits, masks, targets, generators))
+        matches, bad_layers = self.match(class_logits, masks, targets, generators)
         classes = classification_targets(class_logits, targets, matches)  # (L, B, N)
         class_weight = self.class_weight[classes]
         count = sum(len(target.labels) for target in targets)
@@ -118,6 +118,12 @@ class Criterion(nn.Module):
         ]  # as published: the last layer has no suffix
         order = [-1, *range(len(class_logits) - 1)]
         return {key + name: loss[i] for name, i in zip(names, order, strict=True) for key, loss in losses.items()}
+
+    def match(
+        self, logits: Tensor, masks: MaskProducts, targets: list[Target], generators: list[torch.Generator]
+    ) -> Matching:
+        """For each image, which predictions of each layer go with which ground truth."""
+        return assign(self.costs(logits, masks, targets, generators))
 
     @torch.no_grad()
     def costs(
