@@ -28,7 +28,6 @@ from dformer.d2.interactive import (
     as_json,
     legend,
     load_model,
-    num_masks,
     open_image,
     segment,
 )
@@ -164,7 +163,7 @@ def answer(results: Results, seconds: float, file: str | None, weights: str, *se
     task, masks, steps, seed, *thresholds = settings
     request = Request(task, int(masks), int(steps), int(seed), *thresholds)
     predictor = load_model(weights).predictor
-    request = replace(request, masks=min(request.masks, num_masks(predictor)))  # of another checkpoint
+    request = replace(request, masks=min(request.masks, predictor.num_masks))  # of another checkpoint
     found = segment(predictor, image, request, seconds)
     folder = results.new()
     shown: list[Shown] = []

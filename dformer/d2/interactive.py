@@ -57,7 +57,7 @@ class Request:
         if self.task not in TASKS:
             raise UserError(f'task "{self.task}" does not exist; choose one of {", ".join(TASKS)}')
         ranges = {
-            "masks": (1, num_masks(predictor)),
+            "masks": (1, predictor.num_masks),
             "steps": (1, MAX_STEPS),
             "seed": (0, 2**31 - 1),
             "confidence": (0, 1),
@@ -112,7 +112,7 @@ def load_model(weights: str) -> Loaded:
     predictor = Predictor(cfg)
     request = Request(
         task=cfg.INPUT.TASK,
-        masks=num_masks(predictor),
+        masks=predictor.num_masks,
         steps=min(cfg.DIFFUSION.SAMPLING_STEPS, MAX_STEPS),
         seed=cfg.DIFFUSION.SEED,
         confidence=cfg.TEST.OBJECT_THRESHOLD,
@@ -120,11 +120,6 @@ def load_model(weights: str) -> Loaded:
         alpha=ALPHA,
     )
     return Loaded(predictor, request)
-
-
-def num_masks(predictor: Predictor) -> int:
-    """N, the masks that a model predicts."""
-    return len(predictor.model.head.mask_decoder.query_position)
 
 
 def open_image(file: str | Path) -> UInt8:

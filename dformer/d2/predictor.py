@@ -29,6 +29,7 @@ class Predictor:
     Attributes:
         model: the model, in evaluation mode.
         class_names: of the model's classes (see `model_classes`).
+        num_masks: N, the masks that the model predicts.
         autocast: context of the precision that the model runs in.
 
     Raises:
@@ -44,6 +45,7 @@ class Predictor:
             raise UserError("the model needs trained weights: give a checkpoint with MODEL.WEIGHTS <file>")
         keep_pages()
         self.class_names, _ = model_classes(cfg)
+        self.num_masks: int = cfg.MODEL.MASK_DECODER.NUM_QUERIES
         self.model = build_model(cfg).eval()
         checkpoint = fetch_checkpoint(cfg.MODEL.WEIGHTS, averaged=cfg.MODEL.EMA_DECAY > 0)
         load_weights(self.model, checkpoint, cfg.MODEL.WEIGHTS)

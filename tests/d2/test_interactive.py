@@ -12,7 +12,7 @@ from pycocotools import mask as rle
 from dformer.d2 import interactive
 from dformer.d2.checkpointer import ASSETS
 from dformer.d2.data import read_image
-from dformer.d2.interactive import Answer, Request, as_json, legend, load_model, num_masks, open_image, segment
+from dformer.d2.interactive import Answer, Request, as_json, legend, load_model, open_image, segment
 from dformer.errors import UserError
 
 SHAPES = "dformer://shapes"
@@ -31,7 +31,7 @@ def masks(answer: Answer, step: int = -1) -> list[tuple]:
 def test_the_default_request_is_what_the_predictor_gives():
     found = ask().steps[-1].segments
     predictor, request = load_model(SHAPES)
-    assert request.task == "panoptic" and request.masks == num_masks(predictor) == 20
+    assert request.task == "panoptic" and request.masks == predictor.num_masks == 20
     predictor.model.tasks = ("panoptic",)
     segment_map, infos = predictor([read_image(EXAMPLE)])[0]["panoptic_seg"]
     assert [(s.category, s.score) for s in found] == [(i["category_id"], i["score"]) for i in infos]
@@ -47,7 +47,7 @@ def test_seed_and_steps_change_the_result_and_nothing_else_does():
 
 def test_fewer_masks_find_less_for_one_request():
     assert len(ask(masks=1, confidence=0.0).steps[-1].segments) <= 1
-    assert num_masks(load_model(SHAPES).predictor) == 20
+    assert len(load_model(SHAPES).predictor.model.head.mask_decoder.query_position) == 20
 
 
 @pytest.mark.parametrize("task", ["instance", "semantic"])
