@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dformer.d2.bad_steps import replay
 from dformer.d2.launch import launch, resolve_device
 from dformer.d2.trainer import MAX_BAD_STEPS
 from dformer.errors import UserError
 from tests.d2.distributed import gradients
+from tools import replay
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -76,11 +76,13 @@ def test_a_bad_step_of_one_process_is_left_out_by_all_and_traced(measured, fault
         assert (found if image in images else "finite when it is run again") in line
 
 
-def test_all_processes_stop_together_and_leave_what_replays(measured, two):
+def test_all_processes_stop_together_and_leave_what_replays(measured, two, monkeypatch, capsys):
     for rank, message in enumerate(measured["stop"]):
         file = two / f"bad_step_{MAX_BAD_STEPS - 1:07d}" / f"rank{rank}.pth"
         assert f"{MAX_BAD_STEPS} steps in a row" in message and f"tools/replay.py {file}" in message
-        lines = replay(file, "cpu")
+        monkeypatch.setattr(sys, "argv", ["replay.py", str(file), "--device", "cpu"])
+        replay.main()
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("image ")]
         assert [("its image" in line) for line in lines] == [rank == 1, False]
         assert lines[1].startswith(f"image {2 + rank}: finite")
 

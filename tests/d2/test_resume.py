@@ -61,9 +61,10 @@ def newest(tmp_path):
     return tmp_path / "pieces" / (tmp_path / "pieces" / "last_checkpoint").read_text()
 
 
-def test_in_pieces_with_two_processes(data, tmp_path):
+@pytest.mark.parametrize("task", ["resume", "resume_with_workers"])
+def test_in_pieces_with_two_processes(task, tmp_path):
     make_data(tmp_path / "data")
-    process = start("torchrun", "resume", tmp_path)
+    process = start("torchrun", task, tmp_path)
     assert process.returncode == 0, process.stderr
     assert "model_0000009.pth cannot be read as a checkpoint: it is damaged" in process.stdout
     assert difference(tmp_path / "pieces", tmp_path / "whole") == ""
