@@ -20,7 +20,7 @@ STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 class TimmBackbone(Backbone):
     """A timm model with `features_only`: maps `res2` .. `res5` of strides 4, 8, 16, 32.
 
-    Swin and its kin give channels-last maps without a norm; these get a LayerNorm each, as the published Swin backbones
+    Swin and its kin give maps (B, H, W, C) without a norm; these get a LayerNorm each, as the published Swin backbones
     have. Swin takes any input size: its windows are padded, never shrunk, as in the published code.
 
     Raises:
@@ -56,7 +56,7 @@ class TimmBackbone(Backbone):
         maps = self.body(image)
         features = {key: maps[index] for key, index in self.index.items()}
         if self.channels_last:
-            features = {key: self.norms[key](x).permute(0, 3, 1, 2).contiguous() for key, x in features.items()}
+            features = {key: self.norms[key](x).permute(0, 3, 1, 2) for key, x in features.items()}
         return features
 
 

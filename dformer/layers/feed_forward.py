@@ -43,5 +43,6 @@ class TwoLinears(torch.autograd.Function):
         """Gradients of the inputs, under autocast in its dtype."""
         x, expand, reduce, hidden = ctx.saved_tensors
         x, expand, reduce = (tensor.to(grad.dtype) for tensor in (x, expand, reduce))
-        grad_hidden = (grad @ reduce).masked_fill_(hidden == 0, 0)
+        grad_hidden = grad @ reduce
+        torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden, 0, grad_input=grad_hidden)
         return grad_hidden @ expand, grad_hidden.T @ x, grad_hidden.sum(0), grad.T @ hidden, grad.sum(0)

@@ -4,7 +4,6 @@ Shapes: L supervised predictions (one a decoder layer), B images, N masks each, 
 image b, K classes, P points.
 """
 
-from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -30,22 +29,22 @@ class MaskProducts(NamedTuple):
     """Mask logits of L layers and B images as products, of which only what is looked at is computed."""
 
     queries: Tensor  # (L, B, N, E)
-    pixels: Tensor  # (B, E, h, w)
+    pixels: tuple[Tensor, ...]  # B times (h, w, E)
 
     def of_queries(self, image: int, rows: Tensor) -> Tensor:
         """Masks (L * M, h, w), float32, of the queries `rows` (L, M) of an image."""
         layer = torch.arange(len(rows), device=rows.device)[:, None]
         queries = self.queries[layer, image, rows].flatten(0, 1)
-        return (queries @ self.pixels[image].flatten(1)).float().unflatten(1, self.pixels.shape[-2:])
+        height, width, _ = self.pixels[image].shape
+        return (queries @ self.pixels[image].flatten(0, 1).T).float().unflatten(1, (height, width))
 
-    def at_points(self, image: int, points: Tensor) -> Iterator[Tensor]:
-        """Of one layer after the other, the logits (N, P), float32, of all queries of an image at points (P, 2).
+    def at_points(self, image: int, points: Tensor) -> Tensor:
+        """The logits (L, N, P), float32, of all queries of an image at points (P, 2).
 
         Sampled bilinearly: the product with the sampled embedding, as both are linear.
         """
         pixels = sample_map(self.pixels[image], points)  # (E, P)
-        for layer in self.queries[:, image]:
-            yield (layer @ pixels.to(layer.dtype)).float()
+        return (self.queries[:, image] @ pixels.to(self.queries.dtype)).float()
 
 
 class Criterion(nn.Module):
@@ -152,7 +151,7 @@ class Criterion(nn.Module):
         """Binary cross-entropy and dice (L,), each the sum over the matched masks of a layer."""
         if all(rows.shape[1] == 0 for rows, _ in matches):
             # Every parameter is reached all the same, or processes would wait for each other's gradients.
-            nothing = 0 * (masks.queries.float().sum((1, 2, 3)) + masks.pixels.float().sum())
+            nothing = 0 * (masks.queries.float().sum((1, 2, 3)) + sum(pixels.float().sum() for pixels in masks.pixels))
             return nothing, nothing
         loss_mask = loss_dice = torch.zeros(len(masks.queries), device=masks.queries.device)
         for b, (target, (rows, columns), generator) in enumerate(zip(targets, matches, generators, strict=True)):

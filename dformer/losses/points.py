@@ -17,8 +17,8 @@ def sample_logits(masks: Tensor, points: Tensor) -> Tensor:
 
 
 def sample_map(features: Tensor, points: Tensor) -> Tensor:
-    """Values of features (C, H, W) bilinearly at points (P, 2) -> (C, P) float32; outside they are 0."""
-    batch = features.float()[:, None]  # a map an item: PyTorch's threads share items, not channels
+    """Values of features (H, W, C) bilinearly at points (P, 2) -> (C, P) float32; outside they are 0."""
+    batch = features.float().permute(2, 0, 1)[:, None]  # a map an item: PyTorch's threads share items, not channels
     grid = (2 * points - 1)[None, :, None].expand(len(batch), -1, -1, -1)
     return F.grid_sample(batch, grid, padding_mode="zeros", align_corners=False)[:, 0, :, 0]
 

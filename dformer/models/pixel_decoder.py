@@ -59,12 +59,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         for layer in self.layers:
             x = layer(x, pos, reference, extent, sizes)
         pyramid = [
-            level.mT.unflatten(2, size)  # (B, C, h, w)
+            level.unflatten(1, size).permute(0, 3, 1, 2)  # (B, C, h, w)
             for level, size in zip(x.split([h * w for h, w in sizes], dim=1), sizes, strict=True)
         ]
         finest = self.lateral(features[0])
-        # Contiguous: PyTorch resizes what is not, as a view of (B, S, C) rows is, four times as slowly on a CPU.
-        finest = finest + resize(pyramid[-1].contiguous(), finest.shape[-2:])
+        finest += resize(pyramid[-1], finest.shape[-2:])
         return PixelFeatures(pyramid, self.mask_projection(F.relu_(self.smooth(finest))))
 
     def position(self, sizes: list[Size], x: Tensor) -> Tensor:

@@ -113,4 +113,8 @@ def test_resize_by_a_whole_factor_is_bilinear(factor, height, width):
 
 def check_resize(maps, size):
     expected = F.interpolate(maps, size, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(resize(maps, size), expected, rtol=0, atol=1e-6)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        resized = resize(maps.contiguous(memory_format=layout), size)
+        torch.testing.assert_close(resized, expected, rtol=0, atol=1e-6)
+        assert resized.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(resize(maps.bfloat16(), size).float(), expected, rtol=0, atol=0.05)

@@ -53,7 +53,8 @@ def loss(criterion, layers, targets, generators):
     logits, masks = zip(*layers, strict=True)
     queries = masks[0].shape[1]
     choice = torch.eye(len(masks) * queries).view(len(masks), 1, queries, -1).expand(-1, len(targets), -1, -1)
-    return criterion(torch.stack(logits), MaskProducts(choice, torch.cat(masks, dim=1)), targets, generators)
+    pixels = torch.cat(masks, dim=1).permute(0, 2, 3, 1)
+    return criterion(torch.stack(logits), MaskProducts(choice, pixels.unbind()), targets, generators)
 
 
 def test_perfect_predictions_cost_nothing_and_wrong_ones_something(criterion):
@@ -155,7 +156,8 @@ def test_products_are_the_masks():
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(2, 3, 5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     pixels = torch.randn(3, 4, 6, 8, generator=generator, dtype=torch.float64, requires_grad=True)
-    masks, products = torch.einsum("lbne,behw->lbnhw", queries, pixels), MaskProducts(queries, pixels)
+    masks = torch.einsum("lbne,behw->lbnhw", queries, pixels)
+    products = MaskProducts(queries, pixels.permute(0, 2, 3, 1).unbind())
     rows = torch.tensor([[4, 0], [1, 1]])
     expected = torch.stack([masks[0, 2, 4], masks[0, 2, 0], masks[1, 2, 1], masks[1, 2, 1]])
     some = products.of_queries(2, rows)

@@ -103,7 +103,7 @@ class Segmenter(nn.Module, ABC):
         predictions = self.training_predictions(self.features(images.tensor), targets, generators)
         logits = torch.stack([prediction.logits for prediction in predictions])
         queries = torch.stack([prediction.mask_embedding for prediction in predictions])
-        masks = MaskProducts(queries, predictions[0].pixel_embedding)
+        masks = MaskProducts(queries, predictions[0].pixel_embedding.permute(0, 2, 3, 1).unbind())
         return self.criterion(logits, masks, targets, generators)
 
     @torch.no_grad()
@@ -137,8 +137,8 @@ class Segmenter(nn.Module, ABC):
         return ImageList.from_tensors(images, self.size_divisibility)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Maps of strides 4, 8, 16, 32."""
-        maps = self.backbone(images)
+        """Maps of strides 4, 8, 16, 32, channels last where the backbone keeps that: convolutions are faster so."""
+        maps = self.backbone(images.contiguous(memory_format=torch.channels_last))
         return [maps[key] for key in ("res2", "res3", "res4", "res5")]
 
     def target(self, instances: Instances, canvas: torch.Size) -> Target:
