@@ -227,12 +227,12 @@ def main() -> None:
     models = Models(args)
     results = [result for group in turns.values() for result in models.measure(group)]
     text = report(results, args.device)
-    print(text)
     if args.json:
         write(args.json, records(results))
         write(args.json.with_suffix(".md"), text)
     if args.plot:
         plot(results, args.plot)
+    print(text)
     sys.exit(0 if len(results) == len(cases) else 1)
 
 
