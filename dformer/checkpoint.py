@@ -86,7 +86,10 @@ def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
     with replaced(path) as partial:
         if path.suffix == ".safetensors":
             texts = {key: value for key, value in checkpoint.items() if isinstance(value, str)}
+            partial.touch()
+            rights = partial.stat().st_mode  # safetensors leaves its file to the owner alone
             save_safetensors({name: x.contiguous() for name, x in checkpoint["model"].items()}, partial, texts)
+            partial.chmod(rights)
         else:
             with partial.open("wb") as file:  # given a path, torch would not tell why it cannot write
                 torch.save(dict(checkpoint), file)

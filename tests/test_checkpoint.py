@@ -62,6 +62,13 @@ def test_a_flipped_bit_of_a_weight_is_told(tmp_path):
         read_checkpoint(tmp_path / "model.pth")
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_others_may_read_what_is_written(suffix, tmp_path):
+    write_checkpoint(tmp_path / f"model{suffix}", {"model": WEIGHTS})
+    (tmp_path / "any").touch()
+    assert (tmp_path / f"model{suffix}").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_safetensors(tmp_path):
     save_file(WEIGHTS, tmp_path / "model.safetensors")
     assert same(read_checkpoint(tmp_path / "model.safetensors")["model"], WEIGHTS)
