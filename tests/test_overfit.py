@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_panoptic
 
 from dformer.d2 import get_cfg, merge_config
-from dformer.d2.trainer import check, run
+from dformer.d2.run import check, run
 from tests.d2.tiny import own_loggers
 
 NAME = "coco_first_eight"

@@ -113,7 +113,7 @@ def test_saved_predictions_are_evaluated_without_a_model(monkeypatch, capsys, tr
     main()
     predictions = ["--predictions", str(tmp_path / "first" / "inference")]
     monkeypatch.setattr(sys, "argv", [*arguments, *predictions, *options, str(tmp_path / "again")])
-    monkeypatch.setattr("dformer.d2.trainer.build_model", None)
+    monkeypatch.setattr("dformer.d2.run.build_model", None)
     main()
     for name in ("results.json", "results.csv"):
         assert (tmp_path / "first" / name).read_text() == (tmp_path / "again" / name).read_text()

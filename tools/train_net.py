@@ -18,7 +18,7 @@ def main() -> None:
     from dformer.d2 import get_cfg
     from dformer.d2.config import merge_config
     from dformer.d2.launch import launch, resolve_device, told_once
-    from dformer.d2.trainer import check, run
+    from dformer.d2.run import check, run
 
     parser = default_argument_parser(epilog=__doc__)
     parser.set_defaults(dist_url="auto")

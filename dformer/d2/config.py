@@ -6,6 +6,8 @@ Keys of Detectron2 keep their meaning: `MODEL.RESNETS`, `DATASETS`, `DATALOADER`
 import math
 import os
 import re
+import shlex
+import sys
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -321,6 +323,11 @@ def _check_files(config_file: str) -> None:
             base = os.path.expanduser(base)
             is_absolute = base.startswith(("/", "https://", "http://"))
             file = base if is_absolute else os.path.join(os.path.dirname(seen[-1]), base)
+
+
+def config_text(cfg: CN) -> str:
+    """The cfg as YAML, with the command that this process was started with as its first line, a comment."""
+    return f"# {shlex.join(['python', *sys.argv])}\n{cfg.dump()}"
 
 
 def _value(cfg: CN, key: str) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dformer.d2 import trainer
 from dformer.d2.interruption import RESUME_ME
 from dformer.d2.launch import launch
+from dformer.d2.run import run
 from dformer.errors import UserError
 from tests.d2.interrupt import damage, signalled
 from tests.d2.tiny import tiny_batch, tiny_cfg
@@ -162,7 +163,7 @@ def resume(folder: Path, workers: int = 0) -> None:
         for stop in (None,) if output == "whole" else (4, 9, None):
             at = stop if comm.get_rank() == 1 else None
             with signalled(at), pytest.raises(SystemExit, match=str(RESUME_ME)) if stop else nullcontext():
-                trainer.run(cfg, resume=True)
+                run(cfg, resume=True)
             if stop:
                 tags = comm.all_gather((folder / output / "last_checkpoint").read_text())
                 assert tags == [f"model_{stop:07d}.pth"] * 2

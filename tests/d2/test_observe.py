@@ -12,11 +12,11 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage, get_event_storage
 
-from dformer.d2 import trainer
 from dformer.d2.data import register_shapes
 from dformer.d2.observe import KEPT, LogLine, bound_history
 from dformer.d2.pictures import TIMES, Pictures, noisy_masks
 from dformer.d2.record import write_record
+from dformer.d2.run import run
 from dformer.models.dformer import MaskDiffusion
 from tests.d2.tiny import own_loggers, tiny_cfg
 from tests.datasets import load_script
@@ -105,7 +105,7 @@ def test_pictures_reach_tensorboard_and_change_nothing(shapes, tmp_path):
         cfg.VIS_PERIOD, cfg.SOLVER.MAX_ITER, cfg.DATASETS.TEST = period, 2, ()
         folder.mkdir()
         with own_loggers():
-            trainer.run(cfg)
+            run(cfg)
         weights.append(torch.load(folder / "model_final.pth", weights_only=True)["model"])
         (events,) = folder.glob("events.out.tfevents.*")
         assert (b"annotated" in events.read_bytes()) == bool(period)

@@ -12,6 +12,7 @@ import torch
 from dformer.d2 import interruption, trainer
 from dformer.d2.interruption import RESUME_ME, Interruption
 from dformer.d2.output import locked
+from dformer.d2.run import run
 from dformer.errors import UserError
 from tests.d2.interrupt import damage, signalled
 from tests.d2.test_distributed import start
@@ -41,7 +42,7 @@ def data(tmp_path_factory):
 def whole(data):
     """The output of a training in one go."""
     with own_loggers(), patch.object(trainer, "LOG_PERIOD", LOG_PERIOD):
-        trainer.run(configure(str(data / "data"), str(data / "whole"), workers=0))
+        run(configure(str(data / "data"), str(data / "whole"), workers=0))
     return data / "whole"
 
 
@@ -50,10 +51,10 @@ def test_in_pieces_with_one_process(data, whole, workers, tmp_path):
     cfg = configure(str(data / "data"), str(tmp_path / "pieces"), workers)
     for stop, number in ((3, signal.SIGTERM), (4, signal.SIGINT), (11, signal.SIGUSR1)):
         with signalled(stop, number), pytest.raises(SystemExit) as end:
-            trainer.run(cfg, resume=True)
+            run(cfg, resume=True)
         assert end.value.code == RESUME_ME
         assert newest(tmp_path).name == ("model_final.pth" if stop == 11 else f"model_{stop:07d}.pth")
-    trainer.run(cfg, resume=True)
+    run(cfg, resume=True)
     assert difference(tmp_path / "pieces", whole) == ""
 
 
@@ -73,7 +74,7 @@ def test_in_pieces_with_two_processes(task, tmp_path):
 def test_the_newest_damaged_one_is_told_and_passed_over(data, tmp_path, capsys):
     cfg = configure(str(data / "data"), str(tmp_path / "pieces"), 0)
     with signalled(8), pytest.raises(SystemExit):
-        trainer.run(cfg)
+        run(cfg)
     damage(newest(tmp_path))
     line = trainer.Trainer(cfg)
     line.resume_or_load(resume=True)
@@ -82,7 +83,7 @@ def test_the_newest_damaged_one_is_told_and_passed_over(data, tmp_path, capsys):
     for path in (tmp_path / "pieces").glob("*.pth"):
         damage(path)
     with pytest.raises(UserError, match="no checkpoint in .* can be read: model_0000008.pth, model_0000007.pth"):
-        trainer.run(cfg, resume=True)
+        run(cfg, resume=True)
 
 
 def test_a_second_signal_ends_the_process(monkeypatch):

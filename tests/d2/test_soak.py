@@ -10,6 +10,7 @@ from detectron2.engine import HookBase
 
 from dformer.d2 import trainer
 from dformer.d2.data import register_shapes
+from dformer.d2.run import run
 from tests.d2.tiny import own_loggers, tiny_cfg
 from tests.datasets import load_script
 
@@ -46,7 +47,7 @@ def test_memory_files_and_threads_do_not_grow(tmp_path, monkeypatch):
     build = trainer.Trainer._build_hooks
     monkeypatch.setattr(trainer.Trainer, "_build_hooks", lambda line: [*build(line), census])
     with own_loggers():
-        trainer.run(cfg)
+        run(cfg)
 
     steps, resident, files, threads = np.array([c for c in census.counts if c[0] > WARM_UP]).T
     slope = np.polyfit(steps, resident, 1)[0]  # bytes a step

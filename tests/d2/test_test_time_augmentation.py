@@ -8,8 +8,8 @@ from PIL import Image
 from torch import nn
 
 from dformer.d2.data.mappers import TestMapper
+from dformer.d2.run import check
 from dformer.d2.test_time_augmentation import SemanticTTA, augment
-from dformer.d2.trainer import check
 from dformer.errors import UserError
 from tests.d2.tiny import tiny_cfg
 
@@ -101,6 +101,6 @@ def test_what_cannot_be_augmented_is_told_at_once(monkeypatch, key, value, messa
     cfg.merge_from_list([f"TEST.{key}", value])
     with pytest.raises(UserError, match=message):
         augment(cfg, Echo())
-    monkeypatch.setattr("dformer.d2.trainer.check_datasets", lambda cfg, train: None)
+    monkeypatch.setattr("dformer.d2.run.check_datasets", lambda cfg, train: None)
     with pytest.raises(UserError, match=message):
         check(cfg)

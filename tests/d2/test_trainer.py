@@ -20,9 +20,11 @@ from torch import nn
 from dformer.checkpoint import read_checkpoint
 from dformer.d2 import get_cfg, trainer
 from dformer.d2.bad_steps import running_statistics
+from dformer.d2.evaluate import evaluate
 from dformer.d2.history import NOT_KEPT
 from dformer.d2.interruption import RESUME_ME
-from dformer.d2.trainer import MAX_BAD_STEPS, Trainer, evaluate, run
+from dformer.d2.run import run, set_up
+from dformer.d2.trainer import MAX_BAD_STEPS, Trainer
 from dformer.errors import UserError
 from tests.d2.interrupt import signalled
 from tests.d2.tiny import own_loggers
@@ -90,8 +92,8 @@ class Data:
 def data(monkeypatch):
     data = Data()
     monkeypatch.setattr(trainer, "build_train_loader", data)
-    monkeypatch.setattr(trainer, "build_test_loader", lambda cfg, name: [[{}]] * 3)
-    monkeypatch.setattr(trainer, "build_evaluators", lambda cfg, name, output_dir: Answers())
+    monkeypatch.setattr("dformer.d2.evaluate.build_test_loader", lambda cfg, name: [[{}]] * 3)
+    monkeypatch.setattr("dformer.d2.evaluate.build_evaluators", lambda cfg, name, output_dir: Answers())
     return data
 
 
@@ -261,7 +263,7 @@ def test_evaluation_during_training(cfg, data, monkeypatch):
 
 
 def test_evaluation_has_the_precision_of_inference(cfg, data, monkeypatch):
-    monkeypatch.setattr(trainer, "inference_autocast", lambda cfg: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr("dformer.d2.evaluate.inference_autocast", lambda cfg: torch.autocast("cpu", torch.bfloat16))
     line = start(cfg)
     evaluate(cfg, line.model)
     assert set(line.model.dtypes) == {torch.bfloat16}
@@ -310,7 +312,7 @@ def scores(monkeypatch):
         evaluator.process, evaluator.evaluate = process, evaluate
         return evaluator
 
-    monkeypatch.setattr(trainer, "build_evaluators", build)
+    monkeypatch.setattr("dformer.d2.evaluate.build_evaluators", build)
     return scores
 
 
@@ -393,9 +395,8 @@ def test_what_torchrun_starts_again_goes_on(cfg, data, monkeypatch):
 def test_the_average_is_evaluated_and_saved(cfg, data, monkeypatch, tmp_path):
     cfg.MODEL.EMA_DECAY = 0.5
     evaluated = []
-    monkeypatch.setattr(
-        trainer, "evaluate", lambda cfg, model: evaluated.append(model.state_dict()["head.weight"].clone()) or {}
-    )
+    for place in ("dformer.d2.trainer.evaluate", "dformer.d2.run.evaluate"):
+        monkeypatch.setattr(place, lambda cfg, model: evaluated.append(model.state_dict()["head.weight"].clone()) or {})
     line = start(cfg)
     line.train()
     final = read_checkpoint(Path(cfg.OUTPUT_DIR) / "model_final.pth")
@@ -446,7 +447,9 @@ def test_predictions_of_an_interrupted_evaluation_do_not_replace_whole_ones(cfg,
             return super().evaluate()
 
     for text, left in (("first", ["first"]), ("second", ["second"]), ("bad", ["second"])):
-        monkeypatch.setattr(trainer, "build_evaluators", lambda cfg, name, folder, text=text: Writer(folder, text))
+        monkeypatch.setattr(
+            "dformer.d2.evaluate.build_evaluators", lambda cfg, name, folder, text=text: Writer(folder, text)
+        )
         with pytest.raises(UserError) if text == "bad" else nullcontext():
             evaluate(cfg, line.model)
         assert [path.name for path in folder.iterdir() if path.name != "config.yaml"] == left
@@ -467,7 +470,7 @@ def test_a_seed_that_is_not_given_is_drawn_and_written_down(cfg, data):
 @pytest.mark.parametrize(("dtype", "enabled"), [("float16", False), ("bfloat16", True)])
 def test_fp16_on_a_cpu_is_left_out(cfg, data, dtype, enabled):
     cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, dtype
-    assert enabled == trainer.set_up(cfg, write_config=False).SOLVER.AMP.ENABLED
+    assert enabled == set_up(cfg, write_config=False).SOLVER.AMP.ENABLED
 
 
 def test_an_unknown_amp_type_is_told(cfg, data):

@@ -16,6 +16,7 @@ from datasets.shapes import Parameters, generate
 from dformer.d2 import trainer
 from dformer.d2.data import register_shapes
 from dformer.d2.launch import launch
+from dformer.d2.run import run
 from dformer.errors import exit_on_user_error
 from tests.d2.tiny import tiny_cfg
 
@@ -45,7 +46,7 @@ def configure(data: str, output: str, workers: int) -> CfgNode:
 def train(data: str, output: str, workers: int, resume: bool = False) -> None:
     """Train up to the last step, as tools/train_net.py does it."""
     trainer.LOG_PERIOD = LOG_PERIOD
-    launch(trainer.run, (configure(data, output, workers), resume), device="cpu")
+    launch(run, (configure(data, output, workers), resume), device="cpu")
 
 
 @exit_on_user_error

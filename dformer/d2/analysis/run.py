@@ -81,7 +81,7 @@ def _holds_predictions(folder: Path) -> bool:
 
 
 def _command(config: Path) -> str:
-    """The comment that the config begins with, see `dformer.d2.trainer.config_text`."""
+    """The comment that the config begins with, see `dformer.d2.config.config_text`."""
     first = config.read_text().split("\n", 1)[0] if config.is_file() else ""
     return first.removeprefix("# ") if first.startswith("# ") else ""
 
