@@ -48,10 +48,9 @@ COCO, LARGE = [(800, 1333)], [(1024, 1024)]  # the sizes of COCO's inference and
 SUITES: dict[str, list[dict[str, list[Any]]]] = {
     "default": [{}],
     "cpu": [
-        {},
         {"models": ["dformer"], "mask_strides": [1, 4]},
         {"modes": ["inference"], "steps": [1], "results": [ALL_RESULTS, *TASKS]},
-        {"modes": ["forward", "inference"], "steps": [1], "sizes": [*COCO, *LARGE]},
+        {"modes": ["forward", "inference"], "steps": [1], "sizes": COCO},
         {"modes": ["forward"], "batches": [2, 4], "steps": [1]},
         {"dtypes": ["bfloat16"]},
     ],
