@@ -26,7 +26,7 @@ from panopticapi.utils import rgb2id
 from tabulate import tabulate
 
 from dformer.d2 import get_cfg
-from dformer.d2.data import TrainMapper, get_metadata
+from dformer.d2.data import TrainMapper, check_datasets
 from dformer.env import cpu_model
 from dformer.errors import exit_on_user_error
 from dformer.postprocess import boxes_of
@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    get_metadata(args.dataset)  # or it is told that there is no such set
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.CHECK_IMAGES = (args.dataset,), 0
+    check_datasets(cfg, test=False)
     records = get_detection_dataset_dicts(args.dataset, filter_empty=False)[: args.images]
     ours = our_mapper(args.dataset)
     mappers = {"dformer": ours, "dformer, boxes": with_boxes(ours), "detectron2, boxes": plain_mapper()}
