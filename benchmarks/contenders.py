@@ -18,9 +18,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from dformer import rng
-from dformer.d2 import get_cfg, merge_config
-from dformer.d2.optimizer import build_optimizer, clip_gradients
+from dformer.d2.config import get_cfg, merge_config
+from dformer.d2.engine.optimizer import build_optimizer, clip_gradients
+from dformer.utils import rng
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/coco/panoptic"
 OURS = {"dformer": "dformer_r50_50ep.yaml", "mask2former": "mask2former_r50_50ep.yaml"}

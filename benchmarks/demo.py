@@ -25,11 +25,11 @@ import torch
 from detectron2.modeling import build_model
 from tabulate import tabulate
 
-from dformer.d2.demo import Settings, run, segment_files
-from dformer.d2.predictor import Predictor
-from dformer.d2.zoo import inference_config
-from dformer.env import cpu_model
-from dformer.errors import UserError, exit_on_user_error
+from dformer.apps.demo import Settings, run, segment_files
+from dformer.d2.checkpoint.zoo import inference_config
+from dformer.d2.engine.predictor import Predictor
+from dformer.utils.env import cpu_model
+from dformer.utils.errors import UserError, exit_on_user_error
 
 
 def random_weights(config_file: str, file: Path) -> None:

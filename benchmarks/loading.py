@@ -25,11 +25,11 @@ from measure import write
 from panopticapi.utils import rgb2id
 from tabulate import tabulate
 
-from dformer.d2 import get_cfg
+from dformer.d2.config import get_cfg
 from dformer.d2.data import TrainMapper, check_datasets
-from dformer.env import cpu_model
-from dformer.errors import exit_on_user_error
-from dformer.postprocess import boxes_of
+from dformer.postprocess.queries import boxes_of
+from dformer.utils.env import cpu_model
+from dformer.utils.errors import exit_on_user_error
 
 SIZE, SCALES = 1024, (0.1, 2.0)
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]

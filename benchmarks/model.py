@@ -23,8 +23,8 @@ from contenders import MODELS, OURS, TASKS, Case, Contender, prepare, transforme
 from measure import count_flops, in_turns, peak_memory, seconds_of, synchronize, timed_parts, write
 from report import Result, describe, label, plot, records, report
 
-from dformer.errors import UserError, exit_on_user_error
-from dformer.memory import keep_pages
+from dformer.utils.errors import UserError, exit_on_user_error
+from dformer.utils.memory import keep_pages
 
 MODES = ("forward", "inference", "train")
 DTYPES = ("float32", "bfloat16", "float16")

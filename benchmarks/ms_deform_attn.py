@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dformer.env import cpu_model
 from dformer.ops import build, explanation, implementation, ms_deform_attn, native, reference
+from dformer.utils.env import cpu_model
 
 HEADS, CHANNELS, POINTS, STRIDES = 8, 32, 4, (8, 16, 32)
 

@@ -15,7 +15,7 @@ from contenders import MODELS, TASKS, Case, transformers_missing
 from measure import write
 from tabulate import tabulate
 
-from dformer.env import cpu_model
+from dformer.utils.env import cpu_model
 
 USUAL = {"masks": 100, "mask_stride": 4, "tasks": TASKS, "objects": 10}
 LEGEND = (

@@ -21,7 +21,7 @@ from pycocotools import mask as rle
 from dformer.d2.data.ade20k import CLASSES, THINGS, read_ade20k_instances
 from dformer.d2.data.images import read_size
 from dformer.d2.data.prepare import ade20k_names, default_root, fill_folder
-from dformer.errors import exit_on_user_error
+from dformer.utils.errors import exit_on_user_error
 
 SPLITS = {"train": "training", "val": "validation"}
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dformer.d2.data.images import read_labels
 from dformer.d2.data.prepare import default_root, fill_folder
-from dformer.errors import UserError, exit_on_user_error
+from dformer.utils.errors import UserError, exit_on_user_error
 
 NUM_CLASSES = 150
 

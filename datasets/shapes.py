@@ -39,8 +39,8 @@ from pycocotools import mask as rle
 from scipy.ndimage import uniform_filter
 from tqdm import tqdm
 
-from dformer.errors import UserError, exit_on_user_error
-from dformer.video import save_animation
+from dformer.utils.errors import UserError, exit_on_user_error
+from dformer.visualize.video import save_animation
 
 Array = NDArray[np.floating[Any]]
 

@@ -8,8 +8,8 @@ python tools/analyze.py predictions/coco_2017_val_panoptic --config-file configs
 
 import argparse
 
-from dformer.d2.analysis import read_run, write_report
-from dformer.errors import exit_on_user_error
+from dformer.apps.report import read_run, write_report
+from dformer.utils.errors import exit_on_user_error
 
 
 @exit_on_user_error

@@ -7,9 +7,9 @@ python tools/app.py --weights output/quickstart/model_final.pth other.pth --exam
 
 import argparse
 
-from dformer.d2.checkpointer import ASSETS
-from dformer.d2.demo.inputs import find_inputs, is_video
-from dformer.errors import UserError, exit_on_user_error
+from dformer.apps.demo.inputs import find_inputs, is_video
+from dformer.d2.checkpoint.checkpointer import ASSETS
+from dformer.utils.errors import UserError, exit_on_user_error
 
 
 @exit_on_user_error
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="for which one request may compute (%(default)s)")
     args = parser.parse_args()
     try:
-        from dformer.d2.app import serve
+        from dformer.apps.page import serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; `make app`, or pip install 'dformer[app]'") from error
     found, _ = find_inputs(args.examples or [str(ASSETS / "examples")])

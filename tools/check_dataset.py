@@ -14,12 +14,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from dformer.d2 import get_cfg
-from dformer.d2.config import merge_config
+from dformer.apps.data_report import text_report, write_html
+from dformer.d2.config import get_cfg, merge_config
 from dformer.d2.data import find_datasets, register_custom
 from dformer.d2.data.inspection import inspect_datasets
-from dformer.d2.data.report import text_report, write_html
-from dformer.errors import UserError, exit_on_user_error
+from dformer.utils.errors import UserError, exit_on_user_error
 
 
 @exit_on_user_error

@@ -7,8 +7,8 @@ python tools/convert_checkpoint.py --to published output/model_final.pth model_f
 
 import argparse
 
-from dformer.d2.convert import convert
-from dformer.errors import exit_on_user_error
+from dformer.apps.convert_checkpoint import convert
+from dformer.utils.errors import exit_on_user_error
 
 
 @exit_on_user_error

@@ -9,9 +9,9 @@ The folder appears when all is written, with a dataset.yaml that declares what i
 
 import argparse
 
-from dformer.d2.data import convert, find_datasets
-from dformer.d2.data.convert import WRITERS
-from dformer.errors import UserError, exit_on_user_error
+from dformer.apps.convert_dataset import WRITERS, convert
+from dformer.d2.data import find_datasets
+from dformer.utils.errors import UserError, exit_on_user_error
 
 
 @exit_on_user_error

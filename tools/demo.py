@@ -10,10 +10,10 @@ python tools/demo.py --weights model.pth --compare other.pth --input a.jpg --out
 import argparse
 import sys
 
-from dformer.d2.demo import Settings, segment_files
-from dformer.d2.results import TASKS
-from dformer.d2.zoo import inference_config
-from dformer.errors import UserError, exit_on_user_error
+from dformer.apps.demo import Settings, segment_files
+from dformer.d2.checkpoint.zoo import inference_config
+from dformer.utils.errors import UserError, exit_on_user_error
+from dformer.visualize.results import TASKS
 
 
 def parse_arguments() -> argparse.Namespace:

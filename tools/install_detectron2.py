@@ -37,7 +37,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dformer.errors import UserError, exit_on_user_error  # noqa: E402
+from dformer.utils.errors import UserError, exit_on_user_error  # noqa: E402
 
 SOURCE = "detectron2-cdo==0.5"
 SOURCE_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"

@@ -7,9 +7,9 @@ python tools/replay.py output/bad_step_0001234/rank0.pth
 import argparse
 import sys
 
-from dformer.d2.bad_steps import replay
-from dformer.d2.launch import resolve_device
-from dformer.errors import exit_on_user_error
+from dformer.d2.config.device import resolve_device
+from dformer.d2.engine.nonfinite import replay
+from dformer.utils.errors import exit_on_user_error
 
 
 @exit_on_user_error

@@ -7,7 +7,7 @@ python tools/train_net.py --eval-only --predictions output/inference --config-fi
 torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/...
 """
 
-from dformer.errors import UserError, exit_on_user_error
+from dformer.utils.errors import UserError, exit_on_user_error
 
 
 @exit_on_user_error
@@ -15,10 +15,10 @@ def main() -> None:
     # Here, as they take seconds, in which ^C is to be no traceback either.
     from detectron2.engine import default_argument_parser
 
-    from dformer.d2 import get_cfg
-    from dformer.d2.config import merge_config
-    from dformer.d2.launch import launch, resolve_device, told_once
-    from dformer.d2.run import check, run
+    from dformer.d2.config import get_cfg, merge_config
+    from dformer.d2.config.device import resolve_device
+    from dformer.d2.engine.launch import launch, told_once
+    from dformer.d2.engine.run import check, run
 
     parser = default_argument_parser(epilog=__doc__)
     parser.set_defaults(dist_url="auto")

@@ -7,11 +7,10 @@ python tools/visualize_data.py --config-file configs/... --draws 8 --opts INPUT.
 
 import argparse
 
-from dformer.d2 import get_cfg
-from dformer.d2.config import merge_config
+from dformer.apps.contact_sheet import contact_sheet
+from dformer.d2.config import get_cfg, merge_config
 from dformer.d2.data import check_datasets
-from dformer.d2.data.sheet import contact_sheet
-from dformer.errors import UserError, exit_on_user_error
+from dformer.utils.errors import UserError, exit_on_user_error
 
 
 @exit_on_user_error

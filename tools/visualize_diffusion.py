@@ -11,9 +11,9 @@ python tools/visualize_diffusion.py --config-file configs/... --dataset shapes_v
 
 import argparse
 
-from dformer.d2.diffusion import SUFFIXES, TIMES, show_corruption, show_denoising
-from dformer.d2.zoo import inference_config
-from dformer.errors import UserError, exit_on_user_error
+from dformer.apps.diffusion_figures import SUFFIXES, TIMES, show_corruption, show_denoising
+from dformer.d2.checkpoint.zoo import inference_config
+from dformer.utils.errors import UserError, exit_on_user_error
 
 
 @exit_on_user_error

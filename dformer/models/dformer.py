@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dformer.diffusion.masks import corrupt, to_signal, to_unit
 from dformer.diffusion.sampler import SamplingStep, sample
 from dformer.diffusion.schedule import alpha_bar_schedule
 from dformer.layers.embedding import TimeModulation
 from dformer.layers.resize import resize
 from dformer.models.mask_decoder import Image, MaskDecoder, Prediction
 from dformer.models.pixel_decoder import PixelDecoder
+from dformer.signals.masks import corrupt, to_signal, to_unit
 
 
 class MaskDiffusion(NamedTuple):

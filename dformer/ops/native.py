@@ -106,7 +106,7 @@ def library(kind: str, index: int | None) -> Library | None:
     if found.library is None and not found.told.startswith("DFORMER_OPS=reference"):
         reason = found.told.partition("\n")[0]
         logger.warning(
-            "ms_deform_attn runs in plain PyTorch on %s, which is slower: %s. In full: python -m dformer.env",
+            "ms_deform_attn runs in plain PyTorch on %s, which is slower: %s. In full: python -m dformer.apps.env",
             kind,
             reason,
         )

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from playwright.sync_api import sync_playwright
 
-from dformer.d2.checkpointer import ASSETS
+from dformer.d2.checkpoint.checkpointer import ASSETS
 from tests.browser.serving import CHROMIUM, served
 
 with served() as url, sync_playwright() as driver:

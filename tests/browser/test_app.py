@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dformer.d2.checkpointer import ASSETS
-from dformer.d2.interactive import MAX_STEPS
+from dformer.apps.interactive import MAX_STEPS
+from dformer.d2.checkpoint.checkpointer import ASSETS
 from tests.browser.serving import CHROMIUM, served
 
 pytest.importorskip("gradio", reason="Gradio is not installed: make test-browser")

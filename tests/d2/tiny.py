@@ -12,7 +12,7 @@ from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
-from dformer.d2 import get_cfg
+from dformer.d2.config import get_cfg
 
 
 @BACKBONE_REGISTRY.register()

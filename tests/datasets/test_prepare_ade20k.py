@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 from scipy import ndimage
 
 from dformer.d2.data.ade20k import CLASSES, STUFF, THINGS
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
 from tests.datasets import load_script
 
 script = load_script("prepare_ade20k_sem_seg")

@@ -9,7 +9,7 @@ from detectron2.data.datasets.builtin import register_all_coco
 from PIL import Image
 
 from dformer.d2.data import semantic_from_panoptic
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
 from tests.datasets import load_script
 
 script = load_script("prepare_coco_semantic")

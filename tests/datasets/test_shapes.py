@@ -9,8 +9,8 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 from pycocotools import mask as rle
 
-from dformer.errors import UserError
-from dformer.video import VideoReader
+from dformer.utils.errors import UserError
+from dformer.visualize.video import VideoReader
 from tests.datasets import SCRIPTS, load_script
 
 shapes = load_script("shapes")

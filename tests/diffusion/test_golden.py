@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from dformer.diffusion.masks import to_signal, to_unit
 from dformer.diffusion.sampler import sample
 from dformer.diffusion.schedule import alpha_bar_schedule, cosine_betas
+from dformer.signals.masks import to_signal, to_unit
 
 pytestmark = pytest.mark.golden
 

@@ -23,11 +23,12 @@ from pathlib import Path
 
 import torch
 
-from dformer.checkpoint import PARTIAL, read_checkpoint
-from dformer.d2.history import NOT_KEPT
+from dformer.d2.engine.hooks.history import NOT_KEPT
+from dformer.utils.files import PARTIAL
+from dformer.weights.checkpoint import read_checkpoint
+from tests import ROOT
 from tests.faults.training import STEPS, child, make_data
 
-ROOT = Path(__file__).resolve().parents[2]
 SAVES = STEPS // 2
 
 # Processes are forked from one that has imported all: of the seconds of a start, none is left.
@@ -105,9 +106,9 @@ def killed(runs: Runs, random: random.Random, seconds: float, output: Path) -> s
     process.kill()
     process.join()
     check_folder(output)
-    partial = list(output.glob(f".*{PARTIAL}"))
+    partial = list(output.glob(f"{PARTIAL}*"))
     runs.finish(output, 0, resume=True)
-    assert not list(output.glob(f".*{PARTIAL}"))
+    assert not list(output.glob(f"{PARTIAL}*"))
     if process.exitcode == 0:
         return "too late"
     return "in a save" if partial else "between saves"
@@ -227,7 +228,7 @@ def wait_for_save(output: Path, process: "BaseProcess | subprocess.Popen[bytes]"
     while len(seen) < number and (process.is_alive() if isinstance(process, BaseProcess) else process.poll() is None):
         with contextlib.suppress(FileNotFoundError):
             names = [name for name in os.listdir(output) if name.startswith((".model_", "model_"))]
-            seen |= {name.removeprefix(".").removesuffix(PARTIAL) for name in names}
+            seen |= {name.removeprefix(PARTIAL) for name in names}
         time.sleep(0.0005)
 
 

@@ -13,11 +13,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from datasets.shapes import Parameters, generate
-from dformer.d2 import trainer
 from dformer.d2.data import register_shapes
-from dformer.d2.launch import launch
-from dformer.d2.run import run
-from dformer.errors import exit_on_user_error
+from dformer.d2.engine import trainer
+from dformer.d2.engine.launch import launch
+from dformer.d2.engine.run import run
+from dformer.utils.errors import exit_on_user_error
 from tests.d2.tiny import tiny_cfg
 
 STEPS = 12

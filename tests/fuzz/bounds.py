@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
 
 SECONDS = 10.0  # of CPU
 MEMORY = 3 << 29  # bytes, resident, beyond what there was: an image of 100 megapixels takes 1.1 GiB

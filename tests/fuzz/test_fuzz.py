@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dformer.checkpoint import read_checkpoint
+from dformer.d2.checkpoint.zoo import config_of_checkpoint
 from dformer.d2.config import get_cfg, merge_config
 from dformer.d2.data import register_declarations
 from dformer.d2.data.annotations import annotation_reader
@@ -21,7 +21,7 @@ from dformer.d2.data.datasets import get_metadata, loading, num_classes
 from dformer.d2.data.images import read_image, read_labels, read_panoptic_png, read_size
 from dformer.d2.data.inspection import inspect
 from dformer.d2.data.mappers import TrainMapper
-from dformer.d2.zoo import config_of_checkpoint
+from dformer.weights.checkpoint import read_checkpoint
 from tests.fuzz import inputs
 from tests.fuzz.bounds import address_space, bounded
 

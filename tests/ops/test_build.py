@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from dformer.ops import build, native
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 VARIABLES = ("DFORMER_OPS", "DFORMER_BUILD_OPS", "TORCH_CUDA_ARCH_LIST", "CXX", "CUDA_HOME", "CUDA_PATH")
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")

@@ -1,7 +1,6 @@
 """Data sets, from files to what the model takes. Importing this registers Shapes and ADE20K with Detectron2."""
 
 from dformer.d2.data.check import check_class_counts, check_datasets
-from dformer.d2.data.convert import convert
 from dformer.d2.data.custom import find_datasets, register_custom, register_declarations, register_file
 from dformer.d2.data.datasets import (
     available_tasks,
@@ -26,7 +25,6 @@ __all__ = [
     "check_class_counts",
     "check_datasets",
     "class_names",
-    "convert",
     "find_datasets",
     "get_metadata",
     "model_classes",

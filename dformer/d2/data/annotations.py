@@ -19,7 +19,7 @@ from pycocotools import mask as rle
 from dformer.d2.data.images import read_labels, read_panoptic_png
 from dformer.d2.data.panoptic import paint_classes
 from dformer.d2.data.segmentations import decode_rle, fault_of
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
 
 Record = Mapping[str, Any]  # one image in Detectron2's standard data set format
 Size = tuple[int, int]  # height, width

@@ -6,7 +6,7 @@ from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 from PIL import Image
 
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
 
 Augmentations = list[T.Augmentation | T.Transform]
 

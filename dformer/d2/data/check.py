@@ -14,7 +14,7 @@ from dformer.d2.data.datasets import available_tasks, class_names, has_classes, 
 from dformer.d2.data.faults import WARNING
 from dformer.d2.data.forms import folder_of
 from dformer.d2.data.inspection import inspect_datasets
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

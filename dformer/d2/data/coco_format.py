@@ -11,9 +11,9 @@ from pycocotools import mask as rle
 
 from dformer.d2.data.annotations import Record
 from dformer.d2.data.images import read_panoptic_png, read_size
-from dformer.d2.data.parallel import Map, parallel_map
 from dformer.d2.data.segmentations import fault_of
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
+from dformer.utils.processes import Map, parallel_map
 
 
 def instances_json(records: Sequence[Record], metadata: Metadata, run: Map = parallel_map) -> dict[str, Any]:

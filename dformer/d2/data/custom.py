@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dformer.d2.config import read_yaml
 from dformer.d2.data.forms import FORMS, Annotated, Source, read_classes
-from dformer.errors import UserError, did_you_mean
+from dformer.utils.errors import UserError, did_you_mean
 
 COMMON_KEYS = ("form", "images", "annotations")
 PATHS = ("images", "annotations", "pngs", "instances")

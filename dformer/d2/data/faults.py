@@ -19,7 +19,7 @@ from pycocotools import mask as rle
 from dformer.d2.data.forms import unpaired
 from dformer.d2.data.images import MAX_PIXELS, read_image, read_labels, read_panoptic_png
 from dformer.d2.data.segmentations import decode_rle, fault_of
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
 
 FATAL, WARNING, NOTE = "fatal", "warning", "note"
 

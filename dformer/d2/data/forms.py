@@ -4,7 +4,6 @@ A reader gives records in Detectron2's standard form and the metadata by which a
 their names, which of them are things, and which evaluators there are.
 """
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +19,9 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as rle
 
 from dformer.d2.data.images import read_labels, read_size
-from dformer.d2.data.parallel import parallel_map
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
+from dformer.utils.files import read_json
+from dformer.utils.processes import parallel_map
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ Annotated = tuple[list[dict[str, Any]], dict[str, Any]]  # records, metadata
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 IGNORE_LABEL = 255
-MAX_JSON = 8 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -231,26 +230,6 @@ FORMS = {
     "labelme": Form(_labelme, (), ("classes",)),
     "yolo_segment": Form(_yolo_segment, ("classes",)),
 }
-
-
-def read_json(file: str | Path) -> Any:
-    """Content of a json file.
-
-    Raises:
-        UserError: it is missing, not json, or too large or deep.
-    """
-    try:
-        if Path(file).stat().st_size > MAX_JSON:
-            raise UserError(f"{file} is too large: json of up to {MAX_JSON >> 30} GiB is read")
-        return json.loads(Path(file).read_text())
-    except RecursionError as error:
-        raise UserError(f"{file} cannot be read: its lists are nested too deeply") from error
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file} cannot be read: {error}") from error
 
 
 def read_classes(declared: Any, where: str) -> dict[int, str]:

@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 from PIL import Image
 
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
 
 ORIENTATION = 0x0112  # EXIF tag; from 5 on, height and width change places
 # Pillow reads many more, some by other programs; and is not always built with all of these.

@@ -24,9 +24,9 @@ from dformer.d2.data.faults import (
     leaked_images,
     other_classes,
 )
-from dformer.d2.data.forms import read_json
-from dformer.d2.data.parallel import parallel_map
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
+from dformer.utils.files import read_json
+from dformer.utils.processes import parallel_map
 
 
 @dataclass

@@ -16,13 +16,13 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dformer import rng
 from dformer.d2.data.coco_format import image_size
 from dformer.d2.data.datasets import get_metadata, loading
 from dformer.d2.data.mappers import TestMapper, TrainMapper
 from dformer.d2.data.unreadable import Needed, Replacing
-from dformer.d2.interruption import SIGNALS
-from dformer.errors import UserError, did_you_mean
+from dformer.utils import rng
+from dformer.utils.errors import UserError, did_you_mean
+from dformer.utils.processes import SIGNALS
 
 Batch = list[dict[str, Any]]  # images, or the records of them
 Draw = tuple[int, int]  # the position in the endless stream of images, and the record that is drawn there

@@ -16,7 +16,7 @@ from dformer.d2.data.annotations import Annotation, Record, Size, annotation_rea
 from dformer.d2.data.augmentations import Augmentations, test_augmentations, train_augmentations
 from dformer.d2.data.datasets import get_metadata, num_classes
 from dformer.d2.data.images import read_image
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
 
 PAD_VALUE = 128  # of images, 0..255
 

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data.catalog import Metadata
 from numpy.typing import NDArray
 
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
 
 
 def semantic_from_panoptic(

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dformer.d2.data.parallel import parallel_map
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
+from dformer.utils.processes import parallel_map
 
 
 def default_root() -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
 
 Size = tuple[int, int]  # height, width
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from dformer import rng
 from dformer.d2.data.annotations import Record
-from dformer.errors import UserError
+from dformer.utils import rng
+from dformer.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from dformer.d2.data.forms import read_json
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
+from dformer.utils.files import read_json
 
 
 class PanopticGroundTruth:

@@ -17,9 +17,10 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dformer.d2.evaluation.boundary import BoundaryEvaluation
-from dformer.d2.evaluation.output import TaskEvaluator, read_json, write_json
-from dformer.errors import UserError
+from dformer.d2.evaluation.output import PREDICT, TaskEvaluator
+from dformer.metrics.boundary import BoundaryEvaluation
+from dformer.utils.errors import UserError
+from dformer.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
         truth = self.truth()
         sizes = {image["id"]: [image["height"], image["width"]] for image in truth["images"]}
         by_image: dict[int | str, Detections] = defaultdict(list)
-        for i, detection in enumerate(read_json(file)):
+        for i, detection in enumerate(read_json(file, PREDICT)):
             try:
                 check_detection(detection, sizes, set(self.dataset_ids.values()))
             except UserError as error:

@@ -1,7 +1,5 @@
 """Predictions on disk, and what all evaluators share: what is written is what is scored."""
 
-import json
-import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
 
 P = TypeVar("P")  # prediction of an image, as its file format has it
 Image = dict[str, Any]  # input of a model or record of a data set: "file_name" and, but for semantic sets, "image_id"
@@ -83,29 +81,11 @@ def written_whole(folder: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """Write `content` to `path`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=indent))
-    os.replace(partial, path)
-
-
-def read_json(path: Path) -> Any:
-    """Content of a file of saved predictions.
-
-    Raises:
-        UserError: it is missing or not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist: these are no predictions for that task; name the right folder with --predictions "
-            "(docs/evaluation.md shows its tree) or leave the task out of TEST.TASKS"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}; predict again") from error
+# What to do where saved predictions cannot be read.
+PREDICT = (
+    "predict again, name the right folder with --predictions (docs/evaluation.md shows its tree), or leave the task "
+    "out of TEST.TASKS"
+)
 
 
 def check_complete(where: Path, expected: Iterable[Any], found: Iterable[Any]) -> None:

@@ -15,8 +15,9 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 
 from dformer.d2.evaluation.ground_truth import PanopticGroundTruth
-from dformer.d2.evaluation.output import TaskEvaluator, check_complete, read_json, write_json
-from dformer.errors import UserError
+from dformer.d2.evaluation.output import PREDICT, TaskEvaluator, check_complete
+from dformer.utils.errors import UserError
+from dformer.utils.files import read_json, write_json
 
 Annotation = dict[str, Any]  # "image_id", "file_name" of the PNG, "segments_info": "id", "category_id", maybe "score"
 
@@ -77,7 +78,7 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
 
     def read(self, images: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], Annotation]:
         json_file = self.folder / "panoptic.json"
-        content = read_json(json_file)
+        content = read_json(json_file, PREDICT)
         keys = ("image_id", "file_name", "segments_info")
         try:
             annotations = {a["image_id"]: {key: a[key] for key in keys} for a in content["annotations"]}

@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog
 
 from dformer.d2.data.datasets import loading
 from dformer.d2.evaluation.build import build_evaluators
-from dformer.errors import UserError
+from dformer.utils.errors import UserError
 
 
 def evaluate_saved(cfg: CfgNode, dataset_name: str, root: str | Path) -> dict[str, dict[str, float]]:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dformer.d2.data.images import read_labels
-from dformer.d2.evaluation.boundary import boundary, boundary_width
 from dformer.d2.evaluation.output import TaskEvaluator, check_complete
-from dformer.errors import UserError
+from dformer.metrics.boundary import boundary, boundary_width
+from dformer.utils.errors import UserError
 
 Labels = NDArray[np.integer[Any]]
 

@@ -1,0 +1,1 @@
+"""What a person starts: demo, page, reports, figures, converters."""

@@ -1,0 +1,94 @@
+"""Checkpoints of the published DFormer and Mask2Former as files of ours, and the way back."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from dformer.d2.checkpoint.checkpointer import fetch_checkpoint
+from dformer.d2.checkpoint.zoo import config_of_checkpoint
+from dformer.d2.config import get_cfg, merge_config
+from dformer.d2.data import model_classes
+from dformer.utils.errors import UserError
+from dformer.weights.checkpoint import write_checkpoint
+from dformer.weights.loading import check, fit_weights, table
+from dformer.weights.published.mask2former import to_published
+
+
+def convert(
+    source: str,
+    target: str,
+    to: str = "ours",
+    config_file: str | None = None,
+    averaged: bool = False,
+    half: bool = False,
+) -> str:
+    """Convert a checkpoint.
+
+    Args:
+        source: what `fetch_checkpoint` takes, of a whole model: ours or published.
+        target: file to write, `.pth` or `.safetensors`.
+        to: "ours": with config and class names, and with what the published one held beside, so that the way back gives
+            the same file; or "published".
+        config_file: of the model; by default the one that `source` carries, or that of the published model.
+        averaged: take the moving average of the weights that `source` holds.
+        half: write matrices and kernels in float16, for a file of half the size. Models load it as float32.
+
+    Returns:
+        What became of the entries.
+
+    Raises:
+        UserError: `source` is not such a checkpoint or does not fit the config, the published code has no place for a
+            part of it, or `target` cannot be written.
+    """
+    if Path(target).suffix not in (".pth", ".safetensors"):
+        raise UserError(f"{target}: give a file name that ends in .pth or .safetensors")
+    checkpoint = fetch_checkpoint(source, averaged)
+    if "head.mask_decoder.norm.weight" not in checkpoint["model"]:
+        raise UserError(
+            f"{source} is not of a DFormer or Mask2Former; MODEL.WEIGHTS takes ImageNet backbones as they are"
+        )
+    cfg = _config(checkpoint, source, config_file)
+    fit = fit_weights(_expected(cfg), checkpoint)
+    check(fit, source, trained=True)
+    if half:
+        checkpoint["model"] = {name: _halved(tensor) for name, tensor in checkpoint["model"].items()}
+    cfg.MODEL.CLASSES, cfg.MODEL.THINGS = (list(each) for each in model_classes(cfg))
+    cfg.MODEL.EMA_DECAY = 0.0  # one set of weights is written
+    if to == "ours":
+        kept = {"left_out": checkpoint["left_out"]} if "left_out" in checkpoint else {}
+        write_checkpoint(target, {"model": checkpoint["model"], "config": cfg.dump(), **kept})
+    else:
+        _check_schedule(cfg)
+        write_checkpoint(target, {"model": to_published(checkpoint["model"], checkpoint.get("left_out"))})
+    return f"{table(fit)}\nwritten    {target}"
+
+
+def _halved(tensor: torch.Tensor) -> torch.Tensor:
+    """In float16 where it is a matrix or a kernel: vectors are small, and variances may lie outside of its range."""
+    return tensor.half() if tensor.ndim > 1 and tensor.is_floating_point() else tensor
+
+
+def _config(checkpoint: dict[str, Any], source: str, config_file: str | None) -> CfgNode:
+    if config_file is None:
+        return config_of_checkpoint(checkpoint, source)
+    cfg = get_cfg()
+    merge_config(cfg, config_file, [])
+    return cfg
+
+
+def _expected(cfg: CfgNode) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of the cfg's model, without values."""
+    with torch.device("meta"):
+        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).state_dict()
+
+
+def _check_schedule(cfg: CfgNode) -> None:
+    diffusion = cfg.DIFFUSION
+    if cfg.MODEL.META_ARCHITECTURE == "DFormer" and (diffusion.SCHEDULE, diffusion.TIMESTEPS) != ("cosine", 1000):
+        raise UserError(
+            f"the published DFormer knows the cosine schedule of 1000 steps only; this model has DIFFUSION.SCHEDULE "
+            f"{diffusion.SCHEDULE} with TIMESTEPS {diffusion.TIMESTEPS}"
+        )

@@ -1,0 +1,89 @@
+"""One screen on the environment: versions, devices, operators, and what is missing.
+
+python -m dformer.apps.env
+"""
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import dformer
+from dformer.utils.env import REQUIRED, cpu_model, installed
+
+ADDED_BY_TOOL = ("detectron2", "panopticapi-lite")
+
+
+def dformer_state() -> str:
+    """dformer's version, its commit where it is a git checkout, and its folder."""
+    folder = Path(dformer.__file__).parent
+    commit = ""
+    if (folder.parent / ".git").exists():
+        git = ["git", "-C", str(folder), "describe", "--always", "--dirty=, modified"]
+        try:
+            commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+        except (OSError, subprocess.TimeoutExpired):
+            commit = "unknown commit"
+    return f"{dformer.__version__}{f' (git {commit})' if commit else ''} in {folder}"
+
+
+def detectron2_state() -> str | None:
+    """Detectron2's version, whose it is, and its folder; None where it is missing. It is not imported."""
+    spec = importlib.util.find_spec("detectron2")
+    if spec is None or spec.origin is None:
+        return None
+    found = installed("detectron2") or ""
+    whose = "pure Python build of tools/install_detectron2.py" if "+dformer" in found else "your own"
+    return f"{found}, {whose}, in {Path(spec.origin).parent}"
+
+
+def torch_lines() -> list[tuple[str, str]]:
+    """What only a running PyTorch can tell: CUDA, devices, operators."""
+    import torch
+
+    from dformer import ops
+
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU only"
+    lines = [("CUDA", f"{built}, {'usable' if torch.cuda.is_available() else 'no usable GPU here'}")]
+    lines.append(("CPU", f"{cpu_model()}, {os.cpu_count()} cores, PyTorch uses {torch.get_num_threads()} threads"))
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        capability = f"compute capability {gpu.major}.{gpu.minor}"
+        lines.append((f"GPU {index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {capability}"))
+    for kind in ("cpu", "cuda"):
+        implementation, told = ops.implementation(kind), ops.explanation(kind)
+        lines.append((f"ms_deform_attn, {kind}", f"{implementation}: {told}"))
+    return lines
+
+
+def missing() -> dict[str, list[str]]:
+    """Command, to run in dformer's folder -> the missing distributions that it gets."""
+    absent: dict[str, list[str]] = {}
+    for name in REQUIRED:
+        if installed(name) is None:
+            command = "python tools/install_detectron2.py" if name in ADDED_BY_TOOL else "pip install -e ."
+            absent.setdefault(command, []).append(name)
+    return absent
+
+
+def report() -> str:
+    """The screen."""
+    lines = [("dformer", dformer_state()), ("Python", f"{platform.python_version()} at {sys.executable}")]
+    lines += [(name, installed(name) or "missing") for name in REQUIRED if name != "detectron2"]
+    lines.append(("detectron2", detectron2_state() or "missing"))
+    if installed("torch"):
+        try:
+            lines += torch_lines()
+        except (ImportError, OSError) as error:  # a library that PyTorch is linked to may be missing or unloadable
+            lines.append(("PyTorch", f"does not load: {error}"))
+    lines.append(("data sets", os.environ.get("DETECTRON2_DATASETS", "datasets (DETECTRON2_DATASETS is not set)")))
+    lines += [("to get", f"{', '.join(names)}: {command}") for command, names in missing().items()]
+    width = max(len(name) for name, _ in lines)
+    indent = "\n" + " " * (width + 2)
+    return "\n".join(f"{name:{width}}  {text.replace(chr(10), indent)}" for name, text in lines)
+
+
+if __name__ == "__main__":
+    print(report())

@@ -1,0 +1,100 @@
+"""What a run has left on disk."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from dformer.d2.config import get_cfg, merge_config
+from dformer.d2.data import register_custom
+from dformer.utils.errors import UserError
+
+# What is drawn over the iterations: part of the page, and end of the names in metrics.json.
+CURVES = {
+    "loss": ("total_loss",),
+    "terms of the loss, last layer": ("loss_ce", "loss_mask", "loss_dice"),
+    "validation": ("panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU"),
+    "learning rate": ("lr",),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Saved predictions and, where they lie in the OUTPUT_DIR of a training, its curves.
+
+    Attributes:
+        name: of the folder.
+        predictions: data set -> folder of the predictions for it.
+        cfg: with which they were made.
+        command: that made them; empty where it is not known.
+        curves: name in metrics.json -> iteration -> value; empty without a training.
+    """
+
+    name: str
+    predictions: Mapping[str, Path]
+    cfg: CfgNode
+    command: str
+    curves: Mapping[str, Mapping[int, float]]
+
+
+def read_run(folder: str | Path, config_file: str | None = None, opts: list[str] | None = None) -> Run:
+    """Find predictions, config and curves.
+
+    Args:
+        folder: OUTPUT_DIR of a training or an evaluation, its `inference`, or the predictions for one data set there.
+        config_file: instead of the config that lies beside the predictions, which those of other programs lack.
+        opts: config overrides, KEY VALUE.
+
+    Raises:
+        UserError: there are no predictions, no config, or one that cannot be used.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give OUTPUT_DIR of a run, or a folder of saved predictions")
+    root = folder / "inference" if (folder / "inference").is_dir() else folder
+    found = [root] if _holds_predictions(root) else sorted(filter(_holds_predictions, root.iterdir()))
+    if not found:
+        raise UserError(
+            f"{folder} holds no predictions; `tools/train_net.py --eval-only` saves them in OUTPUT_DIR/inference "
+            "(docs/evaluation.md shows the tree)"
+        )
+    saved = found[0] / "config.yaml"
+    if not config_file and not saved.is_file():
+        raise UserError(f"{saved} does not exist; say with --config-file how these predictions were made")
+    cfg = get_cfg()
+    merge_config(cfg, config_file or str(saved), opts or [])
+    register_custom(cfg)
+    output = root.parent if root.name == "inference" else folder
+    return Run(
+        name=output.resolve().name,
+        predictions={path.name: path for path in found},
+        cfg=cfg,
+        command=_command(saved),
+        curves=_curves(output / "metrics.json"),
+    )
+
+
+def _holds_predictions(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("panoptic.json", "coco_instances_results.json", "semantic"))
+
+
+def _command(config: Path) -> str:
+    """The comment that the config begins with, see `dformer.d2.config.defaults.config_text`."""
+    first = config.read_text().split("\n", 1)[0] if config.is_file() else ""
+    return first.removeprefix("# ") if first.startswith("# ") else ""
+
+
+def _curves(file: Path) -> dict[str, dict[int, float]]:
+    """Of a resumed run, the last value of an iteration counts. Its last line may have been cut off."""
+    curves: dict[str, dict[int, float]] = {}
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        for name, value in values.items():
+            if name.endswith(tuple(end for ends in CURVES.values() for end in ends)):
+                curves.setdefault(name, {})[values["iteration"]] = value
+    return {name: dict(sorted(curve.items())) for name, curve in curves.items()}

@@ -1,0 +1,1 @@
+"""Checkpoints of a config's model, and the config of a checkpoint."""

@@ -1,0 +1,182 @@
+"""Checkpoints of a cfg's model: written with the cfg; read from files, URLs and timm."""
+
+import logging
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+from dformer.utils.env import git_state, versions
+from dformer.utils.errors import UserError, did_you_mean
+from dformer.utils.files import atomic_write
+from dformer.weights.checkpoint import read_checkpoint, write_checkpoint
+from dformer.weights.loading import load, table
+
+logger = logging.getLogger(__name__)
+
+TIMM = "timm://"
+SHIPPED = "dformer://"  # weights that come with the package
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+BEST = "model_best"
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer on `dformer.weights.checkpoint` and `dformer.weights.loading`."""
+
+    def __init__(self, model: nn.Module, cfg: CfgNode, **checkpointables: Any) -> None:
+        super().__init__(model, cfg.OUTPUT_DIR, **checkpointables)
+        self._cfg = cfg
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write `<OUTPUT_DIR>/<name>.pth`: the model, the checkpointables, `kwargs`, "config" and "origin".
+
+        Raises:
+            UserError: the file cannot be written. What was there before is as it was.
+        """
+        if not self.save_to_disk:
+            return
+        states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
+        beside = {"config": self._cfg.dump(), "origin": origin(), **states, **kwargs}
+        write_checkpoint(os.path.join(self.save_dir, f"{name}.pth"), {"model": self.model.state_dict()} | beside)
+        if name != BEST:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Write the name into `<OUTPUT_DIR>/last_checkpoint`, whole or not at all."""
+        with atomic_write(Path(self.save_dir, "last_checkpoint")) as partial:
+            partial.write_text(last_filename_basename)
+
+    def numbered(self) -> list[Path]:
+        """Checkpoints model_<iteration>.pth, the newest last."""
+        return sorted(Path(self.save_dir).glob("model_[0-9]*.pth"), key=lambda path: path.stat().st_mtime_ns)
+
+    def newest(self) -> str:
+        """The newest checkpoint in OUTPUT_DIR that can be read; "" where there is none at all.
+
+        That is the one that `last_checkpoint` names, else the next by age; which cannot be read, and why, is logged.
+        The main process looks, and all get its answer.
+
+        Raises:
+            UserError: there are checkpoints, but none can be read.
+        """
+        return comm.all_gather(self._find_newest() if comm.is_main_process() else "")[0]
+
+    def _find_newest(self) -> str:
+        final = list(Path(self.save_dir).glob("model_final.pth"))
+        by_age = sorted([*self.numbered(), *final], key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        tagged = [path for path in [Path(self.get_checkpoint_file())] if path.is_file()]
+        candidates = list(dict.fromkeys([*tagged, *by_age]))
+        for path in candidates:
+            try:
+                read_checkpoint(path)
+                return str(path)
+            except UserError as error:
+                logger.error(f"{error}. The checkpoint before it is taken")
+        if candidates:
+            names = ", ".join(path.name for path in candidates)
+            raise UserError(f"no checkpoint in {self.save_dir} can be read: {names}")
+        return ""
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load what `fetch_checkpoint` takes, or nothing where `path` is empty, and log where everything went.
+
+        Args:
+            checkpointables: what else to load; None: all, to go on with a run, so that nothing may be missing.
+
+        Returns:
+            All that was saved.
+
+        Raises:
+            UserError: the file cannot be had, is not a checkpoint, or does not fit (see `load`).
+        """
+        if not path:
+            logger.info("MODEL.WEIGHTS is empty: all weights are initial")
+            return {}
+        checkpoint = fetch_checkpoint(path)
+        is_resumed = checkpointables is None
+        load_weights(self.model, checkpoint, path, self._cfg.MODEL.WEIGHTS_STRICT or is_resumed, trained=is_resumed)
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in checkpoint:
+                self.checkpointables[key].load_state_dict(checkpoint[key])
+        return checkpoint
+
+
+@cache
+def origin() -> dict[str, Any]:
+    """What a run stands on: versions, and the commit where dformer is a git checkout."""
+    git = git_state()
+    return {"versions": versions(), "commit": git.get("commit"), "changed": git.get("status")}
+
+
+def load_weights(
+    model: nn.Module, checkpoint: dict[str, Any], path: str, strict: bool = True, trained: bool = True
+) -> None:
+    """`dformer.weights.loading.load`, with its account in the log."""
+    fit = load(model, checkpoint, path, strict, trained)
+    logger.info(f"Weights of {path}:\n{table(fit)}")
+
+
+def fetch_checkpoint(path: str, averaged: bool = False) -> dict[str, Any]:
+    """`dformer.weights.checkpoint.read_checkpoint` from wherever the file is.
+
+    Args:
+        path: a local file, what Detectron2's path manager fetches (`detectron2://...`, `https://...`),
+            `timm://<name>`, a pretrained model of timm's, or `dformer://<name>`, a model that comes with the package.
+        averaged: see `read_checkpoint`.
+
+    Raises:
+        UserError: it cannot be had, or is not a checkpoint.
+    """
+    if path.startswith(TIMM):
+        return {"model": _timm_weights(path)}
+    if path.startswith(SHIPPED):
+        return read_checkpoint(_shipped_file(path), averaged)
+    try:
+        local_path = PathManager.get_local_path(path)
+    except OSError as error:
+        raise UserError(f"weights {path} cannot be fetched: {error}") from error
+    checkpoint = read_checkpoint(local_path, averaged)
+    if checkpoint.get("__author__") == "Caffe2":
+        checkpoint["model"] = _from_caffe2(checkpoint["model"])
+    return checkpoint
+
+
+def shipped_models() -> list[str]:
+    """`dformer://<name>` of each model that comes with the package."""
+    return sorted(SHIPPED + file.stem for file in ASSETS.glob("*.safetensors"))
+
+
+def _shipped_file(path: str) -> Path:
+    if path not in shipped_models():
+        known = shipped_models()
+        raise UserError(f"{path} does not come with dformer{did_you_mean(path, known)} (there is {', '.join(known)})")
+    return ASSETS / f"{path.removeprefix(SHIPPED)}.safetensors"
+
+
+def _timm_weights(path: str) -> dict[str, Tensor]:
+    name = path.removeprefix(TIMM)
+    if not timm.is_model_pretrained(name):
+        known = timm.list_pretrained()
+        raise UserError(f'MODEL.WEIGHTS {path}: timm has no pretrained model "{name}"{did_you_mean(name, known)}')
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except OSError as error:
+        raise UserError(f"weights {path} cannot be fetched: {error}") from error
+
+
+def _from_caffe2(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Detectron's names -> Detectron2's. Its batch norms are scale and shift only."""
+    renamed, _ = convert_c2_detectron_names(weights)
+    norms = [name.removesuffix("weight") for name in renamed if name.endswith(".norm.weight")]
+    means = {f"{norm}running_mean": torch.zeros_like(renamed[f"{norm}bias"]) for norm in norms}
+    variances = {f"{norm}running_var": torch.ones_like(renamed[f"{norm}bias"]) - 1e-5 for norm in norms}  # its epsilon
+    return renamed | means | variances

@@ -1,0 +1,46 @@
+"""The folder of a run: of one run at a time, and without what a killed run has left half-written."""
+
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dformer.utils.errors import UserError
+from dformer.utils.files import remove_partial
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Within, `folder` is this process's: another that asks for it is refused. The lock ends with the process.
+
+    Half-written checkpoints of a run that was killed are removed.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    path = Path(folder) / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            # Not flock, which forked processes share: loader workers would hold it some seconds after a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise UserError(
+                f"another training runs in OUTPUT_DIR {folder}: {file.read().strip() or 'it does not tell its name'}. "
+                "Wait for its end, stop it, or give another OUTPUT_DIR"
+            ) from error
+        except OSError as error:  # file systems without locks
+            logger.warning(f"{path} cannot be locked ({error.strerror}): nothing keeps a second run out of the folder")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        remove_partial(folder)
+        yield

@@ -1,0 +1,129 @@
+"""From a cfg to the optimizer, the clipping of its gradients and its learning-rate schedule."""
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import (
+    CosineParamScheduler,
+    MultiStepParamScheduler,
+    ParamScheduler,
+    PolynomialDecayParamScheduler,
+)
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from dformer.utils.errors import UserError, did_you_mean
+
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
+# Embeddings that are parameters of their own, by the last part of their name: of timm's backbones and of our models.
+EMBEDDINGS = {"relative_position_bias_table", "absolute_pos_embed", "pos_embed", "cls_token"}
+EMBEDDINGS |= {"level_embedding", "query_position", "query"}
+SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR")
+
+
+def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    """Sort the trainable parameters of `model` by learning rate and weight decay.
+
+    Everything under `model.backbone` learns at BASE_LR * BACKBONE_MULTIPLIER. Normalisation layers decay by
+    WEIGHT_DECAY_NORM; embeddings (queries, levels, absolute and relative positions) by WEIGHT_DECAY_EMBED, as a decay
+    would pull them towards zero, which has no meaning for them.
+
+    Returns:
+        Groups for a `torch.optim.Optimizer`, at most one a pair of learning rate and weight decay; their "params" are
+        (name, parameter), each parameter once. "initial_lr" is what a schedule multiplies.
+    """
+    solver = cfg.SOLVER
+    groups = defaultdict(list)
+    seen: set[nn.Parameter] = set()
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            lr = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if name.startswith("backbone.") else 1.0)
+            decay = solver.WEIGHT_DECAY
+            if isinstance(module, NORMS):
+                decay = solver.WEIGHT_DECAY_NORM
+            elif isinstance(module, nn.Embedding) or name.rpartition(".")[2] in EMBEDDINGS:
+                decay = solver.WEIGHT_DECAY_EMBED
+            groups[lr, decay].append((name, parameter))
+    return [
+        {"params": params, "lr": lr, "initial_lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()
+    ]
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer SOLVER.OPTIMIZER, "ADAMW" or "SGD", over `parameter_groups`.
+
+    Raises:
+        UserError: there is no such optimizer, or no such way of clipping.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE != "full_model":
+        raise UserError(f'SOLVER.CLIP_GRADIENTS.CLIP_TYPE is "{clip.CLIP_TYPE}", but "full_model" was expected')
+    groups = parameter_groups(cfg, model)
+    # One fused kernel, on CPUs too, instead of a dozen operations a parameter.
+    match cfg.SOLVER.OPTIMIZER:
+        case "ADAMW":
+            return torch.optim.AdamW(groups, fused=True)
+        case "SGD":
+            return torch.optim.SGD(groups, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV, fused=True)
+        case name:
+            raise UserError(f'SOLVER.OPTIMIZER is "{name}", but "ADAMW" or "SGD" was expected')
+
+
+def clip_gradients(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Tensor:
+    """Scale all gradients so that their norm together is at most CLIP_VALUE; where that is enabled.
+
+    With a norm that is not finite, finite gradients become 0; those that are not stay so, and can be told apart.
+
+    Returns:
+        The norm before, a scalar.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], clip.NORM_TYPE)
+    if clip.ENABLED:
+        nn.utils.clip_grads_with_norm_(parameters, clip.CLIP_VALUE, norm.nan_to_num(nan=math.inf, posinf=math.inf))
+    return norm
+
+
+def build_schedule(cfg: CfgNode) -> ParamScheduler:
+    """The factor on all learning rates over the training, as a function of iteration / MAX_ITER in [0, 1].
+
+    "WarmupMultiStepLR": times GAMMA at each of STEPS. "WarmupCosineLR": half a cosine from 1 to 0. "WarmupPolyLR":
+    (1 - iteration / MAX_ITER) ^ POLY_POWER. Before, over WARMUP_ITERS, a line (WARMUP_METHOD "linear") leads from
+    WARMUP_FACTOR to where the schedule then is.
+
+    Raises:
+        UserError: there is no such schedule.
+    """
+    solver = cfg.SOLVER
+    name = solver.LR_SCHEDULER_NAME
+    if name == "WarmupMultiStepLR":
+        steps = [step for step in solver.STEPS if step < solver.MAX_ITER]
+        factors = [solver.GAMMA**k for k in range(len(steps) + 1)]
+        schedule: ParamScheduler = MultiStepParamScheduler(factors, num_updates=solver.MAX_ITER, milestones=steps)
+    elif name == "WarmupCosineLR":
+        schedule = CosineParamScheduler(1.0, 0.0)
+    elif name == "WarmupPolyLR":
+        schedule = PolynomialDecayParamScheduler(1.0, solver.POLY_POWER)
+    else:
+        raise UserError(
+            f'SOLVER.LR_SCHEDULER_NAME is "{name}"{did_you_mean(name, SCHEDULES)} (one of {", ".join(SCHEDULES)})'
+        )
+    warmup = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
+    if warmup == 0.0:
+        return schedule
+    return WarmupParamScheduler(schedule, solver.WARMUP_FACTOR, warmup, solver.WARMUP_METHOD)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set the learning rate of each group to `factor` times its initial one. Returns the highest."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["initial_lr"]
+    return max(group["lr"] for group in optimizer.param_groups)

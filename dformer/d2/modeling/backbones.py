@@ -1,0 +1,100 @@
+"""timm models as Detectron2 backbones, and Detectron2's own ResNets ("build_resnet_backbone") made faster."""
+
+from collections.abc import Callable
+from functools import partial
+
+import timm
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from timm.models.swin_transformer import SwinTransformerBlock
+from torch import Tensor, nn
+
+from dformer.utils.errors import UserError, did_you_mean
+
+STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+
+
+class TimmBackbone(Backbone):
+    """A timm model with `features_only`: maps `res2` .. `res5` of strides 4, 8, 16, 32.
+
+    Swin and its kin give maps (B, H, W, C) without a norm; these get a LayerNorm each, as the published Swin backbones
+    have. Swin takes any input size: its windows are padded, never shrunk, as in the published code.
+
+    Raises:
+        UserError: no timm model has that name, or it lacks one of the strides.
+    """
+
+    def __init__(self, *, name: str, drop_path_rate: float) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            raise UserError(f'MODEL.TIMM.NAME: timm has no model "{name}"{did_you_mean(name, timm.list_models())}')
+        any_size = {"strict_img_size": False, "always_partition": True} if name.startswith("swin") else {}
+        self.body = timm.create_model(name, features_only=True, drop_path_rate=drop_path_rate, **any_size)
+        for block in self.body.modules():
+            if isinstance(block, SwinTransformerBlock):
+                block._attn = partial(attend_padded, block._attn, block.window_size)
+        strides, channels = self.body.feature_info.reduction(), self.body.feature_info.channels()
+        missing = sorted(set(STRIDES.values()) - set(strides))
+        if missing:
+            raise UserError(f"MODEL.TIMM.NAME: {name} has features of strides {strides}, but {missing} are needed too")
+        self.index = {key: len(strides) - 1 - strides[::-1].index(stride) for key, stride in STRIDES.items()}
+        self.channels = {key: channels[index] for key, index in self.index.items()}
+        self.channels_last = self.body.output_fmt == "NHWC"
+        self.norms = nn.ModuleDict(
+            {key: nn.LayerNorm(c) for key, c in self.channels.items()} if self.channels_last else {}
+        )
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each map."""
+        return {key: ShapeSpec(channels=self.channels[key], stride=stride) for key, stride in STRIDES.items()}
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) -> `res2` .. `res5`, each (B, C_i, ceil(H / stride), ceil(W / stride))."""
+        maps = self.body(image)
+        features = {key: maps[index] for key, index in self.index.items()}
+        if self.channels_last:
+            features = {key: self.norms[key](x).permute(0, 3, 1, 2) for key, x in features.items()}
+        return features
+
+
+def attend_padded(attend: Callable[[Tensor], Tensor], window: tuple[int, int], x: Tensor) -> Tensor:
+    """Windowed attention over a map (B, H, W, C) padded with zeros to whole windows first, as published.
+
+    timm shifts the windows before it pads, which gives other numbers wherever a side does not divide by the window.
+    """
+    height, width = x.shape[1:3]
+    x = F.pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
+    return attend(x)[:, :height, :width]
+
+
+class FoldedConv2d(Conv2d):
+    """A convolution and the frozen batch norm after it, as one convolution; parameters and buffers stay as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the two after each other."""
+        norm = self.norm
+        scale = (norm.weight * (norm.running_var + norm.eps).rsqrt())[:, None, None]
+        shift = norm.bias[:, None, None] - norm.running_mean[:, None, None] * scale
+        geometry = self.stride, self.padding, self.dilation, self.groups
+        if self.weight.numel() < x.numel():
+            x = F.conv2d(x, self.weight * scale[..., None], shift.flatten(), *geometry)
+        else:  # scaled weights are kept for the backward pass: here the map is smaller
+            x = F.conv2d(x, self.weight, None, *geometry)
+            x = torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
+        return x if self.activation is None else self.activation(x)
+
+
+def fold_frozen_norms(backbone: Backbone) -> None:
+    """Let frozen batch norms cost nothing: else they are two passes over each map, and three in training."""
+    for module in backbone.modules():
+        if type(module) is Conv2d and isinstance(module.norm, FrozenBatchNorm2d) and module.bias is None:
+            module.__class__ = FoldedConv2d
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """The backbone named by MODEL.TIMM, for images of three channels."""
+    return TimmBackbone(name=cfg.MODEL.TIMM.NAME, drop_path_rate=cfg.MODEL.TIMM.DROP_PATH_RATE)

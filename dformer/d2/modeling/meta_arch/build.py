@@ -1,0 +1,91 @@
+"""From a config to the parts of a meta-architecture. Nothing below this floor reads a config."""
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+
+from dformer.d2.data.datasets import model_classes
+from dformer.d2.modeling.backbones import fold_frozen_norms
+from dformer.losses.criterion import Criterion
+from dformer.losses.matcher import LossWeights
+from dformer.models.mask_decoder import MaskDecoder
+from dformer.models.pixel_decoder import STRIDES, FPNPixelDecoder, MSDeformAttnPixelDecoder, PixelDecoder
+from dformer.utils.errors import UserError
+
+
+def build_pixel_decoder(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> PixelDecoder:
+    """The pixel decoder that MODEL.PIXEL_DECODER.NAME names, for a backbone with maps `res2` .. `res5`."""
+    strides = tuple(shapes[key].stride for key in ("res2", "res3", "res4", "res5"))
+    if strides != STRIDES:
+        raise UserError(f"MODEL.BACKBONE.NAME: the backbone's strides are {strides}, but {STRIDES} are needed")
+    decoder = cfg.MODEL.PIXEL_DECODER
+    c2, c3, c4, c5 = (shapes[key].channels for key in ("res2", "res3", "res4", "res5"))
+    channels = (c2, c3, c4, c5)
+    if decoder.NAME == "FPNPixelDecoder":
+        return FPNPixelDecoder(in_channels=channels, conv_dim=decoder.CONV_DIM, mask_dim=decoder.MASK_DIM)
+    if decoder.NAME == "MSDeformAttnPixelDecoder":
+        return MSDeformAttnPixelDecoder(
+            in_channels=channels,
+            conv_dim=decoder.CONV_DIM,
+            mask_dim=decoder.MASK_DIM,
+            num_layers=decoder.NUM_LAYERS,
+            num_heads=decoder.NUM_HEADS,
+            num_points=decoder.NUM_POINTS,
+            ffn_dim=decoder.FFN_DIM,
+        )
+    raise UserError(
+        f'MODEL.PIXEL_DECODER.NAME is "{decoder.NAME}", must be "MSDeformAttnPixelDecoder" or "FPNPixelDecoder"'
+    )
+
+
+def build_mask_decoder(cfg: CfgNode, classes: int) -> MaskDecoder:
+    """The masked-attention decoder of MODEL.MASK_DECODER."""
+    decoder = cfg.MODEL.MASK_DECODER
+    return MaskDecoder(
+        in_channels=cfg.MODEL.PIXEL_DECODER.CONV_DIM,
+        mask_dim=cfg.MODEL.PIXEL_DECODER.MASK_DIM,
+        num_classes=classes,
+        num_queries=decoder.NUM_QUERIES,
+        hidden_dim=decoder.HIDDEN_DIM,
+        num_heads=decoder.NUM_HEADS,
+        ffn_dim=decoder.FFN_DIM,
+        num_layers=decoder.NUM_LAYERS,
+    )
+
+
+def build_criterion(cfg: CfgNode, classes: int) -> Criterion:
+    """The criterion of MODEL.CRITERION."""
+    criterion = cfg.MODEL.CRITERION
+    return Criterion(
+        num_classes=classes,
+        weights=LossWeights(criterion.CLASS_WEIGHT, criterion.MASK_WEIGHT, criterion.DICE_WEIGHT),
+        no_object_weight=criterion.NO_OBJECT_WEIGHT,
+        num_points=criterion.NUM_POINTS,
+        oversample_ratio=criterion.OVERSAMPLE_RATIO,
+        importance_sample_ratio=criterion.IMPORTANCE_SAMPLE_RATIO,
+    )
+
+
+def build_parts(cfg: CfgNode) -> tuple[dict[str, Any], PixelDecoder, MaskDecoder]:
+    """Keywords of `Segmenter` but `head`, the pixel decoder, and the mask decoder."""
+    names, things = model_classes(cfg)
+    classes = len(names)
+    backbone = build_backbone(cfg)
+    fold_frozen_norms(backbone)
+    parts = {
+        "backbone": backbone,
+        "criterion": build_criterion(cfg, classes),
+        "things": [index in things for index in range(classes)],
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "size_divisibility": cfg.MODEL.SIZE_DIVISIBILITY,
+        "tasks": tuple(cfg.TEST.TASKS),
+        "object_threshold": cfg.TEST.OBJECT_THRESHOLD,
+        "overlap_threshold": cfg.TEST.OVERLAP_THRESHOLD,
+        "top_k": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "training_seed": max(cfg.SEED, 0),
+        "inference_seed": cfg.DIFFUSION.SEED,
+    }
+    return parts, build_pixel_decoder(cfg, backbone.output_shape()), build_mask_decoder(cfg, classes)

@@ -1,0 +1,41 @@
+"""The meta-architecture "Mask2Former"."""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor
+
+from dformer.d2.modeling.meta_arch.build import build_parts
+from dformer.d2.modeling.meta_arch.segmenter import Segmenter
+from dformer.losses.criterion import Target
+from dformer.models.mask2former import Mask2FormerHead
+from dformer.models.mask_decoder import Prediction
+
+
+@META_ARCH_REGISTRY.register()
+class Mask2Former(Segmenter):
+    """Segmentation by learned queries (Cheng et al. 2022)."""
+
+    head: Mask2FormerHead
+
+    @configurable
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Keywords of `__init__`."""
+        parts, pixel_decoder, mask_decoder = build_parts(cfg)
+        return {**parts, "head": Mask2FormerHead(pixel_decoder=pixel_decoder, mask_decoder=mask_decoder)}
+
+    def training_predictions(
+        self, features: list[Tensor], targets: list[Target], generators: list[torch.Generator]
+    ) -> list[Prediction]:
+        """Predictions of the queries and of each layer."""
+        return self.head(features)
+
+    def predict(self, features: list[Tensor], generators: list[torch.Generator]) -> Prediction:
+        """The prediction of the last layer."""
+        return self.head(features)[-1]

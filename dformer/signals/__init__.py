@@ -1,0 +1,1 @@
+"""What is diffused: ground truth <-> signal."""

@@ -1,0 +1,66 @@
+"""What is installed: versions, the state of a git checkout, the CPU."""
+
+import importlib.util
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import dformer
+
+# Distribution -> its module, which may also have come by another distribution (opencv-python, a checkout, ...).
+REQUIRED = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "pillow": "PIL",
+    "opencv-python-headless": "cv2",
+    "pycocotools": "pycocotools",
+    "fvcore": "fvcore",
+    "panopticapi-lite": "panopticapi",
+    "detectron2": "detectron2",
+}
+MAX_DIFF = 1_000_000  # characters
+
+
+def installed(name: str) -> str | None:
+    """Version of the distribution `name`; None where neither it nor its module is there."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "version unknown" if importlib.util.find_spec(REQUIRED[name]) else None
+
+
+def versions() -> dict[str, str | None]:
+    """Of all that dformer needs, and its own."""
+    return {"dformer": dformer.__version__} | {name: installed(name) for name in REQUIRED}
+
+
+def git_state() -> dict[str, str]:
+    """The commit of the checkout that dformer is run from, and what differs from it: changed lines and new files.
+
+    Empty where it is not a checkout or there is no git.
+    """
+    folder = Path(dformer.__file__).parent.parent
+    if not (folder / ".git").exists():
+        return {}
+    questions = {"commit": ("rev-parse", "HEAD"), "status": ("status", "--short"), "diff": ("diff", "HEAD")}
+    try:
+        return {key: _git(folder, *words)[:MAX_DIFF] for key, words in questions.items()}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _git(folder: Path, *words: str) -> str:
+    git = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True)
+    return git.stdout.strip()
+
+
+def cpu_model() -> str:
+    try:
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()

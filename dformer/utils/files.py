@@ -1,0 +1,100 @@
+"""Files that are written whole or not at all, and JSON."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dformer.utils.errors import UserError
+
+PARTIAL = ".partial-"  # begins the name of a file that is being written
+MAX_JSON = 8 << 30  # bytes
+
+
+@contextmanager
+def atomic_write(path: str | Path, keep_interrupted: bool = False) -> Iterator[Path]:
+    """Yield a temporary file beside `path`, and rename it to `path` once it is written and on the disk.
+
+    After an error the temporary file is removed and `path` is as it was.
+
+    Args:
+        path: its suffix is that of the temporary file, too.
+        keep_interrupted: rename it after KeyboardInterrupt as well, for files that are whole at any time.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    try:
+        try:
+            yield partial
+        except KeyboardInterrupt:
+            if keep_interrupted and partial.exists():
+                _rename(partial, path)
+            raise
+        _rename(partial, path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter after the former
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
+        raise UserError(f"{path} cannot be written: {reason}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_partial(folder: str | Path) -> None:
+    """Remove what a write that was killed has left in `folder`; no other process may be writing there."""
+    for partial in Path(folder).glob(f"{PARTIAL}*"):
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
+    """Write `content` as JSON, whole or not at all; missing parent folders are made.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write_text(json.dumps(content, indent=indent) + "\n")
+
+
+def read_json(path: str | Path, remedy: str = "") -> Any:
+    """Return the content of a JSON file.
+
+    Args:
+        remedy: what to do about a bad file, the end of the error's message.
+
+    Raises:
+        UserError: it is missing, not JSON, or too large or deep.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise UserError(f"{path} is too large: json of up to {MAX_JSON >> 30} GiB is read")
+        return json.loads(path.read_text())
+    except UserError:
+        raise
+    except RecursionError as error:
+        raise UserError(f"{path} cannot be read: its lists are nested too deeply") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"{path} cannot be read as JSON: {reason}{f'; {remedy}' if remedy else ''}") from error
+
+
+def _rename(partial: Path, path: Path) -> None:
+    _sync(partial)  # else the name may come to the disk before the content
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Weights: checkpoint files, which parameter is which, ImageNet backbones, published models."""

@@ -1,0 +1,256 @@
+"""Checkpoint files, read without running what is in them, and written whole.
+
+A `.pth` file is a zip archive and so has a checksum of each part, which `torch.load` does not look at and we do.
+
+`.pth` and `.pkl` files are pickles, and a pickle can run any code when it is loaded. Here a `.pth` file goes through
+`torch.load(weights_only=True)`, a `.pkl` file of Detectron2's or Detectron's model zoo through an unpickler that
+makes plain values and number arrays only, and `.safetensors` cannot hold anything else.
+"""
+
+import logging
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file as save_safetensors
+from torch import Tensor
+
+from dformer.utils.errors import UserError
+from dformer.utils.files import atomic_write
+from dformer.weights.published.mask2former import from_published, is_published
+
+logger = logging.getLogger(__name__)
+
+
+# Where a state dict stands in a file, the first that is there, and where a moving average of the weights does.
+STATE_DICTS = ("model", "state_dict", "model_state_dict")
+AVERAGES = ("ema_state", "model_ema", "state_dict_ema", "ema_state_dict", "ema")
+
+
+def read_checkpoint(path: str | Path, averaged: bool = False) -> dict[str, Any]:
+    """Read a checkpoint whole: the state dict of the model and what was saved beside it. Tensors are on the CPU.
+
+    Formats: `.safetensors`; `.pkl` as in the model zoos of Detectron2 and Detectron; anything else as `torch.save`
+    writes it, either `{"model": state dict, ...}` or a bare state dict. The weights of a published DFormer or
+    Mask2Former get our names (`dformer.weights.published.mask2former`).
+
+    Args:
+        path: a local file.
+        averaged: take the moving average of the weights (EMA) that the file holds beside them.
+
+    Returns:
+        "model": the state dict; further keys as they stand in the file ("optimizer", "iteration", "config", ...).
+        Of a published one "dropped": name -> reason, of what no model needs, "left_out": these tensors, and "renamed":
+        how many names changed. Files of the model zoos have "__author__".
+
+    Raises:
+        UserError: the file does not exist, is not a checkpoint, is damaged, or holds something other than tensors
+            and plain values; or `averaged`, and there is no average.
+    """
+    path = Path(path)
+    checkpoint = _unwrapped(path, _read(path), averaged)
+    _check_state_dict(path, checkpoint["model"])
+    if is_published(checkpoint["model"]):
+        published = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
+        checkpoint["model"], dropped = from_published(published)
+        checkpoint |= {
+            "dropped": dropped,
+            "left_out": {name: published[name] for name in dropped},
+            "renamed": len(checkpoint["model"].keys() - published.keys()),
+        }
+    return checkpoint
+
+
+def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: `.safetensors` keeps the model and what is text ("config"); anything else is written by `torch.save`.
+        checkpoint: "model": a state dict, and what else is to be kept.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path)
+    with atomic_write(path) as partial:
+        if path.suffix == ".safetensors":
+            texts = {key: value for key, value in checkpoint.items() if isinstance(value, str)}
+            partial.touch()
+            rights = partial.stat().st_mode  # safetensors leaves its file to the owner alone
+            save_safetensors({name: x.contiguous() for name, x in checkpoint["model"].items()}, partial, texts)
+            partial.chmod(rights)
+        else:
+            with partial.open("wb") as file:  # given a path, torch would not tell why it cannot write
+                torch.save(dict(checkpoint), file)
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; a checkpoint file (.pth, .safetensors, .pkl) was expected")
+        if not path.is_file():
+            raise UserError(f"weights file {path} does not exist")
+        if path.stat().st_size == 0:
+            raise UserError(f"weights file {path} is empty; was a download or a copy cut off?")
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {"model": {name: file.get_tensor(name) for name in file.keys()}} | (file.metadata() or {})  # noqa: SIM118
+        if path.suffix == ".pkl":
+            return _read_model_zoo(path)
+        _check_sums(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # a reader that meets arbitrary bytes raises nearly anything
+        raise UserError(f"{path} cannot be read as a checkpoint: {_explain(path, error)}") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise `BadZipFile` where a part of the archive is not what was written. Before PyTorch 1.6 files have no sums."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        # PyTorch does not compress, and so a small file cannot take long.
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()) or archive.testzip():
+            raise zipfile.BadZipFile
+
+
+def _unwrapped(path: Path, content: Any, averaged: bool) -> dict[str, Any]:
+    """`content` with the state dict at "model"."""
+    entries = content if isinstance(content, dict) else {}
+    average = next((key for key in AVERAGES if isinstance(entries.get(key), dict)), None)
+    plain = next((key for key in STATE_DICTS if key in entries), None)
+    if averaged and average is None:
+        raise UserError(f"{path} holds no moving average of the weights (it would be at {', '.join(AVERAGES)})")
+    if average and plain and not averaged:
+        logger.info(f'{path} holds a moving average of the weights too, at "{average}"; these are the last weights')
+    key = average if averaged or plain is None else plain
+    if key is None:
+        return {"model": content}
+    return {name: value for name, value in entries.items() if name != key} | {"model": entries[key]}
+
+
+def _check_state_dict(path: Path, weights: Any) -> None:
+    if not isinstance(weights, dict) or not weights:
+        what = "an empty one" if isinstance(weights, dict) else f"a {type(weights).__name__}"
+        raise UserError(f"{path} is not a checkpoint: a state dict was expected and {what} found")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            entry = name if isinstance(name, str) else f"a {type(name).__name__}"  # whose text may have no end
+            raise UserError(
+                f'{path} is not a checkpoint: its entry "{entry}" is a {type(value).__name__}, not a tensor; '
+                'expected {"model": state dict, ...} or a state dict'
+            )
+        # A view can repeat one number a billion times, until it is copied.
+        if value.layout != torch.strided or value.is_meta or value.nbytes > path.stat().st_size:
+            raise UserError(f'{path}: the tensor "{name}", {tuple(value.shape)}, is not one that the file holds whole')
+
+
+def _explain(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    with path.open("rb") as file:
+        head = file.read(512).lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page; download the file itself"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
+    if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
+        return (
+            f"it asks for {forbidden[1]}, and loading that could run code; only tensors and plain values are read. "
+            "Where you trust the file, save its state dict again with torch.save"
+        )
+    if path.suffix != ".pkl" and head.startswith(b"pk\x03\x04"):
+        return "it is damaged or cut off; copy or download it again"
+    return f"it is damaged or of another format ({type(error).__name__})"
+
+
+def _read_model_zoo(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        content = _ArrayUnpickler(file, encoding="latin1").load()
+    if isinstance(content, dict) and "model" in content:
+        zoo = content
+    else:  # Detectron (Caffe2): arrays by name, under "blobs" where there is more than a backbone
+        blobs = content.get("blobs", content) if isinstance(content, dict) else content
+        zoo = {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+    if isinstance(zoo["model"], dict):
+        zoo["model"] = {
+            name: value.tensor() if isinstance(value, _Array) else value
+            for name, value in zoo["model"].items()
+            if not str(name).endswith("_momentum")
+        }
+    return zoo
+
+
+class _Dtype:
+    """Stands for `numpy.dtype` in a pickle: numbers and booleans only."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if not re.fullmatch(r"[<>|=]?[fiub][1248]", code):
+            raise pickle.UnpicklingError(f"arrays of dtype {code!r} are not read")
+        self.value = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] == ">":
+            self.value = self.value.newbyteorder(">")
+
+
+class _Array:
+    """Stands for `numpy.ndarray` in a pickle; NumPy's own unpickling trusts the state that it is given."""
+
+    def __init__(self, *_: object) -> None:
+        self.value: NDArray[Any] = np.zeros(0, np.float32)
+
+    def __setstate__(self, state: tuple[Any, tuple[int, ...], _Dtype, bool, bytes | str]) -> None:
+        _, shape, dtype, is_fortran, data = state
+        data = data.encode("latin1") if isinstance(data, str) else data  # str: written by Python 2
+        self.value = np.frombuffer(data, dtype.value).reshape(shape, order="F" if is_fortran else "C")
+
+    def tensor(self) -> Tensor:
+        native = self.value.dtype.newbyteorder("=")
+        return torch.from_numpy(np.array(self.value, native, order="C"))
+
+
+def _array_from_buffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", data))
+    return array
+
+
+def _bytes_from_str(text: str, encoding: str) -> bytes:
+    return text.encode(encoding)
+
+
+def _empty_bytes() -> bytes:
+    """Of an empty array, as Python 2 wrote it; `bytes` itself would make as many as it is asked for."""
+    return b""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Makes plain values and arrays; every other global of the pickle is refused before it is looked up."""
+
+    _globals: dict[str, Any] = {
+        "collections.OrderedDict": OrderedDict,
+        "_codecs.encode": _bytes_from_str,
+        "__builtin__.bytes": _empty_bytes,
+        "numpy.dtype": _Dtype,
+        "numpy.ndarray": _Array,
+        "numpy.core.multiarray._reconstruct": _Array,
+        "numpy._core.multiarray._reconstruct": _Array,
+        "numpy.core.numeric._frombuffer": _array_from_buffer,
+        "numpy._core.numeric._frombuffer": _array_from_buffer,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = self._globals.get(f"{module}.{name}")
+        if found is None:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not an array")
+        return found

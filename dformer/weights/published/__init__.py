@@ -1,0 +1,1 @@
+"""Names of the published models and ours, a file a system."""

@@ -1,0 +1,74 @@
+"""Contact sheets show what the mappers give."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from dformer.apps.contact_sheet import contact_sheet
+from dformer.d2.config import get_cfg
+from dformer.d2.data import register_custom
+from dformer.d2.data.mappers import TestMapper, TrainMapper
+from tools.visualize_data import main
+
+
+@pytest.fixture
+def cfg(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> CfgNode:
+    monkeypatch.setattr(DatasetCatalog, "data", {})
+    monkeypatch.setattr(MetadataCatalog, "data", {})
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data_dir))
+    cfg = get_cfg()
+    declaration = {"form": "semantic", "images": "camvid/val", "annotations": "camvid/valannot", "void": 11}
+    cfg.DATASETS.CUSTOM, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = [{"cam": declaration}], ("cam",), ()
+    cfg.INPUT.TASK, cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SCALE = "semantic", 128, 96, 1.0
+    return cfg
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_cells_are_what_the_mappers_give(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, image_format: str) -> None:
+    cfg.INPUT.FORMAT = image_format
+    register_custom(cfg)
+    fed = []
+    for mapper in (TrainMapper, TestMapper):
+        call = mapper.__call__
+        monkeypatch.setattr(mapper, "__call__", lambda self, r, call=call: fed.append(call(self, r)) or fed[-1])
+    sheet = np.asarray(contact_sheet(cfg, rows=2, draws=2, cell=136))
+    assert sheet.shape == (22 + 2 * 136, 4 * 136, 3)
+    assert len({image["file_name"] for image in fed}) == 2
+    tested, trained, again = fed[:3]
+    picture = tested["image"].permute(1, 2, 0).numpy()[:, :, :: 1 if image_format == "RGB" else -1]
+    assert picture.shape == (96, 128, 3)
+    shown = sheet[26 : 26 + 96, 136 + 4 : 136 + 4 + 128]
+    np.testing.assert_array_equal(shown, picture)
+    assert not np.array_equal(trained["image"], again["image"]), "each draw is another"
+    cells = sheet[26 : 26 + 128, 4 + 2 * 136 :]
+    for column, image in enumerate((trained, again)):
+        inside = image["instances"].gt_masks.any(0).numpy()
+        pad = (image["image"] == 128).all(0).numpy() & ~inside
+        drawn = cells[:, column * 136 : column * 136 + 128]
+        if pad.any():
+            assert np.abs(drawn[pad].astype(int) - 128).mean() < 12, "padding stays grey"
+        differs = np.abs(drawn.astype(int) - image["image"].permute(1, 2, 0).numpy()).sum(2) > 10
+        assert differs[inside].mean() > 0.8, "the classes are coloured"
+
+
+def test_command_line(
+    cfg: CfgNode, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    arguments = ["visualize_data.py", "--config-file", str(tmp_path / "config.yaml"), "--images", "1", "--draws", "1"]
+    outputs = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for output, seed in zip(outputs, "112", strict=True):
+        monkeypatch.setattr(sys, "argv", [*arguments, "--output", str(output), "--seed", seed])
+        main()
+    a, b, c = (np.asarray(Image.open(output)) for output in outputs)
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
+    for wrong in (["--images", "0"], ["--output", str(tmp_path / "a.nothing")]):
+        monkeypatch.setattr(sys, "argv", [*arguments, *wrong])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 2 and "error: " in capsys.readouterr().err

@@ -1,0 +1,171 @@
+"""Published checkpoints become ours and again what they were; a checkpoint brings its config along."""
+
+import json
+import pickle
+import sys
+
+import pytest
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+
+from dformer.apps.convert_checkpoint import convert
+from dformer.d2.checkpoint.checkpointer import Checkpointer, fetch_checkpoint, load_weights
+from dformer.d2.checkpoint.zoo import config_of, published_config
+from dformer.d2.data import model_classes
+from dformer.utils.errors import UserError
+from dformer.weights.checkpoint import read_checkpoint
+from dformer.weights.published.mask2former import from_published
+from tests.d2.config.test_configs import load
+from tests.d2.tiny import tiny_cfg
+from tools import convert_checkpoint
+
+
+def random_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    """Whole numbers where the published model has them."""
+    generator = torch.Generator().manual_seed(0)
+    indices = {name for name in shapes if name.endswith("index")}
+    return {
+        name: torch.randint(99, shape, generator=generator)
+        if name in indices
+        else torch.rand(shape, generator=generator)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def published(golden_dir) -> dict[str, torch.Tensor]:
+    shapes = json.loads((golden_dir / "checkpoint_keys_dformer.json").read_text())
+    return random_weights(shapes["coco/panoptic-segmentation/swin/dformer_swin_tiny_bs16_50ep.yaml"])
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+
+
+@pytest.mark.golden
+def test_there_and_back(published, tmp_path, monkeypatch, capsys):
+    torch.save({"model": {f"module.{name}": x for name, x in published.items()}}, tmp_path / "published.pth")
+    for words in (["published.pth", "ours.pth"], ["--to", "published", "ours.pth", "back.pth"]):
+        words = [str(tmp_path / word) if word.endswith("pth") else word for word in words]
+        monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *words])
+        convert_checkpoint.main()
+    assert same(torch.load(tmp_path / "back.pth", weights_only=True)["model"], published)
+    account = capsys.readouterr().out
+    assert "of a published DFormer for 133 classes" in account and "12  the noise schedule is a setting" in account
+    ours = torch.load(tmp_path / "ours.pth", weights_only=True)
+    assert same(ours["model"], from_published(published)[0])
+    cfg = config_of(str(tmp_path / "ours.pth"))
+    names, things = model_classes(cfg)
+    assert (len(names), len(things), cfg.DIFFUSION.MASK_STRIDE) == (133, 80, 1)
+    assert cfg.MODEL.TIMM.NAME == "swin_tiny_patch4_window7_224"
+
+
+@pytest.mark.golden
+def test_a_published_file_goes_straight_into_the_model(published, tmp_path, caplog):
+    torch.save({"model": published}, tmp_path / "published.pth")
+    cfg = load("coco/panoptic/dformer_swin_tiny_50ep.yaml", "MODEL.WEIGHTS", str(tmp_path / "published.pth"))
+    model = build_model(cfg)
+    with caplog.at_level("INFO"):
+        load_weights(model, fetch_checkpoint(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
+    assert same(model.state_dict(), from_published(published)[0])
+    assert "12  follows from the window size: backbone.layers.0.blocks.0.attn.relative_position_index" in caplog.text
+
+
+@pytest.mark.golden
+def test_other_files_of_the_same_weights(published, tmp_path):
+    expected = from_published(published)[0]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": {n: x.numpy() for n, x in published.items()}}))
+    torch.save(published, tmp_path / "bare.pth")
+    torch.save({"state_dict": published, "epoch": 3}, tmp_path / "other_wrapper.pth")
+    torch.save({"ema_state": published}, tmp_path / "average_alone.pth")
+    for name in ("a.pkl", "bare.pth", "other_wrapper.pth", "average_alone.pth"):
+        assert same(read_checkpoint(tmp_path / name)["model"], expected), name
+    torch.save({"model": {n: x * 0 for n, x in published.items()}, "model_ema": published}, tmp_path / "both.pth")
+    assert same(read_checkpoint(tmp_path / "both.pth", averaged=True)["model"], expected)
+    assert not read_checkpoint(tmp_path / "both.pth")["model"]["head.mask_decoder.query_position"].any()
+    with pytest.raises(UserError, match="bare.pth holds no moving average"):
+        read_checkpoint(tmp_path / "bare.pth", averaged=True)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("system", ["dformer", "mask2former"])
+def test_configs_of_published_models(golden_dir, system):
+    for config, shapes in json.loads((golden_dir / f"checkpoint_keys_{system}.json").read_text()).items():
+        weights, _ = from_published({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+        data_set, task = config.split("/")[:2]
+        backbone = "swin_tiny" if "swin" in config else "r50"
+        schedule = "50ep" if data_set == "coco" else "160k"
+        name = f"{data_set}/{task.removesuffix('-segmentation')}/{system}_{backbone}_{schedule}.yaml"
+        assert published_config(weights) == name
+
+
+@pytest.mark.parametrize("backbone", ["r101", "swin_small", "swin_base", "swin_large_22k"])
+def test_configs_of_larger_models(backbone):
+    schedule = "100ep" if "large" in backbone else "50ep"
+    name = f"coco/panoptic/mask2former_{backbone}_{schedule}.yaml"
+    cfg = load(name)
+    with torch.device("meta"):
+        weights = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).state_dict()
+    assert published_config(weights) == name
+
+
+def test_what_the_published_code_has_no_place_for(tmp_path):
+    cfg = tiny_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    Checkpointer(build_model(cfg), cfg).save("tiny")
+    with pytest.raises(UserError, match=r"no place for 8 parameters of this model \(backbone\.stages\.res2"):
+        convert(str(tmp_path / "tiny.pth"), str(tmp_path / "out.pth"), to="published")
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_what_cannot_be_converted(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
+    with pytest.raises(UserError, match="MODEL.WEIGHTS takes ImageNet backbones as they are"):
+        convert(str(tmp_path / "resnet.pth"), str(tmp_path / "out.pth"))
+    with pytest.raises(UserError, match="ends in .pth or .safetensors"):
+        convert(str(tmp_path / "resnet.pth"), str(tmp_path / "out.pkl"))
+    torch.save({"head.mask_decoder.norm.weight": torch.zeros(1)}, tmp_path / "unknown.pth")
+    with pytest.raises(UserError, match=r"unknown\.pth carries no config.*--config-file"):
+        convert(str(tmp_path / "unknown.pth"), str(tmp_path / "out.pth"))
+
+
+def test_safetensors_carry_the_config_too(tmp_path):
+    cfg = tiny_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    model = build_model(cfg)
+    Checkpointer(model, cfg).save("tiny")
+    convert(str(tmp_path / "tiny.pth"), str(tmp_path / "tiny.safetensors"))
+    assert same(read_checkpoint(tmp_path / "tiny.safetensors")["model"], model.state_dict())
+    loaded = config_of(str(tmp_path / "tiny.safetensors"))
+    assert loaded.MODEL.BACKBONE.NAME == "TinyBackbone" and loaded.MODEL.CLASSES[3] == "star"
+
+
+def test_classes_of_a_checkpoint_need_no_data_set(tmp_path):
+    cfg = tiny_cfg()
+    cfg.MODEL.CLASSES, cfg.MODEL.THINGS, cfg.DATASETS.TRAIN = ["cat", "lawn"], [0], ("never_registered",)
+    assert model_classes(cfg) == (["cat", "lawn"], (0,))
+    assert build_model(cfg).things.tolist() == [True, False]
+    cfg.MODEL.NUM_CLASSES = 5
+    with pytest.raises(UserError, match="NUM_CLASSES is 5, but there are 2 classes"):
+        build_model(cfg)
+
+
+def test_a_config_of_another_version_is_told(tmp_path):
+    torch.save({"model": {"a": torch.zeros(1)}, "config": "MODEL:\n  NO_SUCH_KEY: 1\n"}, tmp_path / "later.pth")
+    with pytest.raises(UserError, match=r"config in .*later\.pth is not one of this version.*NO_SUCH_KEY"):
+        config_of(str(tmp_path / "later.pth"))
+
+
+def test_half_the_size(tmp_path):
+    cfg = tiny_cfg()
+    model = build_model(cfg)
+    torch.save({"model": model.state_dict(), "config": cfg.dump()}, tmp_path / "whole.pth")
+    convert(str(tmp_path / "whole.pth"), str(tmp_path / "half.safetensors"), half=True)
+    half = fetch_checkpoint(str(tmp_path / "half.safetensors"))
+    assert {x.dtype for x in half["model"].values() if x.ndim > 1} == {torch.float16}
+    assert {x.dtype for x in half["model"].values() if x.ndim < 2} == {torch.float32}
+    other = build_model(config_of(str(tmp_path / "half.safetensors")))
+    load_weights(other, half, "half.safetensors")
+    for name, x in other.state_dict().items():
+        assert x.dtype == torch.float32
+        torch.testing.assert_close(x, model.state_dict()[name], rtol=1e-3, atol=1e-6)

@@ -1,0 +1,196 @@
+"""Conversions: what goes from one form to another and back is what it was, on real data."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin import register_all_coco
+from panopticapi.utils import rgb2id
+from PIL import Image
+
+from dformer.apps.convert_dataset import convert
+from dformer.apps.convert_dataset import convert as convert_function
+from dformer.d2.data import register_declarations, register_file
+from dformer.utils.errors import UserError
+from tools.convert_dataset import main
+
+
+@pytest.fixture(autouse=True)
+def empty_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are free."""
+    monkeypatch.setattr(DatasetCatalog, "data", {})
+    monkeypatch.setattr(MetadataCatalog, "data", {})
+
+
+def through(name: str, folder: Path, *forms: str) -> Path:
+    """Convert a data set to one form after the other; return the last folder."""
+    for form in forms:
+        output = folder / f"{name}-{form}"
+        assert convert(name, form, output, progress=False) == []
+        (name,) = register_file(output / "dataset.yaml")
+    return output
+
+
+def pennfudan(data_dir: Path) -> str:
+    declaration = {"form": "instance_ids", "images": "images", "annotations": "masks", "classes": ["pedestrian"]}
+    (name,) = register_declarations({"ped": declaration}, data_dir / "pennfudan")
+    return name
+
+
+@pytest.mark.parametrize("by", [["coco_panoptic"], ["coco_instances"], ["coco_panoptic", "coco_instances"]])
+def test_instance_ids_come_back(data_dir: Path, tmp_path: Path, by: list[str]) -> None:
+    output = through(pennfudan(data_dir), tmp_path, *by, "instance_ids")
+    files = sorted((data_dir / "pennfudan" / "masks").iterdir())
+    assert [f.name for f in files] == sorted(f.name for f in (output / "masks").iterdir())
+    for file in files:
+        before, after = np.asarray(Image.open(file)), np.asarray(Image.open(output / "masks" / file.name))
+        assert before.dtype == after.dtype
+        np.testing.assert_array_equal(before, after)
+
+
+def by_id(content: dict[str, Any]) -> dict[int, Any]:
+    return {a["id"]: a for a in content["annotations"]}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_instances_come_back_from_panoptic(data_dir: Path, tmp_path: Path, split: str) -> None:
+    """RLE, crowds included: the same masks, classes, boxes, areas, ids and images."""
+    coco = data_dir / "coco_panoptic" / "coco"
+    json_file = coco / "annotations" / f"instances_{split}2017.json"
+    declaration = {"form": "coco_instances", "images": str(coco / f"{split}2017"), "annotations": str(json_file)}
+    (name,) = register_declarations({"instances": declaration})
+    output = through(name, tmp_path, "coco_panoptic", "coco_instances")
+    before, after = (json.loads(f.read_text()) for f in (json_file, output / "annotations.json"))
+    assert any(a["iscrowd"] for a in before["annotations"]) or split == "val"
+    assert by_id(after) == by_id(before)
+    keys = ("id", "file_name", "height", "width")
+    images = [sorted([i[k] for k in keys] for i in content["images"]) for content in (before, after)]
+    assert images[0] == images[1]
+    names = [[(c["id"], c["name"]) for c in content["categories"]] for content in (before, after)]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_panoptic_gives_the_instances_that_were_derived_from_it(data_dir: Path, tmp_path: Path, split: str) -> None:
+    """An independent derivation lies beside the panoptic annotations."""
+    register_all_coco(str(data_dir / "coco_panoptic"))
+    lost = convert(f"coco_2017_{split}_panoptic", "coco_instances", tmp_path / "out", progress=False)
+    assert lost == ["stuff is left out: this form has things only"]
+    derived = json.loads((data_dir / f"coco_panoptic/coco/annotations/instances_{split}2017.json").read_text())
+    own = json.loads((tmp_path / "out" / "annotations.json").read_text())
+
+    def content(found: dict[str, Any]) -> list[str]:
+        # Segment ids, which are unique in an image only, are kept beside the annotations' own.
+        own_ids = {"id": 0, "segment_id": 0}
+        return sorted(json.dumps({**a, **own_ids}, sort_keys=True) for a in found["annotations"])
+
+    assert content(own) == content(derived)
+
+
+def test_panoptic_comes_back(data_dir: Path, tmp_path: Path) -> None:
+    register_all_coco(str(data_dir / "coco_panoptic"))
+    output = through("coco_2017_val_panoptic", tmp_path, "coco_panoptic")
+    coco = data_dir / "coco_panoptic" / "coco"
+    before, after = (
+        json.loads(f.read_text()) for f in (coco / "annotations" / "panoptic_val2017.json", output / "panoptic.json")
+    )
+    assert sorted(before["annotations"], key=lambda a: a["image_id"]) == sorted(
+        after["annotations"], key=lambda a: a["image_id"]
+    )
+    for annotation in after["annotations"]:
+        pictures = [Image.open(f / annotation["file_name"]) for f in (coco / "panoptic_val2017", output / "panoptic")]
+        np.testing.assert_array_equal(*map(np.asarray, pictures))
+
+
+def test_semantic_labels_come_back(data_dir: Path, tmp_path: Path) -> None:
+    declaration = {"form": "semantic", "images": "val", "annotations": "valannot", "void": 11}
+    (name,) = register_declarations({"cam": declaration}, data_dir / "camvid")
+    output = through(name, tmp_path, "coco_panoptic", "semantic")
+    for file in (data_dir / "camvid" / "valannot").iterdir():
+        before, after = np.asarray(Image.open(file)), np.asarray(Image.open(output / "labels" / file.name))
+        np.testing.assert_array_equal(np.where(before == 11, 255, before), after)
+
+
+def test_overlaps_crowds_and_classes_that_are_lost_are_told(data_dir: Path, tmp_path: Path) -> None:
+    register_all_coco(str(data_dir / "coco_instance"))
+    lost = convert("coco_2017_val", "coco_panoptic", tmp_path / "panoptic", progress=False)
+    assert any(text.startswith("objects overlap") for text in lost)
+    lost = convert("coco_2017_val", "instance_ids", tmp_path / "ids", progress=False)
+    assert any(text.startswith("crowds are left out") for text in lost)
+    assert "the 80 classes are lost: this form has one" in lost
+
+
+def test_smaller_objects_lie_on_larger_ones(tmp_path: Path) -> None:
+    Image.new("RGB", (10, 10)).save(tmp_path / "a.jpg")
+    squares = [[[2, 2, 6, 2, 6, 6, 2, 6]], [[0, 0, 10, 0, 10, 10, 0, 10]], [[2, 2, 6, 2, 6, 6, 2, 6]]]
+    annotations = [
+        {"id": k, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [0, 0, 1, 1], "segmentation": s, "area": 1}
+        for k, s in enumerate(squares, start=5)
+    ]
+    images = [{"id": 1, "file_name": "a.jpg", "height": 10, "width": 10}]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    register_declarations({"own": {"form": "coco_instances", "images": ".", "annotations": "a.json"}}, tmp_path)
+    lost = convert("own", "coco_panoptic", tmp_path / "out", progress=False)
+    assert [text.split(" (")[0] for text in lost] == [
+        "objects overlap; where they do, the smaller one is kept",
+        "objects without a pixel of their own are left out",
+    ]
+    ids = rgb2id(np.asarray(Image.open(tmp_path / "out" / "panoptic" / "a.png")))
+    expected = np.full((10, 10), 6)
+    expected[2:6, 2:6] = 7  # of two of the same size, the later one
+    np.testing.assert_array_equal(ids, expected)
+    (annotation,) = json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]
+    assert [s["id"] for s in annotation["segments_info"]] == [6, 7]
+
+
+def test_whole_or_not_at_all(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = pennfudan(data_dir)
+    module = sys.modules[convert_function.__module__]
+
+    def fail(*_: Any) -> None:
+        raise UserError("disc full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_save", fail)
+        with pytest.raises(UserError, match="disc full"):
+            convert(name, "coco_panoptic", tmp_path / "out", progress=False)
+    assert not list(tmp_path.iterdir())
+    convert(name, "coco_instances", tmp_path / "out", progress=False)
+    with pytest.raises(UserError, match="out exists already"):
+        convert(name, "coco_instances", tmp_path / "out", progress=False)
+
+
+def test_what_cannot_be_made_is_told(data_dir: Path, tmp_path: Path) -> None:
+    declaration = {"form": "semantic", "images": "val", "annotations": "valannot", "void": 11}
+    (name,) = register_declarations({"cam": declaration}, data_dir / "camvid")
+    for form in ("coco_instances", "instance_ids"):
+        with pytest.raises(UserError, match='"cam" has classes of pixels only'):
+            convert(name, form, tmp_path / "out", progress=False)
+    with pytest.raises(UserError, match='did you mean "coco_panoptic"'):
+        convert(name, "panoptic", tmp_path / "out", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_line(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    sets = tmp_path / "sets.yaml"
+    folder = data_dir / "pennfudan"
+    sets.write_text(
+        f"ped: {{form: instance_ids, images: {folder}/images, annotations: {folder}/masks, split: {{val: 20}}}}"
+    )
+    command = ["convert_dataset.py", str(sets), "--to", "coco_panoptic", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2 and "--name: ped_train, ped_val" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*command, "--name", "ped_val", "--workers", "2"])
+    main()
+    printed = capsys.readouterr()
+    assert "20/20" in printed.err and "dataset.yaml" in printed.out
+    assert len(list((tmp_path / "out" / "panoptic").iterdir())) == 20

@@ -1,0 +1,223 @@
+"""The report of saved predictions: its numbers by hand, and against panopticapi's on real annotations."""
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin import register_all_coco
+from PIL import Image
+
+from dformer.apps.report import read_run
+from dformer.apps.report.analysis import analyse, ranked
+from dformer.apps.report.statistics import Outcome, calibration, quality_by_size
+from dformer.d2.config import get_cfg
+from dformer.utils.errors import UserError
+from tests.d2.evaluation.oracle import (
+    CAT,
+    DOG,
+    SEA,
+    SIZE,
+    SKY,
+    Results,
+    Segment,
+    block,
+    evaluate,
+    instances_output,
+    panoptic_output,
+    perfect_output,
+    read_segments,
+    register,
+    rest,
+    semantic_output,
+    write_annotations,
+)
+from tools import analyze
+
+TRUE_CAT, TRUE_DOG, LOST_CAT = block(CAT, 0, 0), block(DOG, 0, 10), block(CAT, 0, 0)
+TRUTH = [
+    [TRUE_CAT, TRUE_DOG, rest(SKY, TRUE_CAT, TRUE_DOG)],
+    [LOST_CAT, rest(SEA, LOST_CAT)],
+]
+# The dog is taken for a cat; a cat is missed, and a dog seen where there is none.
+FALSE_DOG = block(DOG, 10, 30)
+PREDICTED = [
+    [TRUE_CAT, replace(TRUE_DOG, category_id=CAT), rest(SKY, TRUE_CAT, TRUE_DOG)],
+    [FALSE_DOG, rest(SEA, FALSE_DOG)],
+]
+SCORES = [[0.9, 0.6, 0.8], [0.7, 0.8]]
+
+
+@pytest.fixture(autouse=True)
+def empty_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DatasetCatalog, "data", {})
+    monkeypatch.setattr(MetadataCatalog, "data", {})
+
+
+def output(segments: list[Segment], scores: list[float]) -> dict:
+    things = [k for k, segment in enumerate(segments) if segment.isthing]
+    ids, infos = panoptic_output(segments, SIZE)
+    return {
+        "panoptic_seg": (ids, [{**info, "score": score} for info, score in zip(infos, scores, strict=True)]),
+        "instances": instances_output([segments[k] for k in things], SIZE, [scores[k] for k in things]),
+        "sem_seg": semantic_output(segments, SIZE, 4),
+    }
+
+
+def write_run(output_dir: Path, name: str, pairs, tasks=("panoptic", "instance", "semantic"), **settings) -> Results:
+    """Predictions with their config, as a run leaves them; returns the evaluator's results."""
+    folder = output_dir / "inference" / name
+    results = evaluate(name, pairs, folder, tasks)
+    cfg = get_cfg()
+    cfg.TEST.TASKS = tuple(tasks)
+    cfg.DIFFUSION.SAMPLING_STEPS = settings.get("steps", 1)
+    (folder / "config.yaml").write_text("# python tools/train_net.py --eval-only\n" + cfg.dump())
+    return results
+
+
+@pytest.fixture
+def animals(tmp_path: Path) -> list[dict]:
+    """Inputs of the small data set "animals", its images black."""
+    inputs = write_annotations(tmp_path / "data", TRUTH)
+    register("animals", tmp_path / "data")
+    for image in inputs:
+        Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "data" / image["file_name"])
+    return inputs
+
+
+def predicted(inputs: list[dict]):
+    return zip(inputs, map(output, PREDICTED, SCORES), strict=True)
+
+
+def test_by_hand(animals, tmp_path):
+    results = write_run(tmp_path / "run", "animals", predicted(animals))
+    run = read_run(tmp_path / "run")
+    found = analyse(run, "animals")
+    assert found.metrics == results
+    expected = np.zeros((5, 5), int)  # the last row and column stand for nothing
+    for true, guess in [(CAT, CAT), (DOG, CAT), (SKY, SKY), (SEA, SEA), (CAT, 4), (4, DOG)]:
+        expected[true, guess] = 1
+    assert found.confusion.tolist() == expected.tolist()
+    # Of 3 segments, 2 are right; of 2, one with an IoU of 600 / 800.
+    assert list(found.qualities.values()) == pytest.approx([100 * 2 / 3, 100 * 0.75 / 2])
+    assert [Path(file).name for file in ranked(found.qualities)] == ["000002.jpg", "000001.jpg"]
+    assert found.calibrations["segments"].error == pytest.approx((0.1 + 0.6 + 0.7 + 2 * 0.2) / 5)
+    assert found.calibrations["instances"].error == pytest.approx((0.1 + 0.6 + 0.7) / 3)
+    assert found.by_size["all"]["PQ"] == pytest.approx(results["panoptic_seg"]["PQ"])
+    assert found.by_size["small (< 32 x 32)"]["segments"] == 5
+
+
+def test_panoptic_quality_is_panopticapis_on_real_annotations(data_dir, tmp_path):
+    register_all_coco(str(data_dir / "coco_panoptic"))
+    name = "coco_2017_train_panoptic"
+    records = DatasetCatalog.get(name)
+    with_crowds = [r for r in records if any(s["iscrowd"] for s in r["segments_info"])]
+    DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: with_crowds + records[:4])
+
+    def pairs():
+        """Every second image is moved, every fourth segment is lost, every fifth is something else."""
+        for number, record in enumerate(DatasetCatalog.get(name)):
+            segments = read_segments(record)
+            changed = []
+            for k, segment in enumerate(segments):
+                mask = np.roll(segment.mask, 12 * (number % 2), axis=1)
+                category = (segment.category_id + 1) % 133 if k % 5 == 0 else segment.category_id
+                if k % 4:
+                    changed.append(Segment(mask, category, category < 80))
+            yield record, perfect_output(changed, segments[0].mask.shape, 133)
+
+    results = write_run(tmp_path, name, pairs(), ("panoptic",))["panoptic_seg"]
+    by_size = analyse(read_run(tmp_path), name).by_size
+    assert 20 < results["PQ"] < 80
+    for metric in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st"):
+        assert by_size["all"][metric] == pytest.approx(results[metric], abs=1e-9)
+    assert sum(by_size[size]["segments"] for size in by_size) == 2 * by_size["all"]["segments"]
+
+
+@pytest.mark.parametrize(("task", "best"), [("instance", [50, 0]), ("semantic", [100 * (1 / 2 + 0 + 1) / 3, 37.5])])
+def test_tasks_alone(animals, tmp_path, task, best):
+    write_run(tmp_path / "run", "animals", predicted(animals), (task,))
+    found = analyse(read_run(tmp_path / "run"), "animals")
+    assert found.kind == task
+    assert list(found.qualities.values()) == pytest.approx(best)
+    if task == "semantic":
+        assert found.confusion[DOG, CAT] == 100 and found.confusion.sum() == 2 * 800
+        assert not found.calibrations and not found.by_size
+
+
+def test_quality_by_size_counts_a_false_segment_by_its_own_size():
+    outcomes = [
+        Outcome(0, 0, 0.8, 0.9, 100),
+        Outcome(0, None, 0.0, None, 5000),
+        Outcome(None, 0, 0.0, 0.5, 20000),
+        Outcome(0, 0, 0.6, 0.9, 20000),
+    ]
+    by_size = quality_by_size(outcomes, {0: {"name": "cat", "isthing": True}})
+    assert [by_size[size]["PQ"] for size in by_size] == pytest.approx([80, 0, 60 / 1.5, 140 / 3])
+    assert [by_size[size]["segments"] for size in by_size] == [1, 1, 1, 3]
+
+
+def test_calibration_by_hand():
+    found = calibration([0.05, 0.91, 0.99, 1.0], [False, True, True, False])
+    assert found.number.tolist() == [1] + 8 * [0] + [3]
+    assert found.score[[0, 9]] == pytest.approx([0.05, 2.9 / 3]) and found.right[[0, 9]] == pytest.approx([0, 2 / 3])
+    assert found.error == pytest.approx((0.05 + 3 * (2.9 / 3 - 2 / 3)) / 4)
+
+
+def page_of(monkeypatch, tmp_path, *arguments: str) -> str:
+    page = tmp_path / "report.html"
+    monkeypatch.setattr(sys, "argv", ["analyze.py", *arguments, "--output", str(page)])
+    analyze.main()
+    return page.read_text()
+
+
+def test_a_page_of_two_runs(animals, tmp_path, monkeypatch):
+    first = write_run(tmp_path / "first", "animals", predicted(animals))
+    perfect = [(image, perfect_output(truth, SIZE, 4)) for image, truth in zip(animals, TRUTH, strict=True)]
+    write_run(tmp_path / "second", "animals", perfect, steps=4)
+    curve = ['{"iteration": 19, "total_loss": 9.5, "lr": 0.1}', '{"iteration": 39, "total_loss": 7.5, "lr": 0.1}']
+    (tmp_path / "first" / "metrics.json").write_text("\n".join([*curve, '{"iteration": 59, "tot']))
+    page = page_of(monkeypatch, tmp_path, str(tmp_path / "first"), "--compare", str(tmp_path / "second" / "inference"))
+    pq = first["panoptic_seg"]["PQ"]
+    row = f"<td>PQ (panoptic)</td><td>{pq:.1f}</td><td>100.0</td><td>{100 - pq:+.1f}</td>"
+    assert row in page
+    assert page.count("data:image/jpeg;base64,") == 4, "two images, by two runs"
+    assert "<td>DIFFUSION.SAMPLING_STEPS</td><td>1</td><td>4</td>" in page
+    assert page.count("<pre>python tools/train_net.py --eval-only</pre>") == 2
+    assert "iteration" in page and "<svg" in page
+    links = re.findall(r"(?:src|href|url)\s*[=(]\s*['\"]?([^'\"\s>)]+)", page)
+    assert links and all(link.startswith(("data:", "#")) for link in links), "it refers to no other file"
+    assert not (tmp_path / "report.html.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere"], "nowhere is not a folder"),
+        (["bare"], "bare holds no predictions"),
+        (["foreign"], "say with --config-file how these predictions were made"),
+        (["run", "--compare", "other"], "have predictions for different data sets: animals and plants"),
+        (["run", "--output", "no/where.html"], "where.html cannot be written"),
+    ],
+)
+def test_what_cannot_be_analysed_is_told(animals, tmp_path, monkeypatch, capsys, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    Path("bare").mkdir()
+    Path("foreign/semantic").mkdir(parents=True)
+    write_run(Path("run"), "animals", predicted(animals))
+    register("plants", tmp_path / "data")
+    write_run(Path("other"), "plants", predicted(animals))
+    monkeypatch.setattr(sys, "argv", ["analyze.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        analyze.main()
+    assert says in capsys.readouterr().err
+
+
+def test_a_missing_prediction_is_told(animals, tmp_path):
+    write_run(tmp_path / "run", "animals", list(predicted(animals))[:1])
+    with pytest.raises(UserError, match="predictions are 1 missing"):
+        analyse(read_run(tmp_path / "run"), "animals")

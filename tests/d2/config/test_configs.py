@@ -1,0 +1,123 @@
+"""Every config of the repository merges and builds, and says what it should."""
+
+import re
+
+import pytest
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from dformer.d2.config import get_cfg, merge_config
+from dformer.utils.errors import UserError
+from tests import ROOT
+
+CONFIGS = ROOT / "configs"
+ZOO = ROOT / "docs" / "model_zoo.md"
+SMALL = ("quick", "own")  # no part of the model zoo
+PARTS = {"base.yaml", "camvid.yaml", "pennfudan.yaml"}
+PARTS |= {path.name for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in SMALL}
+MODELS = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.name not in PARTS)
+
+
+def load(name, *opts):
+    cfg = get_cfg()
+    merge_config(cfg, str(CONFIGS / name), ["MODEL.DEVICE", "cpu", *opts])
+    return cfg
+
+
+def millions(model):
+    return sum(p.numel() for p in model.parameters()) / 1e6
+
+
+def in_model_zoo(name):
+    """Million parameters, as docs/model_zoo.md says."""
+    folder, file = name.rsplit("/", 1)
+    section = ZOO.read_text().partition(f"In `configs/{folder}/`")[2]
+    return float(re.search(rf"\| `{re.escape(file)}` \|[^|]*\| ([\d.]+) \|", section)[1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_builds_with_the_size_that_the_model_zoo_says(name, monkeypatch, request):
+    if name.startswith("own/"):  # their classes are in the data
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(request.getfixturevalue("data_dir")))
+    cfg = load(name)
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    size = millions(model)
+    if not name.startswith(SMALL):
+        assert in_model_zoo(name) == pytest.approx(size, abs=0.051)
+    papers = {"r50": 44, "r101": 63, "swin_large_22k": 216}  # DFormer, Table 1; Mask2Former, Tables 1 and 2
+    backbone = name.partition("former_")[2].rpartition("_")[0]
+    if "former_" in name and backbone in papers:
+        time_embedding = millions(model.head.time_modulation) if "dformer" in name else 0.0
+        assert size - time_embedding == pytest.approx(papers[backbone], rel=0.012)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.name in PARTS)
+)
+def test_parts_merge(name):
+    assert load(name) != get_cfg()
+
+
+def test_there_are_configs_for_all_tasks_backbones_and_systems():
+    backbones = ("r50", "r101", "swin_tiny", "swin_small", "swin_base", "swin_base_22k", "swin_large_22k")
+    schedules = {"coco/panoptic": "ep", "coco/instance": "ep", "ade20k/panoptic": "160k"}
+    schedules |= {"ade20k/instance": "160k", "ade20k/semantic": "160k"}
+    wanted = {
+        f"{folder}/{system}_{backbone}_{ending if ending != 'ep' else '100ep' if 'large' in backbone else '50ep'}.yaml"
+        for folder, ending in schedules.items()
+        for system in ("dformer", "mask2former")
+        for backbone in backbones
+    }
+    assert wanted == {name for name in MODELS if not name.startswith(SMALL)}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("coco")])
+def test_coco_recipe(name):
+    cfg = load(name)
+    images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+    assert images == pytest.approx((100 if "large" in name else 50) * 118000, rel=1e-3)
+    assert (200 if "large" in name else 100) == cfg.MODEL.MASK_DECODER.NUM_QUERIES
+    assert [step / cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS] == pytest.approx([0.9, 0.95], abs=1e-5)
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.BACKBONE_MULTIPLIER) == (1e-4, 0.05, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            ["MODEL.MASK_DECODER.NUM_QUERYS", "5"],
+            'no config key "MODEL.MASK_DECODER.NUM_QUERYS", did you mean "MODEL.MASK',
+        ),
+        (["DIFUSION.ETA", "1"], 'did you mean "DIFFUSION.ETA"'),
+        (["SOLVER.BASE_LR"], "pairs"),
+        (["SOLVER.BASE_LR", "1", "--eval-only"], "--eval-only stands among .* options go before"),
+        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
+    ],
+)
+def test_wrong_overrides_are_told(opts, message):
+    with pytest.raises(UserError, match=message):
+        merge_config(get_cfg(), None, opts)
+
+
+def test_wrong_files_are_told(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        merge_config(get_cfg(), str(tmp_path / "none.yaml"), [])
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("VERSION: 2\nMODEL:\n  NUM_CLASES: 3\n")
+    with pytest.raises(
+        UserError, match='wrong.yaml: there is no config key "MODEL.NUM_CLASES", did you mean "MODEL.NUM_'
+    ):
+        merge_config(get_cfg(), str(wrong), [])
+    wrong.write_text("MODEL: [1, 2\n")
+    with pytest.raises(UserError, match="wrong.yaml"):
+        merge_config(get_cfg(), str(wrong), [])
+
+
+def test_configs_cannot_run_code(tmp_path):
+    marker = tmp_path / "ran"
+    evil = tmp_path / "evil.yaml"
+    evil.write_text(f"VERSION: 2\nOUTPUT_DIR: !!python/object/apply:os.system ['touch {marker}']\n")
+    with pytest.raises(UserError, match="evil.yaml"):
+        merge_config(get_cfg(), str(evil), [])
+    assert not marker.exists()

@@ -1,0 +1,356 @@
+"""Declared data sets: every form gives the masks and classes that its files hold, and a wrong declaration is told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.data.datasets.builtin import register_all_coco
+from PIL import Image
+from pycocotools import mask as rle
+
+from dformer.d2.config import get_cfg, merge_config
+from dformer.d2.data import (
+    available_tasks,
+    check_datasets,
+    num_classes,
+    register_custom,
+    register_declarations,
+    register_file,
+    thing_ids,
+)
+from dformer.d2.data.annotations import annotation_reader
+from dformer.d2.data.custom import Split
+from dformer.utils.errors import UserError
+from tests.d2.evaluation.oracle import Segment, evaluate, instances_output, semantic_output
+
+
+@pytest.fixture(autouse=True)
+def empty_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are free."""
+    monkeypatch.setattr(DatasetCatalog, "data", {})
+    monkeypatch.setattr(MetadataCatalog, "data", {})
+
+
+def declare(name: str, root: Path, **declaration: Any) -> list[dict[str, Any]]:
+    """Records of a data set that is declared so."""
+    register_declarations({name: declaration}, root)
+    return DatasetCatalog.get(name)
+
+
+def targets(name: str, record: dict[str, Any], task: str) -> list[tuple[int, bytes]]:
+    """What an image's training targets are: class and mask of each, as comparable values."""
+    size = record.get("height"), record.get("width")
+    if None in size:
+        size = np.asarray(Image.open(record["file_name"])).shape[:2]
+    ignore_label = MetadataCatalog.get(name).get("ignore_label", 255)
+    annotation = annotation_reader(task, num_classes(name, task), ignore_label)(record, size)
+    classes, masks = annotation.targets(T.TransformList([]), size)
+    return [(cls, mask.numpy().tobytes()) for cls, mask in zip(classes, masks, strict=True)]
+
+
+# Forms
+
+
+def test_pngs_of_instance_ids(data_dir: Path) -> None:
+    records = declare("ped", data_dir / "pennfudan", form="instance_ids", images="images", annotations="masks")
+    assert (len(records), available_tasks("ped")) == (120, ("instance",))
+    assert (MetadataCatalog.get("ped").thing_classes, thing_ids("ped", "instance")) == (["object"], (0,))
+    for record in records:
+        ids = np.asarray(Image.open(data_dir / "pennfudan" / "masks" / f"{record['image_id']}.png"))
+        assert targets("ped", record, "instance") == [(0, (ids == k).tobytes()) for k in np.unique(ids) if k]
+
+
+def test_semantic_pngs_with_void_and_merged_classes(data_dir: Path) -> None:
+    classes = {0: "sky", 1: "building", 2: "building", **{k: "rest" for k in range(3, 10)}}
+    files = {"images": "train", "annotations": "trainannot"}
+    records = declare("cam", data_dir / "camvid", form="semantic", **files, classes=classes, void=[10, 11])
+    assert (len(records), available_tasks("cam"), num_classes("cam", "semantic")) == (367, ("semantic",), 3)
+    for record in records[::40]:
+        labels = np.asarray(Image.open(data_dir / "camvid" / "trainannot" / f"{record['image_id']}.png"))
+        masks = [labels == 0, (labels == 1) | (labels == 2), (labels > 2) & (labels < 10)]
+        expected = [(k, mask.tobytes()) for k, mask in enumerate(masks) if mask.any()]
+        assert targets("cam", record, "semantic") == expected
+
+
+def test_semantic_classes_come_from_the_labels_where_none_are_declared(data_dir: Path) -> None:
+    declare("cam", data_dir / "camvid", form="semantic", images="val", annotations="valannot", void=11)
+    assert MetadataCatalog.get("cam").stuff_classes == [str(k) for k in range(11)]
+
+
+def test_a_label_apart_is_asked_about(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 1)).save(tmp_path / "a.jpg")
+    Image.fromarray(np.array([[0, 1, 2, 200]], np.uint8)).save(tmp_path / "a.png")
+    declaration = {"form": "semantic", "images": "*.jpg", "annotations": "*.png"}
+    register_declarations({"cam": declaration, "mended": {**declaration, "void": 200}}, tmp_path)
+    with pytest.raises(UserError, match="run to 200, but no pixel has 3: is 200 a class, or void"):
+        num_classes("cam", "semantic")
+    assert num_classes("mended", "semantic") == 3
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_coco_panoptic_is_what_detectron2_registers(data_dir: Path, task: str) -> None:
+    root = data_dir / "coco_panoptic" / "coco"
+    files = {"images": "val2017", "annotations": "annotations/panoptic_val2017.json", "pngs": "panoptic_val2017"}
+    own = declare("own", root, form="coco_panoptic", **files)
+    register_all_coco(str(data_dir / "coco_panoptic"))
+    name = "coco_2017_val_panoptic"
+    assert num_classes("own", task) == num_classes(name, task)
+    assert thing_ids("own", task) == thing_ids(name, task)
+    theirs = {r["image_id"]: r for r in DatasetCatalog.get(name)}
+    assert {r["image_id"] for r in own} == theirs.keys()
+    for record in own:
+        assert targets("own", record, task) == targets(name, {**record, **theirs[record["image_id"]]}, task)
+
+
+def test_coco_instances_are_what_detectron2_registers(data_dir: Path) -> None:
+    root = data_dir / "coco_instance" / "coco"
+    own = declare(
+        "own", root, form="coco_instances", images="val2017", annotations="annotations/instances_val2017.json"
+    )
+    register_all_coco(str(data_dir / "coco_instance"))
+    name = "coco_2017_val"
+    assert num_classes("own", "instance") == 80
+    for mine, theirs in zip(own, DatasetCatalog.get(name), strict=True):
+        assert mine["file_name"] == theirs["file_name"]
+        assert targets("own", mine, "instance") == targets(name, theirs, "instance")
+
+
+@pytest.mark.parametrize("form", ["labelme", "yolo_segment"])
+def test_polygons_of_other_tools(data_dir: Path, tmp_path: Path, form: str) -> None:
+    """COCO's polygons, written as these tools write them, give COCO's masks."""
+    root = data_dir / "coco_instance" / "coco"
+    register_declarations(
+        {"coco": {"form": "coco_instances", "images": "val2017", "annotations": "annotations/instances_val2017.json"}},
+        root,
+    )
+    records = [
+        {**r, "annotations": [a for a in r["annotations"] if isinstance(a["segmentation"], list)]}
+        for r in DatasetCatalog.get("coco")
+    ]
+    names = MetadataCatalog.get("coco").thing_classes
+    for record in records:
+        shapes, lines = [], []
+        for k, annotation in enumerate(record["annotations"]):
+            for polygon in annotation["segmentation"]:
+                points = np.reshape(polygon, (-1, 2))
+                label = names[annotation["category_id"]]
+                shapes.append({"label": label, "points": points.tolist(), "group_id": k, "shape_type": "polygon"})
+            if len(annotation["segmentation"]) == 1:  # YOLO has one polygon an object
+                parts = points / (record["width"], record["height"])
+                lines.append(f"{annotation['category_id']} " + " ".join(f"{c:.17g}" for c in parts.ravel()))
+        stem = Path(record["file_name"]).stem
+        if form == "labelme":
+            content = {"shapes": shapes, "imageHeight": record["height"], "imageWidth": record["width"]}
+            (tmp_path / f"{stem}.json").write_text(json.dumps(content))
+        else:
+            record["annotations"] = [a for a in record["annotations"] if len(a["segmentation"]) == 1]
+            if lines:  # else an image without objects
+                (tmp_path / f"{stem}.txt").write_text("\n".join(lines))
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": dict(enumerate(names))}))
+    declared = {"images": root / "val2017", "annotations": tmp_path, "classes": "data.yaml"}
+    own = {Path(r["file_name"]).stem: r for r in declare("own", tmp_path, form=form, **declared)}
+    assert len(own) == len(records) and num_classes("own", "instance") == 80
+    for record in records:
+        mine = own[Path(record["file_name"]).stem]
+        pairs = zip(targets("own", mine, "instance"), targets("coco", record, "instance"), strict=True)
+        for (cls, mask), (expected_cls, expected) in pairs:
+            # Parts of the width, as YOLO has them, round a corner now and then to the next pixel.
+            differ = np.frombuffer(mask, bool) ^ np.frombuffer(expected, bool)
+            assert cls == expected_cls and differ.sum() <= (4 if form == "yolo_segment" else 0)
+
+
+def test_labelme_rectangles_and_names_from_the_files(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    shape = {"label": "cat", "points": [[2, 1], [8, 5]], "shape_type": "rectangle"}
+    content = {"shapes": [{**shape, "label": "dog"}, shape], "imageHeight": 10, "imageWidth": 20}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (record,) = declare("own", tmp_path, form="labelme", images=".", annotations=".")
+    assert MetadataCatalog.get("own").thing_classes == ["cat", "dog"]
+    expected = np.zeros((10, 20), bool)
+    expected[1:5, 2:8] = True
+    assert targets("own", record, "instance") == [(1, expected.tobytes()), (0, expected.tobytes())]
+
+
+def test_patterns_pair_names_with_endings(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}_image.jpg")
+        Image.fromarray(np.full((4, 4), 300, np.uint16)).save(tmp_path / "masks" / f"{name}_mask.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "c_image.jpg")  # without a mask: left out
+    records = declare("own", tmp_path, form="instance_ids", images="*_image.jpg", annotations="masks/*_mask.png")
+    assert [r["image_id"] for r in records] == ["a", "b"]
+    assert targets("own", records[0], "instance") == [(0, np.ones((4, 4), bool).tobytes())]
+    check_datasets(config({"own": {}}, "own", "instance", registered=True))
+
+
+# Splits
+
+
+def test_split(data_dir: Path) -> None:
+    declaration = {"form": "instance_ids", "images": "images", "annotations": "masks", "split": {"val": 20, "seed": 1}}
+    assert register_declarations({"ped": declaration}, data_dir / "pennfudan") == ["ped_train", "ped_val"]
+    train, val = ({r["image_id"] for r in DatasetCatalog.get(f"ped_{part}")} for part in ("train", "val"))
+    assert (len(train), len(val), train & val) == (100, 20, set())
+
+
+def test_split_depends_on_seed_and_names_alone() -> None:
+    names = [f"image{k}" for k in range(100)]
+    drawn = Split(0.2).validation(names)
+    assert len(drawn) == 20
+    assert Split(0.2).validation(names[::-1]) == drawn != Split(0.2, seed=1).validation(names)
+    moved = drawn ^ Split(0.2).validation([*names, "another"])
+    assert len(moved) <= 1
+    for val in (0.001, 100):
+        with pytest.raises(UserError, match="nothing to train on or to validate with"):
+            Split(val).validation(names)
+
+
+# From a config
+
+
+def config(declarations: Any, name: str, task: str, registered: bool = False) -> CfgNode:
+    cfg = get_cfg()
+    cfg.DATASETS.CUSTOM = () if registered else (declarations,)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.INPUT.TASK = (name,), (), task
+    return cfg
+
+
+def test_declared_in_a_config_in_a_file_and_on_the_command_line(data_dir: Path, tmp_path: Path) -> None:
+    root = data_dir / "camvid"
+    declaration = {"form": "semantic", "images": str(root / "val"), "annotations": str(root / "valannot"), "void": 11}
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"filed": declaration}))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"VERSION": 2, "DATASETS": {"CUSTOM": [{"inline": declaration}, str(tmp_path / "sets.yaml")]}})
+    )
+    cfg = get_cfg()
+    merge_config(cfg, str(tmp_path / "config.yaml"), [])
+    assert register_custom(cfg) == ["inline", "filed"] == register_custom(cfg)
+    again = get_cfg()
+    (tmp_path / "as_run.yaml").write_text(cfg.dump())
+    merge_config(again, str(tmp_path / "as_run.yaml"), ["DATASETS.CUSTOM", str([{"typed": declaration}])])
+    assert register_custom(again) == ["typed"]
+    assert num_classes("inline", "semantic") == num_classes("filed", "semantic") == num_classes("typed", "semantic")
+
+
+def test_paths_are_relative_to_the_file_or_to_the_folder_of_all_data(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "masks").symlink_to(data_dir / "pennfudan" / "masks")
+    (tmp_path / "images").symlink_to(data_dir / "pennfudan" / "images")
+    declaration = {"form": "instance_ids", "images": "images", "annotations": "masks"}
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"filed": declaration}))
+    assert register_file(tmp_path / "sets.yaml") == ["filed"]
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data_dir / "pennfudan"))
+    check_datasets(config({"inline": declaration}, "inline", "instance"))
+    assert len(DatasetCatalog.get("filed")) == len(DatasetCatalog.get("inline")) == 120
+
+
+def test_a_config_that_disagrees_is_told(data_dir: Path) -> None:
+    root = data_dir / "pennfudan"
+    declared = {"ped": {"form": "instance_ids", "images": str(root / "images"), "annotations": str(root / "masks")}}
+    cfg = config(declared, "ped", "instance")
+    cfg.MODEL.NUM_CLASSES = 2
+    with pytest.raises(UserError, match='NUM_CLASSES is 2, but data set "ped" has 1 classes for instance'):
+        check_datasets(cfg)
+    with pytest.raises(UserError, match='"ped" has no semantic annotations; it is annotated for instance'):
+        check_datasets(config(declared, "ped", "semantic"))
+    check_datasets(config(declared, "ped", "instance"))
+
+
+FORM = {"form": "semantic", "images": "val", "annotations": "valannot"}
+
+
+@pytest.mark.parametrize(
+    ("declaration", "message"),
+    [
+        ({**FORM, "form": "semantics"}, 'form is "semantics", did you mean "semantic"'),
+        ({**FORM, "viod": 11}, 'semantic has no key "viod", did you mean "void"'),
+        ({**FORM, "form": "instance_ids", "void": 0}, 'instance_ids has no key "void"'),
+        ({"form": "semantic", "images": "val"}, 'semantic needs the key "annotations"'),
+        ({**FORM, "form": "coco_panoptic"}, 'needs the key "pngs"'),
+        ({**FORM, "classes": ["sky", "building"], "void": 1}, "1 is declared as void, and as class 'building'"),
+        ({**FORM, "void": "black"}, "void is a value of pixels"),
+        ({**FORM, "classes": 11}, "classes are a list of names"),
+        ({**FORM, "classes": "nowhere.txt"}, r"nowhere\.txt cannot be read"),
+        ({**FORM, "split": 0.2}, "split is {val: number or share"),
+        ({**FORM, "split": {"val": 0.2, "fraction": 1}}, "split is {val: number or share"),
+        ({**FORM, "split": {"val": 0}}, "split is {val: number or share"),
+        ("semantic", "expected {form: "),
+    ],
+)
+def test_a_wrong_declaration_is_told(tmp_path: Path, declaration: Any, message: str) -> None:
+    with pytest.raises(UserError, match=f"DATASETS.CUSTOM: mine: .*{message}"):
+        register_declarations({"mine": declaration}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("declaration", "message"),
+    [
+        ({**FORM, "images": "nowhere"}, "there is no folder .*nowhere"),
+        ({**FORM, "images": "*_x.png"}, r"no image in .* \(0 images\) has an annotation of its name"),
+        ({**FORM, "form": "instance_ids", "classes": ["a", "b"]}, "do not tell classes, but there are 2: a, b"),
+        ({**FORM, "form": "coco_instances", "annotations": "nowhere.json"}, "nowhere.json"),
+        ({**FORM, "form": "yolo_segment", "classes": ["a"], "annotations": "val"}, "no image in"),
+    ],
+)
+def test_missing_data_are_told(data_dir: Path, declaration: Any, message: str) -> None:
+    register_declarations({"mine": declaration}, data_dir / "camvid")
+    with pytest.raises(UserError, match=message):
+        num_classes("mine", "semantic")
+
+
+def test_a_label_that_is_not_declared_is_told(data_dir: Path) -> None:
+    records = declare("cam", data_dir / "camvid", **FORM, classes=[str(k) for k in range(11)])
+    with pytest.raises(UserError, match=r"png holds the value 11, which is neither a class nor void"):
+        targets("cam", records[0], "semantic")
+
+
+def test_a_name_that_is_taken_is_told(tmp_path: Path) -> None:
+    register_declarations({"mine": FORM}, tmp_path)
+    assert register_declarations({"mine": FORM}, tmp_path) == ["mine"]
+    with pytest.raises(UserError, match='there is a data set "mine" already'):
+        register_declarations({"mine": {**FORM, "void": 0}}, tmp_path)
+
+
+@pytest.mark.parametrize(("form", "line"), [("labelme", "circle"), ("labelme", "other"), ("yolo_segment", "0 0.5 0.5")])
+def test_shapes_that_are_no_masks_are_told(tmp_path: Path, form: str, line: str) -> None:
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    shape = {"label": "cat", "points": [[2, 1], [8, 5]], "shape_type": line}
+    if line == "other":
+        shape = {**shape, "shape_type": "rectangle", "label": line}
+    (tmp_path / "a.json").write_text(json.dumps({"shapes": [shape], "imageHeight": 10, "imageWidth": 20}))
+    (tmp_path / "a.txt").write_text(line)
+    register_declarations({"own": {"form": form, "images": ".", "annotations": ".", "classes": ["cat"]}}, tmp_path)
+    with pytest.raises(UserError, match=r"a\.(json|txt)"):
+        num_classes("own", "instance")
+
+
+# Evaluation: the annotations themselves get full marks
+
+
+def test_evaluation_of_instance_ids(data_dir: Path, tmp_path: Path) -> None:
+    records = declare("ped", data_dir / "pennfudan", form="instance_ids", images="images", annotations="masks")[:10]
+    pairs = []
+    for record in records:
+        masks = [rle.decode(a["segmentation"]).astype(bool) for a in record["annotations"]]
+        size = record["height"], record["width"]
+        pairs.append((record, {"instances": instances_output([Segment(m, 0, True) for m in masks], size)}))
+    assert evaluate("ped", pairs, tmp_path, ["instance"])["segm"]["AP"] == pytest.approx(100)
+
+
+def test_evaluation_of_labels_that_are_mapped(data_dir: Path, tmp_path: Path) -> None:
+    classes = {k: "low" if k < 5 else "high" for k in range(11)}
+    records = declare("cam", data_dir / "camvid", **FORM, classes=classes, void=11)[:5]
+    pairs = []
+    for record in records:
+        labels = np.asarray(Image.open(record["sem_seg_file_name"]))
+        segments = [Segment(labels < 5, 0, False), Segment(labels >= 5, 1, False)]  # void does not count
+        pairs.append((record, {"sem_seg": semantic_output(segments, labels.shape, 2)}))
+    results = evaluate("cam", pairs, tmp_path, ["semantic"])["sem_seg"]
+    assert (results["mIoU"], results["pACC"]) == (100, 100)

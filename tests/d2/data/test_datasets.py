@@ -1,0 +1,378 @@
+"""Registration, the quick checks and the loaders."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.utils.env import seed_all_rng
+from PIL import Image
+
+from dformer.d2.config import get_cfg
+from dformer.d2.data import (
+    available_tasks,
+    build_test_loader,
+    build_train_loader,
+    check_datasets,
+    class_names,
+    num_classes,
+    register_shapes,
+    semantic_from_panoptic,
+    thing_ids,
+)
+from dformer.utils.errors import UserError
+from tests.datasets import load_script
+
+SHAPES = "test_data_sets_shapes"
+
+
+@pytest.fixture(scope="module")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small Shapes, registered as SHAPES_train and SHAPES_val."""
+    script = load_script("shapes")
+    root = tmp_path_factory.mktemp("shapes")
+    script.generate(root, script.Parameters(train=8, val=3, size=64), progress=False)
+    register_shapes(root, SHAPES)
+    return root
+
+
+def config(train: str, test: str | None = None, task: str = "panoptic") -> CfgNode:
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), (test,) if test else ()
+    cfg.INPUT.TASK, cfg.INPUT.IMAGE_SIZE = task, 64
+    cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH = 0, 2
+    return cfg
+
+
+# Names, classes, tasks.
+
+
+def test_ade20k_instances_are_numbered_by_thing(tmp_path: Path) -> None:
+    """Category ids in the file are those of all 150 classes; whatever the file calls them, the names are ours."""
+    folder = tmp_path / "ADEChallengeData2016"
+    (folder / "images/validation").mkdir(parents=True)
+    content = {
+        "images": [{"id": "a", "file_name": "a.jpg", "height": 4, "width": 4}],
+        "categories": [{"id": 7, "name": "bed"}, {"id": 8, "name": "windowpane"}, {"id": 149, "name": "flag"}],
+        "annotations": [
+            {"id": k, "image_id": "a", "category_id": category, "iscrowd": 0, "bbox": [0, 0, 2, 2], "area": 4}
+            | {"segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]}
+            for k, category in enumerate((7, 8, 149), start=1)
+        ],
+    }
+    (folder / "ade20k_instance_val.json").write_text(json.dumps(content))
+    code = "from detectron2.data import DatasetCatalog as D, MetadataCatalog as M; import dformer.d2.data;"
+    code += "(r,) = D.get('ade20k_instance_val'); names = M.get('ade20k_instance_val').thing_classes;"
+    code += "print([names[a['category_id']] for a in r['annotations']])"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"DETECTRON2_DATASETS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip() == "['bed', 'window', 'flag']", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "classes", "things"),
+    [
+        ("shapes_train", "panoptic", 7, 4),
+        ("ade20k_instance_val", "instance", 100, 100),
+        ("shapes_train", "instance", 4, 4),
+        ("shapes_train", "semantic", 7, 4),
+        ("coco_2017_train_panoptic", "panoptic", 133, 80),
+        ("coco_2017_train_panoptic", "instance", 80, 80),
+        ("coco_2017_train_panoptic", "semantic", 133, 80),
+        ("coco_2017_train", "instance", 80, 80),
+        ("coco_2017_val_panoptic_separated", "semantic", 54, 0),
+        ("ade20k_sem_seg_train", "semantic", 150, 0),
+    ],
+)
+def test_classes_and_things(name: str, task: str, classes: int, things: int) -> None:
+    assert task in available_tasks(name)
+    assert num_classes(name, task) == classes
+    assert thing_ids(name, task) == tuple(range(things))
+
+
+def test_ade20k_things_lie_among_the_stuff() -> None:
+    name, task = "ade20k_panoptic_val", "panoptic"
+    classes = MetadataCatalog.get(name).stuff_classes
+    things = [classes[index] for index in thing_ids(name, task)]
+    assert (num_classes(name, task), len(things)) == (150, 100)
+    assert {"bed", "person", "flag"} < set(things) and not {"wall", "sky", "lake"} & set(things)
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [
+        ("coco_2017_train_panoptic", ("panoptic", "instance", "semantic")),
+        ("coco_2017_train", ("instance",)),
+        ("coco_2017_train_panoptic_separated", ("instance", "semantic")),
+        ("ade20k_sem_seg_val", ("semantic",)),
+    ],
+)
+def test_available_tasks(name: str, tasks: tuple[str, ...]) -> None:
+    assert available_tasks(name) == tasks
+
+
+def test_shapes_metadata_and_records(shapes_root: Path) -> None:
+    metadata = MetadataCatalog.get(f"{SHAPES}_val")
+    assert (metadata.evaluator_type, metadata.ignore_label) == ("coco_panoptic_seg", 255)
+    categories = json.loads(Path(metadata.panoptic_json).read_text())["categories"]
+    assert metadata.stuff_classes == [c["name"] for c in categories]
+    assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1, 3: 2, 5: 3}
+    assert metadata.stuff_dataset_id_to_contiguous_id == {10: 4, 12: 5, 13: 6}
+    annotations = json.loads(Path(metadata.panoptic_json).read_text())["annotations"]
+    for annotation, record in zip(annotations, DatasetCatalog.get(f"{SHAPES}_val"), strict=True):
+        ids = np.asarray(Image.open(record["pan_seg_file_name"]))
+        semantic = np.asarray(Image.open(Path(metadata.sem_seg_root) / annotation["file_name"]))
+        np.testing.assert_array_equal(semantic_from_panoptic(ids, annotation["segments_info"], metadata), semantic)
+
+
+def test_classes_of_a_set_that_is_registered_without_metadata(data_dir: Path) -> None:
+    """Detectron2's own way for custom instance sets: the classes are in the json."""
+    root = data_dir / "coco_instance" / "coco"
+    json_file = root / "annotations" / "instances_val2017.json"
+    register_coco_instances("test_data_sets_bare", {}, str(json_file), str(root / "val2017"))
+    assert num_classes("test_data_sets_bare", "instance") == 80
+    register_coco_instances("test_data_sets_gone", {}, str(root / "gone.json"), str(root / "val2017"))
+    with pytest.raises(UserError, match=r'"test_data_sets_gone" cannot be loaded: FileNotFoundError.*gone\.json'):
+        num_classes("test_data_sets_gone", "instance")
+
+
+# check_datasets.
+
+
+def test_data_that_is_right_passes(shapes_root: Path) -> None:
+    check_datasets(config(f"{SHAPES}_train", f"{SHAPES}_val"))
+    cfg = config(f"{SHAPES}_train", f"{SHAPES}_val", "instance")
+    cfg.MODEL.NUM_CLASSES = 4
+    check_datasets(cfg)
+
+
+def test_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(UserError, match='no data set "coco_2017_panoptic_train", did you mean "coco_2017_.*panoptic'):
+        check_datasets(config("coco_2017_panoptic_train"))
+    with pytest.raises(UserError, match='no data set "shape_val", did you mean "shapes_val"'):
+        check_datasets(config("shapes_train", "shape_val"), train=False)
+
+
+def test_no_data_set_to_train_on() -> None:
+    cfg = config("shapes_train")
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(UserError, match=r"DATASETS\.TRAIN is empty"):
+        check_datasets(cfg)
+
+
+@pytest.mark.parametrize("root", ["/nowhere", None])
+def test_missing_root_names_variable_and_files(
+    root: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if root:
+        monkeypatch.setenv("DETECTRON2_DATASETS", root)
+    else:
+        monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    prefix = f"test_data_sets_nowhere_{root is None}"
+    register_shapes(root or "datasets", prefix)
+    with pytest.raises(UserError) as raised:
+        check_datasets(config(f"{prefix}_train"))
+    message = str(raised.value)
+    folder = Path(root or tmp_path / "datasets") / "shapes"
+    for path in ("train", "panoptic_train", "annotations/panoptic_train.json"):
+        assert str(folder / path) in message
+    assert "instances_train.json" not in message, "not needed to train"
+    assert ('DETECTRON2_DATASETS says where data sets are: it is "/nowhere"' in message) == (root is not None)
+    assert (f'it is not set, so "datasets" in the current folder, {tmp_path}' in message) == (root is None)
+    assert "python datasets/shapes.py" in message
+
+
+def test_only_what_is_missing_is_named(shapes_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "shapes").mkdir()
+    for entry in (shapes_root / "shapes").iterdir():
+        if entry.name != "annotations":
+            (tmp_path / "shapes" / entry.name).symlink_to(entry)
+    register_shapes(tmp_path, "test_data_sets_partly")
+    with pytest.raises(UserError) as raised:
+        check_datasets(config("test_data_sets_partly_train", "test_data_sets_partly_val"), train=False)
+    missing = str(raised.value).split("missing or empty: ")[1].split(". ")[0]
+    annotations = tmp_path / "shapes" / "annotations"
+    assert missing.split(", ") == [str(annotations / f"{kind}_val.json") for kind in ("panoptic", "instances")]
+
+
+def test_class_count_that_disagrees(shapes_root: Path) -> None:
+    cfg = config(f"{SHAPES}_train", f"{SHAPES}_val")
+    cfg.MODEL.NUM_CLASSES = 133
+    with pytest.raises(UserError, match=rf'MODEL\.NUM_CLASSES is 133, but data set "{SHAPES}_train" has 7 classes'):
+        check_datasets(cfg)
+    cfg = config(f"{SHAPES}_train", "coco_2017_val_panoptic")
+    with pytest.raises(
+        UserError, match=rf'"{SHAPES}_train" has 7 classes, but data set "coco_2017_val_panoptic" has 133'
+    ):
+        check_datasets(cfg)
+
+
+def test_class_names_that_disagree(shapes_root: Path) -> None:
+    cfg = config(f"{SHAPES}_train")
+    cfg.MODEL.CLASSES = [*class_names(f"{SHAPES}_train", "panoptic")]
+    check_datasets(cfg)
+    cfg.MODEL.CLASSES[0] = "cat"
+    with pytest.raises(UserError, match=rf'MODEL\.CLASSES is cat, square.*data set "{SHAPES}_train" are disc, square'):
+        check_datasets(cfg)
+
+
+def test_task_that_is_not_annotated() -> None:
+    with pytest.raises(UserError, match='"coco_2017_train" has no panoptic annotations; it is annotated for instance'):
+        check_datasets(config("coco_2017_train"))
+    with pytest.raises(UserError, match='INPUT.TASK is "depth"; choose one of panoptic, instance, semantic'):
+        check_datasets(config("shapes_train", task="depth"))
+
+
+def test_a_test_set_may_be_annotated_for_less(shapes_root: Path, data_dir: Path) -> None:
+    """A panoptic model's masks can be evaluated on an instance set."""
+    root = data_dir / "coco_instance" / "coco"
+    json_file = str(root / "annotations" / "instances_val2017.json")
+    register_coco_instances("test_data_sets_less", {}, json_file, str(root / "val2017"))
+    check_datasets(config(f"{SHAPES}_train", "test_data_sets_less"))
+
+
+# Loaders.
+
+
+def test_train_loader(shapes_root: Path) -> None:
+    def batches() -> list:
+        seed_all_rng(5)
+        return list(islice(build_train_loader(config(f"{SHAPES}_train")), 6))
+
+    first, again = batches(), batches()
+    assert {len(b) for b in first} == {2}
+    seen = {image["image_id"] for batch in first for image in batch}
+    assert len(seen) == 8, "8 images are drawn without replacement, so 12 draws see all"
+    for a, b in zip(sum(first, []), sum(again, []), strict=True):
+        assert a["image_id"] == b["image_id"] and torch.equal(a["image"], b["image"])
+        assert torch.equal(a["instances"].gt_masks, b["instances"].gt_masks)
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_a_batch_depends_on_its_number_alone(shapes_root: Path, grouping: bool) -> None:
+    cfg = config(f"{SHAPES}_train")
+    cfg.SEED, cfg.DATALOADER.ASPECT_RATIO_GROUPING = 1, grouping
+
+    def batches(workers: int, start: int) -> list:
+        cfg.DATALOADER.NUM_WORKERS = workers
+        loader = build_train_loader(cfg)
+        loader.start = start
+        seed_all_rng(workers + start)
+        return [image for batch in islice(loader, 12 - start) for image in batch]
+
+    whole = batches(0, 0)
+    for workers, start in ((2, 0), (0, 7), (2, 7)):
+        for a, b in zip(whole[2 * start :], batches(workers, start), strict=True):
+            assert a["image_id"] == b["image_id"] and torch.equal(a["image"], b["image"])
+    of_one = [image["image"] for image in whole if image["image_id"] == whole[0]["image_id"]]
+    assert len(of_one) == 3 and not torch.equal(of_one[0], of_one[1])  # it is varied anew each time
+
+
+def test_an_unknown_sampler_is_told(shapes_root: Path) -> None:
+    cfg = config(f"{SHAPES}_train")
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatTrainingSampler"
+    with pytest.raises(UserError, match='did you mean "RepeatFactorTrainingSampler"'):
+        build_train_loader(cfg)
+
+
+def test_test_loader(shapes_root: Path) -> None:
+    batches = list(build_test_loader(config(f"{SHAPES}_train"), f"{SHAPES}_val"))
+    assert [len(b) for b in batches] == [1, 1, 1]
+    ids = [r["image_id"] for r in DatasetCatalog.get(f"{SHAPES}_val")]
+    assert [b[0]["image_id"] for b in batches] == ids
+
+
+def test_a_file_that_goes_missing_is_replaced_in_training_and_told_in_evaluation(tmp_path: Path) -> None:
+    script = load_script("shapes")
+    script.generate(tmp_path, script.Parameters(train=4, val=2, size=64), progress=False)
+    register_shapes(tmp_path, "test_data_sets_missing")
+    cfg = config("test_data_sets_missing_train")
+    train, test = build_train_loader(cfg), build_test_loader(cfg, "test_data_sets_missing_val")
+    for split in ("train", "val"):
+        Path(DatasetCatalog.get(f"test_data_sets_missing_{split}")[1]["file_name"]).unlink()
+    batches = list(islice(train, 4))
+    assert sum("unreadable" in image for batch in batches for image in batch) == 2  # of two rounds through four images
+    with pytest.raises(UserError, match=r"cannot be read.*evaluation stops"):
+        list(test)
+
+
+@pytest.mark.parametrize("filter_empty", [True, False])
+def test_images_without_objects_are_left_out_if_asked(data_dir: Path, filter_empty: bool) -> None:
+    root = data_dir / "coco_instance" / "coco"
+    json_file = root / "annotations" / "instances_val2017.json"
+    name = f"test_data_sets_filter_{filter_empty}"
+    register_coco_instances(name, {}, str(json_file), str(root / "val2017"))
+    content = json.loads(json_file.read_text())
+    usable = {a["image_id"] for a in content["annotations"] if not a["iscrowd"]}
+    cfg = config(name, task="instance")
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, cfg.DATALOADER.ASPECT_RATIO_GROUPING = filter_empty, False
+    assert len(content["images"]) > len(usable)
+    expected = len(usable) if filter_empty else len(content["images"])
+    assert len(build_train_loader(cfg).dataset) == expected
+
+
+def test_a_broken_json_is_told(shapes_root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    for entry in (shapes_root / "shapes").iterdir():
+        (folder / entry.name).symlink_to(entry)
+    (folder / "annotations").unlink()
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "panoptic_train.json").write_text('{"images": [')
+    register_shapes(tmp_path, "test_data_sets_broken")
+    with pytest.raises(UserError, match='"test_data_sets_broken_train" cannot be loaded: JSONDecodeError'):
+        build_train_loader(config("test_data_sets_broken_train"))
+
+
+BUILTIN = """
+import numpy as np
+from dformer.d2.config import get_cfg
+from dformer.d2.data import build_test_loader, build_train_loader, check_datasets
+
+for name, test, task, augmentation in (
+    ("coco_2017_train_panoptic", "coco_2017_val_panoptic", "panoptic", "lsj"),
+    ("coco_2017_train", "coco_2017_val", "instance", "resize"),
+    ("ade20k_sem_seg_train", "ade20k_sem_seg_val", "semantic", "crop"),
+):
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), (test,)
+    cfg.INPUT.TASK, cfg.INPUT.AUGMENTATION, cfg.INPUT.IMAGE_SIZE = task, augmentation, 128
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (128,), 128
+    cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH = 0, 1
+    check_datasets(cfg)
+    np.random.seed(0)
+    (image,) = next(iter(build_train_loader(cfg)))
+    (test_image,) = next(iter(build_test_loader(cfg, test)))
+    print(name, len(image["instances"]) > 0, min(test_image["image"].shape[1:]))
+"""
+
+
+def test_builtin_names_work_as_they_are(data_dir: Path, tmp_path: Path) -> None:
+    """COCO and ADE20K under Detectron2's names, below one DETECTRON2_DATASETS, as a user has them."""
+    (tmp_path / "coco").symlink_to(data_dir / "coco_panoptic" / "coco")
+    ade20k = tmp_path / "ADEChallengeData2016"
+    ade20k.mkdir()
+    for folder in ("images", "annotations"):
+        (ade20k / folder).symlink_to(data_dir / "ade20k" / "ADEChallengeData2016" / folder)
+    load_script("prepare_ade20k_sem_seg").prepare(tmp_path, progress=False)
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", BUILTIN], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [line for line in done.stdout.splitlines() if line.endswith("128")] == [
+        "coco_2017_train_panoptic True 128",
+        "coco_2017_train True 128",
+        "ade20k_sem_seg_train True 128",
+    ]

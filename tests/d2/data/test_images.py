@@ -1,0 +1,96 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dformer.d2.data.images import read_image, read_labels, read_panoptic_png
+from dformer.utils.errors import UserError
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+GREY = COLOURS[..., 0]
+
+
+def _save(path: Path, array: np.ndarray, **options: Any) -> Path:
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def test_colour_in_either_order(tmp_path: Path) -> None:
+    file = _save(tmp_path / "a.png", COLOURS)
+    np.testing.assert_array_equal(read_image(file), COLOURS)
+    np.testing.assert_array_equal(read_image(file, "BGR"), COLOURS[..., ::-1])
+
+
+def test_grey_becomes_colour(tmp_path: Path) -> None:
+    image = read_image(_save(tmp_path / "a.png", GREY))
+    np.testing.assert_array_equal(image, np.repeat(GREY[..., None], 3, 2))
+
+
+def test_palette_is_looked_up(tmp_path: Path) -> None:
+    picture = Image.fromarray(GREY % 4).convert("P")
+    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
+    picture.save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode == "P"
+    expected = np.arange(10, 130, 10, dtype=np.uint8).reshape(4, 3)[GREY % 4]
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
+
+
+def test_16_bits_become_8(tmp_path: Path) -> None:
+    file = _save(tmp_path / "a.png", GREY.astype(np.uint16) * 257)
+    assert Image.open(file).mode.startswith("I")
+    np.testing.assert_array_equal(read_image(file)[..., 1], GREY)
+
+
+def test_alpha_is_dropped(tmp_path: Path) -> None:
+    file = _save(tmp_path / "a.png", np.concatenate([COLOURS, GREY[..., None]], 2))
+    np.testing.assert_array_equal(read_image(file), COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [(1, COLOURS), (3, COLOURS[::-1, ::-1]), (6, np.rot90(COLOURS, -1)), (8, np.rot90(COLOURS))],
+)
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, upright: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = _save(tmp_path / "a.png", COLOURS, exif=exif)
+    np.testing.assert_array_equal(read_image(file), upright)
+
+
+def test_files_that_are_no_images_are_named(tmp_path: Path, data_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"image .*nowhere\.jpg cannot be read"):
+        read_image(tmp_path / "nowhere.jpg")
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(UserError, match=r"image .*text\.jpg cannot be read"):
+        read_image(tmp_path / "text.jpg")
+    whole = next((data_dir / "coco_panoptic" / "coco" / "val2017").iterdir()).read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"image .*cut\.jpg cannot be read"):
+        read_image(tmp_path / "cut.jpg")
+    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(UserError, match=r"float\.tiff holds floating-point numbers"):
+        read_image(tmp_path / "float.tiff")
+
+
+def test_format_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='INPUT.FORMAT is "HSV"'):
+        read_image(_save(tmp_path / "a.png", COLOURS), "HSV")
+
+
+def test_labels_are_values_or_palette_indices(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_labels(_save(tmp_path / "l.png", GREY)), GREY)
+    picture = Image.fromarray(GREY % 4).convert("P")
+    picture.putpalette([9] * 12)
+    picture.save(tmp_path / "p.png")
+    np.testing.assert_array_equal(read_labels(tmp_path / "p.png"), GREY % 4)
+    wide = GREY.astype(np.uint16) + 1000
+    np.testing.assert_array_equal(read_labels(_save(tmp_path / "w.png", wide)), wide)
+
+
+def test_annotations_of_the_wrong_kind_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"label map .*a\.png is a picture of mode RGB"):
+        read_labels(_save(tmp_path / "a.png", COLOURS))
+    with pytest.raises(UserError, match=r"panoptic annotation .*b\.png is a picture of mode L"):
+        read_panoptic_png(_save(tmp_path / "b.png", GREY))

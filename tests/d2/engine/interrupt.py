@@ -1,0 +1,31 @@
+"""What interrupts a training, in the tests' own process."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from dformer.d2.engine.trainer import Trainer
+
+
+@contextmanager
+def signalled(iteration: int | None, number: int = signal.SIGTERM) -> Iterator[None]:
+    """Within, this process sends itself a signal at the beginning of an iteration."""
+    step = Trainer.run_step
+
+    def run_step(line: Trainer) -> None:
+        if line.iter == iteration:
+            os.kill(os.getpid(), number)
+        step(line)
+
+    with patch.object(Trainer, "run_step", run_step):
+        yield
+
+
+def damage(path: Path) -> None:
+    """Change a byte in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] = (content[len(content) // 2] + 1) % 256
+    path.write_bytes(content)

@@ -1,0 +1,145 @@
+"""Many processes do what one does: real ones, under torchrun and under our own launcher, with gloo."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dformer.d2.config.device import resolve_device
+from dformer.d2.engine.launch import launch
+from dformer.d2.engine.trainer import MAX_BAD_STEPS
+from dformer.utils.errors import UserError
+from tests import ROOT
+from tests.d2.engine.distributed import gradients
+from tools import replay
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def start(launcher: str, task: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a task of tests/d2/engine/distributed.py in two processes."""
+    torchrun, processes = (TORCHRUN, "1") if launcher == "torchrun" else ([], "2")
+    command = [sys.executable, *torchrun, "-m", "tests.d2.engine.distributed", task, str(folder), processes]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+    )
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder of two processes under torchrun."""
+    folder = tmp_path_factory.mktemp("two")
+    process = start("torchrun", "measure", folder)
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(two):
+    return torch.load(two / "measured.pth", weights_only=True)
+
+
+@pytest.mark.parametrize("meta_architecture", ["DFormer", "Mask2Former"])
+def test_two_processes_have_the_gradients_of_one(measured, meta_architecture, tmp_path):
+    two, two_loss = measured[meta_architecture]
+    one, one_loss = gradients(tmp_path, meta_architecture)
+    assert two_loss == pytest.approx(one_loss, rel=1e-5)
+    assert one.keys() == two.keys()
+    # Of all gradients together: a bias before a group norm, for one, has no gradient of its own but for rounding.
+    norm = torch.stack([gradient.norm() for gradient in one.values()]).norm().item()
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-5, atol=1e-5 * norm, msg=name)
+    assert sum(gradient.norm() > 0 for gradient in one.values()) > 0.9 * len(one)
+
+
+@pytest.mark.parametrize(
+    "fault, images, found",
+    [
+        ("image", [1], "its image; first the output of backbone.stages.res2; matching costs of layer 0, 1"),
+        ("loss", [1, 3], "losses: loss_dice_0"),
+        ("gradient", [1, 3], "gradients: head.mask_decoder.class_head.weight"),
+        ("cost", [1, 3], "matching costs of layer 1; losses: loss_ce"),
+    ],
+)
+def test_a_bad_step_of_one_process_is_left_out_by_all_and_traced(measured, fault, images, found):
+    """The last process has the fault, and the images 1 and 3."""
+    left_out, log = measured[fault]
+    assert left_out == [[True, False], [True, False]]
+    lines = log.splitlines()
+    assert "not finite at iteration 0" in lines[0] and "(1 in a row" in lines[0]
+    assert (fault == "gradient") == ("grad_norm (gradients of head.mask_decoder.class_head.weight)" in lines[0])
+    for image in range(4):
+        (line,) = [line for line in lines[1:] if f"image {image}: " in line]
+        assert line.strip().startswith(f"rank {image % 2}")
+        assert (found if image in images else "finite when it is run again") in line
+
+
+def test_all_processes_stop_together_and_leave_what_replays(measured, two, monkeypatch, capsys):
+    for rank, message in enumerate(measured["stop"]):
+        file = two / f"bad_step_{MAX_BAD_STEPS - 1:07d}" / f"rank{rank}.pth"
+        assert f"{MAX_BAD_STEPS} steps in a row" in message and f"tools/replay.py {file}" in message
+        monkeypatch.setattr(sys, "argv", ["replay.py", str(file), "--device", "cpu"])
+        replay.main()
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("image ")]
+        assert [("its image" in line) for line in lines] == [rank == 1, False]
+        assert lines[1].startswith(f"image {2 + rank}: finite")
+
+
+def test_losses_have_the_same_names_with_and_without_objects(measured):
+    first, last = measured["loss_names"]
+    assert first == last == [f"loss_{term}{layer}" for layer in ("", "_0") for term in ("ce", "mask", "dice")]
+
+
+def test_detectron2_knows_the_processes_of_a_machine(measured):
+    assert measured["local"] == [(0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    "launcher, task, message",
+    [
+        ("--num-gpus", "fail_of_user", "error: one of 2 processes cannot read it"),
+        ("torchrun", "fail_of_all", "error: all of them cannot read it"),
+        pytest.param("--num-gpus", "fail_of_all", "error: all of them cannot read it", marks=pytest.mark.slow),
+        pytest.param("--num-gpus", "hang", "(COLLECTIVE_TIMEOUT) for rank 1 on ", marks=pytest.mark.slow),
+        pytest.param("torchrun", "fail_of_ours", "RuntimeError: one of 2 processes has a bug", marks=pytest.mark.slow),
+    ],
+)
+def test_a_failure_of_one_process_ends_all_and_is_told(tmp_path, launcher, task, message):
+    process = start(launcher, task, tmp_path)
+    is_users = task in ("fail_of_user", "fail_of_all") and launcher != "torchrun"
+    assert process.returncode == (2 if is_users else 1)
+    assert process.stderr.count(message) == 1 or not message.startswith("error: ") and message in process.stderr
+
+
+@pytest.mark.parametrize(
+    "device, is_explicit, num_gpus, resolved",
+    [
+        ("cpu", False, 1, "cpu"),
+        ("cuda", False, 0, "cpu"),
+        ("cuda", False, 1, "cpu"),
+        ("cuda", True, 1, UserError),
+        ("cuda", False, 2, UserError),
+        ("cpu", True, 2, "cpu"),
+    ],
+)
+def test_the_device_where_there_is_no_gpu(monkeypatch, device, is_explicit, num_gpus, resolved):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if resolved is UserError:
+        with pytest.raises(UserError, match="no GPU"):
+            resolve_device(device, is_explicit, num_gpus)
+    else:
+        assert resolve_device(device, is_explicit, num_gpus) == resolved
+
+
+def test_the_device_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("cuda", False, 1) == "cuda"
+    assert resolve_device("cuda", False, 0) == "cpu"
+
+
+def test_many_machines_need_a_place_to_meet():
+    with pytest.raises(UserError, match="--dist-url"):
+        launch(print, (), device="cpu", num_machines=2)

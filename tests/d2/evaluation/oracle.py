@@ -1,0 +1,170 @@
+"""Annotations turned into the outputs that a perfect model would give, and a small data set to work out by hand."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data.datasets import register_coco_panoptic
+from detectron2.structures import Boxes, Instances
+from numpy.typing import NDArray
+from panopticapi.utils import id2rgb, rgb2id
+from PIL import Image
+from pycocotools import mask as rle
+
+from dformer.d2.config import get_cfg
+from dformer.d2.evaluation import build_evaluators
+
+Mask = NDArray[np.bool_]
+Results = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A region (H, W) of one contiguous class."""
+
+    mask: Mask
+    category_id: int
+    isthing: bool
+    iscrowd: bool = False
+
+
+def read_segments(record: dict[str, Any]) -> list[Segment]:
+    """Segments of a record of Detectron2's panoptic data sets."""
+    with Image.open(record["pan_seg_file_name"]) as picture:
+        ids = rgb2id(np.array(picture))
+    return [
+        Segment(ids == s["id"], s["category_id"], s["isthing"], bool(s["iscrowd"])) for s in record["segments_info"]
+    ]
+
+
+def panoptic_output(segments: Iterable[Segment], size: tuple[int, int]) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """The model output `panoptic_seg`."""
+    ids = torch.zeros(size, dtype=torch.int32)
+    info = []
+    for i, segment in enumerate(segments, start=1):
+        ids[torch.from_numpy(segment.mask)] = i
+        info.append({"id": i, "category_id": segment.category_id, "isthing": segment.isthing, "score": 1.0})
+    return ids, info
+
+
+def instances_output(segments: Sequence[Segment], size: tuple[int, int], scores: Sequence[float] = ()) -> Instances:
+    """The model output `instances`; scores are 1 unless given."""
+    masks = torch.tensor(np.array([s.mask for s in segments], dtype=bool).reshape(-1, *size))
+    return Instances(
+        size,
+        pred_masks=masks,
+        pred_boxes=Boxes(torch.zeros(len(segments), 4)),
+        scores=torch.tensor(scores or [1.0] * len(segments)),
+        pred_classes=torch.tensor([s.category_id for s in segments], dtype=torch.int64),
+    )
+
+
+def semantic_output(segments: Iterable[Segment], size: tuple[int, int], num_classes: int) -> torch.Tensor:
+    """The model output `sem_seg`; class 0 where there is no segment."""
+    labels = torch.zeros(size, dtype=torch.int64)
+    for segment in segments:
+        labels[torch.from_numpy(segment.mask)] = segment.category_id
+    return torch.zeros(num_classes, *size, dtype=torch.uint8).scatter_(0, labels[None], 1)
+
+
+def perfect_output(segments: Sequence[Segment], size: tuple[int, int], num_classes: int) -> dict[str, Any]:
+    """All three outputs. No model predicts crowd regions as segments; their pixels have a class all the same."""
+    seen = [s for s in segments if not s.iscrowd]
+    return {
+        "panoptic_seg": panoptic_output(seen, size),
+        "instances": instances_output([s for s in seen if s.isthing], size),
+        "sem_seg": semantic_output(segments, size, num_classes),
+    }
+
+
+def evaluate(
+    name: str,
+    pairs: Iterable[tuple[dict[str, Any], dict[str, Any]]],
+    folder: Path,
+    tasks: Sequence[str] = ("panoptic", "instance", "semantic"),
+    more: bool = False,
+) -> Results:
+    """Results of (model input, model output) pairs on the data set `name`; `more`: boundary, class-agnostic."""
+    cfg = get_cfg()
+    cfg.TEST.TASKS = tuple(tasks)
+    cfg.TEST.BOUNDARY = cfg.TEST.CLASS_AGNOSTIC = more
+    evaluators = build_evaluators(cfg, name, folder)
+    evaluators.reset()
+    for image, output in pairs:
+        evaluators.process([image], [output])
+    return evaluators.evaluate()
+
+
+# The small data set: two things and two stuff classes, ids with gaps, images of 20 x 40 pixels.
+SIZE = (20, 40)
+CATEGORIES = [
+    {"id": 3, "name": "cat", "isthing": 1},
+    {"id": 7, "name": "dog", "isthing": 1},
+    {"id": 20, "name": "sky", "isthing": 0},
+    {"id": 21, "name": "sea", "isthing": 0},
+]
+CAT, DOG, SKY, SEA = range(4)
+
+
+def block(category_id: int, row: int, column: int, iscrowd: bool = False) -> Segment:
+    """A segment of 10 x 10 pixels."""
+    mask = np.zeros(SIZE, bool)
+    mask[row : row + 10, column : column + 10] = True
+    return Segment(mask, category_id, category_id in (CAT, DOG), iscrowd)
+
+
+def rest(category_id: int, *others: Segment) -> Segment:
+    """A segment of all pixels that no other has."""
+    return Segment(~np.any([s.mask for s in others], axis=0), category_id, category_id in (CAT, DOG))
+
+
+def write_annotations(folder: Path, images: Sequence[Sequence[Segment]]) -> list[dict[str, Any]]:
+    """Write annotations of `images` in COCO's layout; return the model inputs, whose picture files do not exist."""
+    (folder / "panoptic").mkdir(parents=True)
+    inputs: list[dict[str, Any]] = []
+    panoptic: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
+    for image_id, segments in enumerate(images, start=1):
+        file_name = f"{image_id:06}.png"
+        ids = np.zeros(SIZE, np.int64)
+        info: list[dict[str, Any]] = []
+        for i, segment in enumerate(segments, start=1):
+            annotation: dict[str, Any] = {
+                "id": 70000 * i,
+                "category_id": CATEGORIES[segment.category_id]["id"],
+                "iscrowd": int(segment.iscrowd),
+                "area": int(segment.mask.sum()),
+            }
+            ids[segment.mask] = annotation["id"]
+            info.append(annotation)
+            if segment.isthing:
+                mask = rle.encode(np.asfortranarray(segment.mask, np.uint8))
+                mask["counts"] = mask["counts"].decode()
+                # counted from 0: an id that pycocotools alone would take for "not found"
+                instances.append({**annotation, "id": len(instances), "image_id": image_id, "segmentation": mask})
+        Image.fromarray(id2rgb(ids)).save(folder / "panoptic" / file_name)
+        panoptic.append({"image_id": image_id, "file_name": file_name, "segments_info": info})
+        inputs.append({"file_name": f"{image_id:06}.jpg", "image_id": image_id, "height": SIZE[0], "width": SIZE[1]})
+    listed = [{"id": image["image_id"], **{k: image[k] for k in ("file_name", "height", "width")}} for image in inputs]
+    for name, annotations, categories in (("panoptic", panoptic, CATEGORIES), ("instances", instances, CATEGORIES[:2])):
+        content = {"images": listed, "annotations": annotations, "categories": categories}
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return inputs
+
+
+def register(name: str, folder: Path) -> None:
+    """Register the annotations that `write_annotations` wrote to `folder`."""
+    names = [c["name"] for c in CATEGORIES]
+    ids = [c["id"] for c in CATEGORIES]
+    metadata = {
+        "thing_classes": names,
+        "stuff_classes": names,
+        "thing_dataset_id_to_contiguous_id": {ids[k]: k for k in (CAT, DOG)},
+        "stuff_dataset_id_to_contiguous_id": {ids[k]: k for k in (SKY, SEA)},
+    }
+    files = (str(folder / file) for file in ("panoptic", "panoptic.json", "instances.json"))
+    register_coco_panoptic(name, metadata, str(folder), *files)

@@ -1,0 +1,73 @@
+"""timm models as backbones: strides, any input size, and clear errors."""
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import build_resnet_backbone
+
+from dformer.d2.config import get_cfg
+from dformer.d2.modeling.backbones import FoldedConv2d, TimmBackbone, fold_frozen_norms
+from dformer.utils.errors import UserError
+
+
+def backbone(name):
+    with torch.device("meta") if "large" in name or "base" in name else torch.device("cpu"):
+        return TimmBackbone(name=name, drop_path_rate=0.0).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "millions"),
+    [
+        ("swin_tiny_patch4_window7_224", 96, 27.5),
+        ("swin_small_patch4_window7_224", 96, 48.8),
+        ("swin_base_patch4_window12_384", 128, 86.9),
+        ("swin_large_patch4_window12_384", 192, 195.2),
+    ],
+)
+def test_swin_sizes(name, channels, millions):
+    model = backbone(name)
+    assert [shape.channels for shape in model.output_shape().values()] == [channels * 2**i for i in range(4)]
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto", "resnet18"])
+@pytest.mark.parametrize("size", [(64, 64), (96, 160), (100, 132)])
+def test_maps_of_any_input_size(name, size):
+    model = backbone(name)
+    with torch.no_grad():
+        maps = model(torch.rand(1, 3, *size))
+    for key, shape in model.output_shape().items():
+        if name != "convnext_atto":  # whose strided convolutions drop an incomplete cell
+            assert maps[key].shape == (1, shape.channels, *(-(-side // shape.stride) for side in size))
+        assert maps[key].shape[:2] == (1, shape.channels) and maps[key].isfinite().all()
+
+
+def test_unknown_and_unfit_models_are_told():
+    with pytest.raises(UserError, match='no model "swin_tyni.*did you mean "swin_tiny'):
+        backbone("swin_tyni_patch4_window7_224")
+    with pytest.raises(UserError, match="vit_tiny_patch16_224 has features of strides"):
+        backbone("vit_tiny_patch16_224")
+
+
+def test_folded_norms_change_nothing():
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res2", "res5"], "MODEL.RESNETS.NORM", "FrozenBN"])
+    torch.manual_seed(0)
+    backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    for name, buffer in backbone.named_buffers():
+        buffer.copy_(torch.rand_like(buffer) + 0.5 * name.endswith("var"))
+    names, image = list(backbone.state_dict()), torch.rand(2, 3, 64, 64)
+
+    def run():
+        maps = backbone(image)
+        maps = {key: x / x.detach().std() for key, x in maps.items()}
+        weight = backbone.res3[0].conv2.weight
+        (gradient,) = torch.autograd.grad(maps["res5"].square().mean(), weight)
+        return [*maps.values(), gradient / gradient.std()]
+
+    plain = run()
+    fold_frozen_norms(backbone)  # res2 has larger maps than weights, res5 the other way round
+    assert list(backbone.state_dict()) == names
+    assert isinstance(backbone.res3[0].conv2, FoldedConv2d) and isinstance(backbone.stem.conv1, FoldedConv2d)
+    for a, b in zip(run(), plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)

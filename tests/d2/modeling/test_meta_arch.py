@@ -1,0 +1,137 @@
+"""Each meta-architecture end to end on the CPU, with the awkward inputs."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+
+from dformer.utils.errors import UserError
+from tests.d2.tiny import tiny_batch, tiny_cfg
+
+SYSTEMS = ["DFormer", "Mask2Former"]
+TASKS = ("panoptic", "instance", "semantic")
+
+
+def build(system, **overrides):
+    cfg = tiny_cfg(system)
+    cfg.merge_from_list([word for key, value in overrides.items() for word in (key.replace("__", "."), value)])
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def image(height, width, count=0, image_id=0):
+    generator = torch.Generator().manual_seed(image_id)
+    instances = Instances((height, width))
+    instances.gt_classes = torch.randint(7, (count,), generator=generator)
+    instances.gt_masks = torch.rand(count, height, width, generator=generator) > 0.5
+    pixels = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
+    return {"image": pixels, "image_id": image_id, "height": height, "width": width, "instances": instances}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(64, 64, 0)],  # no objects
+        [(64, 64, 11)],  # more objects than the 8 queries
+        [(64, 64, 3), (33, 90, 0)],  # unequal sizes, one without objects
+        [(1, 50, 2), (40, 1, 1)],  # one pixel high, one wide
+    ],
+)
+def test_awkward_batches_train_and_are_segmented(system, sizes):
+    model = build(system)
+    batch = [image(*size, image_id=i) for i, size in enumerate(sizes)]
+    losses = model.train()(batch)
+    total = sum(losses.values())
+    total.backward()
+    assert total.isfinite() and [n for n, p in model.named_parameters() if p.grad is None] == []
+    for item, result in zip(batch, model.eval()(batch), strict=True):
+        size = item["height"], item["width"]
+        assert result["sem_seg"].shape == (7, *size)
+        segment_map, segments = result["panoptic_seg"]
+        assert segment_map.shape == size and {s["id"] for s in segments} == set(segment_map.unique().tolist()) - {0}
+        assert result["instances"].pred_masks.shape[1:] == size
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_an_object_smaller_than_a_stride_is_learned_from(system):
+    batch = tiny_batch((1,))
+    batch[0]["instances"].gt_masks[:] = False
+    batch[0]["instances"].gt_masks[0, 30, 30] = True
+    losses = build(system).train()(batch)
+    assert all(loss.isfinite() for loss in losses.values()) and losses["loss_dice"] > 0
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_same_seed_same_output_whatever_the_batch(steps):
+    model = build("DFormer", DIFFUSION__SAMPLING_STEPS=steps).eval()
+    batch = [image(64, 64, image_id=0), image(64, 64, image_id=1), image(40, 90, image_id=2)]
+    together, again = model(batch), model(batch)
+    for item, a, b in zip(batch, together, again, strict=True):
+        (alone,) = model([item])
+        assert torch.equal(a["sem_seg"], b["sem_seg"])
+        torch.testing.assert_close(a["sem_seg"], alone["sem_seg"], rtol=0, atol=1e-4)
+    model.inference_seed = 1
+    assert not torch.equal(model(batch)[0]["sem_seg"], together[0]["sem_seg"])
+
+
+def test_training_noise_depends_on_seed_iteration_and_image_alone():
+    model = build("DFormer").train()
+    first, second = tiny_batch((2, 3))
+    losses = model([first, second])
+    moved_on = model([first, second])
+    model.iteration = 0
+    assert all(torch.equal(loss, losses[key]) for key, loss in model([first, second]).items())
+    assert not torch.equal(moved_on["loss_mask"], losses["loss_mask"])
+    model.iteration = 0
+    swapped = model([second, first])
+    torch.testing.assert_close(sum(swapped.values()), sum(losses.values()))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_bfloat16_trains_and_infers(system):
+    model = build(system)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.train()(tiny_batch((2, 0)))
+        sum(losses.values()).backward()
+        results = model.eval()(tiny_batch((2, 0)))
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    assert results[0]["sem_seg"].isfinite().all()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_only_what_is_asked_for(task):
+    model = build("DFormer", TEST__TASKS=(task,)).eval()
+    (result,) = model(tiny_batch((1,)))
+    assert len(result) == 1
+
+
+def test_results_have_the_size_asked_for():
+    item = image(48, 64) | {"height": 31, "width": 100}
+    (result,) = build("DFormer").eval()([item])
+    assert result["sem_seg"].shape[1:] == result["panoptic_seg"][0].shape == (31, 100)
+
+
+def test_a_few_steps_on_one_image_bring_the_loss_down():
+    model = build("DFormer").train()
+    batch = tiny_batch((2,))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    totals = []
+    for _ in range(30):
+        loss = sum(model(batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        totals.append(loss.item())
+    assert sum(totals[-5:]) < 0.7 * sum(totals[:5])
+
+
+@pytest.mark.parametrize("name", ["FPNPixelDecoder", "MSDeformAttnPixelDecoder"])
+def test_pixel_decoders_by_name(name):
+    model = build("DFormer", MODEL__PIXEL_DECODER__NAME=name)
+    assert type(model.head.pixel_decoder).__name__ == name
+
+
+def test_unknown_pixel_decoder_is_told():
+    with pytest.raises(UserError, match="MODEL.PIXEL_DECODER.NAME"):
+        build("DFormer", MODEL__PIXEL_DECODER__NAME="NoSuchDecoder")

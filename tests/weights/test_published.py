@@ -1,0 +1,146 @@
+"""Published weights, renamed, give the published outputs; and every name of the published models has its place."""
+
+import json
+
+import pytest
+import timm
+import torch
+from detectron2.modeling import build_model
+from safetensors.torch import load_file
+
+from dformer.d2.modeling.backbones import TimmBackbone
+from dformer.models.dformer import DFormerHead, MaskDiffusion
+from dformer.models.mask2former import Mask2FormerHead
+from dformer.models.mask_decoder import MaskDecoder
+from dformer.models.pixel_decoder import MSDeformAttnPixelDecoder
+from dformer.weights.checkpoint import read_checkpoint
+from dformer.weights.published.mask2former import from_published, is_published, to_published
+from tests.d2.config.test_configs import load
+
+pytestmark = pytest.mark.golden
+
+
+def published_weights(golden, prefix):
+    """Those of a reference file, under the names that they have in a whole model."""
+    start = "state_dict."
+    return {prefix + name[len(start) :]: x.float() for name, x in golden.items() if name.startswith(start)}
+
+
+def strip(weights, prefix):
+    assert all(name.startswith(prefix) for name in weights)
+    return {name[len(prefix) :]: x for name, x in weights.items()}
+
+
+def layers(weights, pattern):
+    return 1 + max(int(name.split(pattern)[1].split(".")[0]) for name in weights if pattern in name)
+
+
+@pytest.mark.parametrize("system", ["dformer", "mask2former"])
+def test_heads(golden_dir, system):
+    golden = load_file(golden_dir / f"{system}_head.safetensors")
+    published = published_weights(golden, "sem_seg_head.")
+    assert is_published(published)
+    converted, dropped = from_published(published)
+    assert not dropped and not is_published(converted)
+    weights = strip(converted, "head.")
+    features = [golden[f"features.res{i}"] for i in (2, 3, 4, 5)]
+    num_queries, hidden_dim = weights["mask_decoder.query_position"].shape
+    mask_dim, conv_dim = weights["pixel_decoder.mask_projection.weight"].shape[:2]
+    pixel_decoder = MSDeformAttnPixelDecoder(
+        in_channels=tuple(x.shape[1] for x in features),
+        conv_dim=conv_dim,
+        mask_dim=mask_dim,
+        num_layers=layers(weights, "pixel_decoder.layers."),
+        num_heads=8,
+        num_points=weights["pixel_decoder.layers.0.attention.weights.weight"].shape[0] // (8 * 3),
+        ffn_dim=weights["pixel_decoder.layers.0.feed_forward.expand.weight"].shape[0],
+    )
+    mask_decoder = MaskDecoder(
+        in_channels=conv_dim,
+        mask_dim=mask_dim,
+        num_classes=weights["mask_decoder.class_head.bias"].shape[0] - 1,
+        num_queries=num_queries,
+        hidden_dim=hidden_dim,
+        num_heads=8,
+        ffn_dim=weights["mask_decoder.layers.0.feed_forward.expand.weight"].shape[0],
+        num_layers=layers(weights, "mask_decoder.layers."),
+    )
+    if system == "dformer":
+        diffusion = MaskDiffusion.create("cosine", 1000, 0.1, "binary", 1)
+        head = DFormerHead(pixel_decoder=pixel_decoder, mask_decoder=mask_decoder, diffusion=diffusion)
+        inputs = (features, golden["noisy_masks"], golden["timesteps"])
+    else:
+        head = Mask2FormerHead(pixel_decoder=pixel_decoder, mask_decoder=mask_decoder)
+        inputs = (features,)
+    head.load_state_dict(weights)  # every parameter, and nothing else
+
+    with torch.no_grad():
+        predictions = head(*inputs)
+        pixel_features = head.pixel_decoder(features)
+    names = [f"output.aux.{i}" for i in range(len(predictions) - 1)] + ["output"]
+    assert f"output.aux.{len(predictions) - 1}.pred_logits" not in golden
+    for name, prediction in zip(names, predictions, strict=True):
+        torch.testing.assert_close(prediction.logits, golden[f"{name}.pred_logits"], rtol=0, atol=1e-4)
+        torch.testing.assert_close(prediction.masks, golden[f"{name}.pred_masks"], rtol=0, atol=1e-4)
+    if system == "dformer":
+        torch.testing.assert_close(pixel_features.embedding, golden["pixel_decoder.mask_features"], rtol=0, atol=1e-4)
+        for i, level in enumerate(pixel_features.pyramid):
+            torch.testing.assert_close(level, golden[f"pixel_decoder.multi_scale.{i}"], rtol=0, atol=1e-4)
+
+
+def test_swin(golden_dir, monkeypatch):
+    golden = load_file(golden_dir / "swin.safetensors")
+    create = timm.create_model
+    small = {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 4, 8)}
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **options, **small))
+    backbone = TimmBackbone(name="swin_tiny_patch4_window7_224", drop_path_rate=0.0).eval()
+    converted, dropped = from_published(published_weights(golden, "backbone."))
+    assert set(dropped.values()) == {"follows from the window size"}
+    backbone.load_state_dict(strip(converted, "backbone."))
+    with torch.no_grad():
+        maps = backbone(golden["image"])
+    for key, x in maps.items():
+        torch.testing.assert_close(x, golden[f"output.{key}"], rtol=0, atol=1e-4)
+
+
+OURS = {
+    "coco/panoptic-segmentation": "coco/panoptic/{}_{}_50ep.yaml",
+    "coco/instance-segmentation": "coco/instance/{}_{}_50ep.yaml",
+    "ade20k/semantic-segmentation": "ade20k/semantic/{}_{}_160k.yaml",
+}
+
+
+@pytest.mark.parametrize("system", ["dformer", "mask2former"])
+def test_every_name_of_the_published_models(golden_dir, system, monkeypatch):
+    """Each fills all parameters of our model from our config of the same name, with the same shapes."""
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *args: self)
+    for config, shapes in json.loads((golden_dir / f"checkpoint_keys_{system}.json").read_text()).items():
+        published = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        converted, _ = from_published(published)
+        backbone = "swin_tiny" if "swin" in config else "r50"
+        folder = "/".join(config.split("/")[:2])
+        with torch.device("meta"):
+            model = build_model(load(OURS[folder].format(system, backbone)))
+        expected = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+        assert {name: tuple(x.shape) for name, x in converted.items()} == expected, config
+
+
+@pytest.mark.parametrize("system", ["dformer", "mask2former"])
+def test_there_and_back(golden_dir, system):
+    """Every published model comes back bit by bit; and with all its names and shapes where nothing was kept aside."""
+    for config, shapes in json.loads((golden_dir / f"checkpoint_keys_{system}.json").read_text()).items():
+        published = {name: torch.randint(2**15, shape, dtype=torch.int16) for name, shape in shapes.items()}
+        converted, dropped = from_published(published)
+        back = to_published(converted, {name: published[name] for name in dropped})
+        assert back.keys() == published.keys(), config
+        assert all(torch.equal(back[name], x) for name, x in published.items()), config
+        assert {name: list(x.shape) for name, x in to_published(converted).items()} == shapes, config
+
+
+def test_a_published_file_is_read_as_ours(golden_dir, tmp_path):
+    golden = load_file(golden_dir / "mask2former_head.safetensors")
+    published = published_weights(golden, "module.sem_seg_head.")
+    torch.save({"model": published, "iteration": 3}, tmp_path / "model.pth")
+    weights = read_checkpoint(tmp_path / "model.pth")["model"]
+    assert set(weights) == set(from_published(published)[0])
+    torch.testing.assert_close(weights["head.query"], published["module.sem_seg_head.predictor.query_feat.weight"])
