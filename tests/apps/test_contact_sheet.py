@@ -13,7 +13,9 @@ from dformer.apps.contact_sheet import contact_sheet
 from dformer.d2.config import get_cfg
 from dformer.d2.data import register_custom
 from dformer.d2.data.mappers import TestMapper, TrainMapper
-from tools.visualize_data import main
+from tests import load_script
+
+main = load_script("tools/visualize_data.py").main
 
 
 @pytest.fixture

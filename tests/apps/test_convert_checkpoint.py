@@ -15,9 +15,11 @@ from dformer.d2.data import model_classes
 from dformer.utils.errors import UserError
 from dformer.weights.checkpoint import read_checkpoint
 from dformer.weights.published.mask2former import from_published
+from tests import load_script
 from tests.d2.config.test_configs import load
 from tests.d2.tiny import tiny_cfg
-from tools import convert_checkpoint
+
+convert_checkpoint = load_script("tools/convert_checkpoint.py")
 
 
 def random_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:

@@ -16,7 +16,9 @@ from dformer.apps.convert_dataset import convert
 from dformer.apps.convert_dataset import convert as convert_function
 from dformer.d2.data import register_declarations, register_file
 from dformer.utils.errors import UserError
-from tools.convert_dataset import main
+from tests import load_script
+
+main = load_script("tools/convert_dataset.py").main
 
 
 @pytest.fixture(autouse=True)

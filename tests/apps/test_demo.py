@@ -21,8 +21,10 @@ from dformer.d2.engine.predictor import Predictor
 from dformer.utils.errors import UserError
 from dformer.visualize import enlargement
 from dformer.visualize.video import VideoReader, VideoWriter
+from tests import load_script
 from tests.d2.tiny import tiny_cfg
-from tools import demo as tool
+
+tool = load_script("tools/demo.py")
 
 RANDOM = np.random.default_rng(0)
 SHAPES = {"disc", "square", "triangle", "star", "grass", "water", "brick"}

@@ -9,15 +9,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
-from datasets.shapes import Parameters, generate
 from dformer.apps.diffusion_figures import annotated_objects, corrupted, denoised
 from dformer.d2.data import register_shapes
 from dformer.d2.engine.predictor import Predictor
 from dformer.diffusion.schedule import alpha_bar_schedule
 from dformer.utils.errors import UserError
 from dformer.visualize.video import VideoReader
+from tests import load_script
 from tests.d2.tiny import tiny_cfg
-from tools import visualize_diffusion as tool
+
+shapes_script = load_script("datasets/shapes.py")
+tool = load_script("tools/visualize_diffusion.py")
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (90, 128, 3), np.uint8)
 
@@ -43,7 +45,7 @@ def trained(folder, meta_architecture: str = "DFormer"):
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes")
-    generate(root, Parameters(train=1, val=2, size=64), progress=False)
+    shapes_script.generate(root, shapes_script.Parameters(train=1, val=2, size=64), progress=False)
     register_shapes(root, "followed_shapes")
     yield "followed_shapes_val"
     for split in ("train", "val"):

@@ -16,6 +16,7 @@ from dformer.apps.report.analysis import analyse, ranked
 from dformer.apps.report.statistics import Outcome, calibration, quality_by_size
 from dformer.d2.config import get_cfg
 from dformer.utils.errors import UserError
+from tests import load_script
 from tests.d2.evaluation.oracle import (
     CAT,
     DOG,
@@ -35,7 +36,8 @@ from tests.d2.evaluation.oracle import (
     semantic_output,
     write_annotations,
 )
-from tools import analyze
+
+analyze = load_script("tools/analyze.py")
 
 TRUE_CAT, TRUE_DOG, LOST_CAT = block(CAT, 0, 0), block(DOG, 0, 10), block(CAT, 0, 0)
 TRUTH = [

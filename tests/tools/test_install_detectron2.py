@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from dformer.utils.errors import UserError
-from tests import ROOT
-from tools import install_detectron2 as installer
+from tests import ROOT, load_script
+
+installer = load_script("tools/install_detectron2.py")
 
 TRANSFORM = "import numpy as np\nMASK = np.zeros(3, dtype=np.bool)\n"
 

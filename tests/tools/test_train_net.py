@@ -12,11 +12,12 @@ import pytest
 import torch
 import yaml
 
-from datasets.shapes import Parameters, generate
 from dformer.d2.data import register_shapes
-from tests import ROOT
+from tests import ROOT, load_script
 from tests.d2.tiny import own_loggers
-from tools.train_net import main
+
+shapes_script = load_script("datasets/shapes.py")
+main = load_script("tools/train_net.py").main
 
 # A model of seconds; SOLVER as in a recipe, but for its length.
 CONFIG = """
@@ -53,7 +54,7 @@ def config(tmp_path_factory) -> str:
 def root(tmp_path_factory) -> Path:
     """The folder of a small Shapes."""
     root = tmp_path_factory.mktemp("data")
-    generate(root, Parameters(train=4, val=5, size=64), progress=False)
+    shapes_script.generate(root, shapes_script.Parameters(train=4, val=5, size=64), progress=False)
     return root
 
 

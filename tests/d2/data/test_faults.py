@@ -26,9 +26,11 @@ from dformer.d2.data import check_datasets, register_file
 from dformer.d2.data.faults import FATAL, NOTE, WARNING, Finding
 from dformer.d2.data.inspection import Inspection, inspect_datasets
 from dformer.utils.errors import UserError
+from tests import load_script
 from tests.d2.tiny import own_loggers
-from tools.check_dataset import main as check_dataset
-from tools.train_net import main as train_net
+
+check_dataset = load_script("tools/check_dataset.py").main
+train_net = load_script("tools/train_net.py").main
 
 IMAGES = 6  # of each data set
 DECLARATIONS = {

@@ -12,9 +12,10 @@ from dformer.d2.config.device import resolve_device
 from dformer.d2.engine.launch import launch
 from dformer.d2.engine.trainer import MAX_BAD_STEPS
 from dformer.utils.errors import UserError
-from tests import ROOT
+from tests import ROOT, load_script
 from tests.d2.engine.distributed import gradients
-from tools import replay
+
+replay = load_script("tools/replay.py")
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 

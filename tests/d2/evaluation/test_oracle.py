@@ -18,8 +18,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datasets.shapes import CATEGORIES, Parameters, generate
 from dformer.d2.data import register_shapes
+from tests import load_script
 from tests.d2.evaluation.oracle import (
     CAT,
     DOG,
@@ -39,6 +39,8 @@ from tests.d2.evaluation.oracle import (
     semantic_output,
     write_annotations,
 )
+
+shapes_script = load_script("datasets/shapes.py")
 
 NUM_CLASSES = 133  # of COCO panoptic
 Pairs = Iterator[tuple[dict[str, Any], dict[str, Any]]]
@@ -168,12 +170,12 @@ def test_ade20k(data_dir: Path, tmp_path: Path, split: str, folder: str, images:
 
 
 def test_shapes(tmp_path: Path) -> None:
-    generate(tmp_path, Parameters(train=1, val=4, size=64), progress=False)
+    shapes_script.generate(tmp_path, shapes_script.Parameters(train=1, val=4, size=64), progress=False)
     register_shapes(tmp_path)
 
     def pairs() -> Pairs:
         for record in DatasetCatalog.get("shapes_val"):
-            yield record, perfect_output(read_segments(record), (64, 64), len(CATEGORIES))
+            yield record, perfect_output(read_segments(record), (64, 64), len(shapes_script.CATEGORIES))
 
     results = evaluate("shapes_val", pairs(), tmp_path / "out")
     assert list(results) == ["panoptic_seg", "segm", "sem_seg"]
