@@ -4,7 +4,7 @@ H, W: height and width of the image; K classes; N masks. Pictures are uint8 (H *
 enlarged by an integer s first (`enlargement`), so that labels can be read.
 """
 
-from dformer.visualize.arrays import Bools, Color, Floats, Ints, UInt8
+from dformer.visualize.arrays import Bools, Color, Floats, Ints, UInt8, fit_size
 from dformer.visualize.color import class_color
 from dformer.visualize.comparison import (
     Error,
@@ -57,6 +57,7 @@ __all__ = [
     "enlargement",
     "find_errors",
     "find_label_errors",
+    "fit_size",
     "instance_segments",
     "match_segments",
     "panoptic_segments",

@@ -1,5 +1,6 @@
-"""Types of what goes in and out, and where a mask is not empty."""
+"""Types of arrays, and sizes and boxes of pictures."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,19 @@ Color = tuple[int, int, int]  # red, green, blue, 0 to 255
 Box = tuple[slice, slice]  # rows, columns
 
 
+def fit_size(height: int, width: int, max_side: float = math.inf, max_pixels: float = math.inf) -> tuple[int, int]:
+    """Return the height and width of a picture that is made smaller to stay within limits, its proportions kept.
+
+    Args:
+        max_side: limit of the long side, in pixels.
+        max_pixels: limit of the area; as sides are rounded, it may be exceeded by half a row and half a column.
+    """
+    scale = min(1.0, max_side / max(height, width), math.sqrt(max_pixels / (height * width)))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def tight_box(mask: Bools) -> Box | None:
-    """The smallest box that holds all of a mask (H, W), or None where it is empty."""
+    """Return the smallest box that holds all of a mask (H, W), or None where the mask is empty."""
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(ys):
         return None

@@ -17,7 +17,7 @@ from dformer.apps.demo.records import CocoFile, JsonList, Size, resized, segment
 from dformer.d2.data import model_classes, read_image
 from dformer.d2.engine.predictor import Predictor
 from dformer.utils.errors import UserError
-from dformer.visualize import ALPHA, Segment, draw_panels, draw_segments
+from dformer.visualize import ALPHA, Segment, draw_panels, draw_segments, fit_size
 from dformer.visualize.results import INSTANCE_THRESHOLD, TASKS, result_segments, save_picture
 from dformer.visualize.video import VideoReader, VideoWriter
 
@@ -154,7 +154,7 @@ class Demo:
 
     def segment(self, images: Sequence[Array]) -> list[tuple[Array, list[list[Segment]]]]:
         """For each image, a picture, and the segments that each model finds."""
-        sizes = [_limited(*image.shape[:2]) for image in images]
+        sizes = [fit_size(*image.shape[:2], max_pixels=MAX_PIXELS) for image in images]
         found = list(zip(*(model(images, sizes) for model in self.models), strict=True))
         drawn = []
         for image, size, by_model in zip(images, sizes, found, strict=True):
@@ -219,9 +219,3 @@ def _check(task: str, settings: Settings) -> None:
     for name, count in (("every", settings.every), ("batch", settings.batch)):
         if count < 1:
             raise UserError(f"{name} must be 1 or more, got {count}")
-
-
-def _limited(height: int, width: int) -> Size:
-    """The size in the same proportions that has at most MAX_PIXELS."""
-    scale = min(1.0, (MAX_PIXELS / (height * width)) ** 0.5)
-    return max(1, int(height * scale)), max(1, int(width * scale))
