@@ -154,7 +154,7 @@ class Demo:
 
     def segment(self, images: Sequence[Array]) -> list[tuple[Array, list[list[Segment]]]]:
         """For each image, a picture, and the segments that each model finds."""
-        sizes = [fit_size(*image.shape[:2], max_pixels=MAX_PIXELS) for image in images]
+        sizes = [fit_size(image.shape[0], image.shape[1], max_pixels=MAX_PIXELS) for image in images]
         found = list(zip(*(model(images, sizes) for model in self.models), strict=True))
         drawn = []
         for image, size, by_model in zip(images, sizes, found, strict=True):
