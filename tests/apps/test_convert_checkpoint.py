@@ -65,7 +65,7 @@ def test_there_and_back(published, tmp_path, monkeypatch, capsys):
 @pytest.mark.golden
 def test_a_published_file_goes_straight_into_the_model(published, tmp_path, caplog):
     torch.save({"model": published}, tmp_path / "published.pth")
-    cfg = load("coco/panoptic/dformer_swin_tiny_50ep.yaml", "MODEL.WEIGHTS", str(tmp_path / "published.pth"))
+    cfg = load("coco/panoptic/swin/dformer_swin_tiny_50ep.yaml", "MODEL.WEIGHTS", str(tmp_path / "published.pth"))
     model = build_model(cfg)
     with caplog.at_level("INFO"):
         load_weights(model, fetch_checkpoint(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
@@ -95,16 +95,17 @@ def test_configs_of_published_models(golden_dir, system):
     for config, shapes in json.loads((golden_dir / f"checkpoint_keys_{system}.json").read_text()).items():
         weights, _ = from_published({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
         data_set, task = config.split("/")[:2]
-        backbone = "swin_tiny" if "swin" in config else "r50"
+        model = f"swin/{system}_swin_tiny" if "swin" in config else f"{system}_r50"
         schedule = "50ep" if data_set == "coco" else "160k"
-        name = f"{data_set}/{task.removesuffix('-segmentation')}/{system}_{backbone}_{schedule}.yaml"
+        name = f"{data_set}/{task.removesuffix('-segmentation')}/{model}_{schedule}.yaml"
         assert published_config(weights) == name
 
 
 @pytest.mark.parametrize("backbone", ["r101", "swin_small", "swin_base", "swin_large_22k"])
 def test_configs_of_larger_models(backbone):
     schedule = "100ep" if "large" in backbone else "50ep"
-    name = f"coco/panoptic/mask2former_{backbone}_{schedule}.yaml"
+    folder = "coco/panoptic/swin" if "swin" in backbone else "coco/panoptic"
+    name = f"{folder}/mask2former_{backbone}_{schedule}.yaml"
     cfg = load(name)
     with torch.device("meta"):
         weights = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).state_dict()

@@ -104,9 +104,9 @@ def test_swin(golden_dir, monkeypatch):
 
 
 OURS = {
-    "coco/panoptic-segmentation": "coco/panoptic/{}_{}_50ep.yaml",
-    "coco/instance-segmentation": "coco/instance/{}_{}_50ep.yaml",
-    "ade20k/semantic-segmentation": "ade20k/semantic/{}_{}_160k.yaml",
+    "coco/panoptic-segmentation": "coco/panoptic/{}_50ep.yaml",
+    "coco/instance-segmentation": "coco/instance/{}_50ep.yaml",
+    "ade20k/semantic-segmentation": "ade20k/semantic/{}_160k.yaml",
 }
 
 
@@ -117,10 +117,10 @@ def test_every_name_of_the_published_models(golden_dir, system, monkeypatch):
     for config, shapes in json.loads((golden_dir / f"checkpoint_keys_{system}.json").read_text()).items():
         published = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         converted, _ = from_published(published)
-        backbone = "swin_tiny" if "swin" in config else "r50"
+        name = f"swin/{system}_swin_tiny" if "swin" in config else f"{system}_r50"
         folder = "/".join(config.split("/")[:2])
         with torch.device("meta"):
-            model = build_model(load(OURS[folder].format(system, backbone)))
+            model = build_model(load(OURS[folder].format(name)))
         expected = {name: tuple(x.shape) for name, x in model.state_dict().items()}
         assert {name: tuple(x.shape) for name, x in converted.items()} == expected, config
 

@@ -95,7 +95,8 @@ def published_config(weights: Mapping[str, Tensor]) -> str | None:
     if backbone == "swin_large_22k" and folder.startswith("coco"):
         schedule = "100ep"
     system = "mask2former" if "head.query" in weights else "dformer"
-    return f"{folder}/{system}_{backbone}_{schedule}.yaml"
+    subfolder = "swin/" if backbone.startswith("swin") else ""
+    return f"{folder}/{subfolder}{system}_{backbone}_{schedule}.yaml"
 
 
 def _backbone(weights: Mapping[str, Tensor]) -> str | None:

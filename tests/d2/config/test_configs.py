@@ -1,6 +1,7 @@
 """Every config of the repository merges and builds, and says what it should."""
 
 import re
+from itertools import product
 
 import pytest
 import torch
@@ -30,8 +31,8 @@ def millions(model):
 
 def in_model_zoo(name):
     """Million parameters, as docs/model_zoo.md says."""
-    folder, file = name.rsplit("/", 1)
-    section = ZOO.read_text().partition(f"In `configs/{folder}/`")[2]
+    dataset, task, file = name.split("/", 2)
+    section = ZOO.read_text().partition(f"In `configs/{dataset}/{task}/`")[2]
     return float(re.search(rf"\| `{re.escape(file)}` \|[^|]*\| ([\d.]+) \|", section)[1])
 
 
@@ -61,14 +62,11 @@ def test_parts_merge(name):
 
 def test_there_are_configs_for_all_tasks_backbones_and_systems():
     backbones = ("r50", "r101", "swin_tiny", "swin_small", "swin_base", "swin_base_22k", "swin_large_22k")
-    schedules = {"coco/panoptic": "ep", "coco/instance": "ep", "ade20k/panoptic": "160k"}
-    schedules |= {"ade20k/instance": "160k", "ade20k/semantic": "160k"}
-    wanted = {
-        f"{folder}/{system}_{backbone}_{ending if ending != 'ep' else '100ep' if 'large' in backbone else '50ep'}.yaml"
-        for folder, ending in schedules.items()
-        for system in ("dformer", "mask2former")
-        for backbone in backbones
-    }
+    tasks = ("coco/panoptic", "coco/instance", "ade20k/panoptic", "ade20k/instance", "ade20k/semantic")
+    wanted = set()
+    for task, system, backbone in product(tasks, ("dformer", "mask2former"), backbones):
+        schedule = "160k" if task.startswith("ade20k") else "100ep" if "large" in backbone else "50ep"
+        wanted.add(f"{task}/{'swin/' if 'swin' in backbone else ''}{system}_{backbone}_{schedule}.yaml")
     assert wanted == {name for name in MODELS if not name.startswith(SMALL)}
 
 

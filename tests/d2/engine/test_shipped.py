@@ -18,7 +18,7 @@ CONFIG = "configs/quick/dformer_shapes_long.yaml"
 
 
 def test_it_evaluates_to_its_stated_quality(monkeypatch, tmp_path):
-    stated = json.loads((ROOT / "benchmarks/results/shapes.json").read_text())["PQ"]
+    stated = json.loads((ROOT / "benchmarks/results/training/shapes.json").read_text())["PQ"]
     assert f"PQ {stated:.1f}" in (ROOT / "README.md").read_text()
     # validation images do not depend on the number of others
     shapes_script.generate(tmp_path, shapes_script.Parameters(train=1), progress=False)
