@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.dformer-ready
-# Stands in the environment while it is being changed; where it is found, the run before was interrupted.
+# Marks an environment that is being changed: a later run that finds it was preceded by an interrupted one.
 UNFINISHED := $(VENV)/.dformer-unfinished
+
+ifneq ($(words $(VENV)),1)
+$(error VENV="$(VENV)": the name of the environment must have no spaces)
+endif
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -55,24 +59,29 @@ $(APP)/.with-%: $(READY)
 	@touch $@
 
 $(READY): requirements.lock pyproject.toml setup.py tools/install_detectron2.py
-	@if [ -e $(UNFINISHED) ] || { [ -e $(VENV) ] && ! $(BIN)/python -m pip --version > /dev/null 2>&1; }; then \
-		echo '$(VENV) is half-made or broken: making it anew'; rm -rf $(VENV); \
+	@# Nothing is changed or removed but what has both Python's mark of an environment and ours.
+	@if [ -e "$(VENV)" ] && ! { [ -e "$(VENV)/pyvenv.cfg" ] && { [ -e "$(READY)" ] || [ -e "$(UNFINISHED)" ]; }; }; then \
+		echo 'error: "$(VENV)" exists and was not made by this Makefile: move it away, or name another folder:' \
+			'make VENV=folder $(MAKECMDGOALS)' >&2; exit 2; \
 	fi
-	@if [ ! -e $(VENV) ]; then \
+	@if [ -e "$(UNFINISHED)" ] || { [ -e "$(VENV)" ] && ! "$(BIN)/python" -m pip --version > /dev/null 2>&1; }; then \
+		echo '$(VENV) is half-made or broken: making it anew'; rm -rf "$(VENV)"; \
+	fi
+	@if [ ! -e "$(VENV)" ]; then \
 		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 			{ echo 'error: dformer needs Python 3.10 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)'; exit 2; }; \
 		$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
 			{ echo 'error: $(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv'; exit 2; }; \
 		echo 'making $(VENV) with $(PYTHON); about 5 GB of wheels follow'; \
-		mkdir -p $(VENV) && touch $(UNFINISHED) && $(PYTHON) -m venv $(VENV); \
+		$(PYTHON) -m venv --without-pip "$(VENV)" && touch "$(UNFINISHED)" && "$(BIN)/python" -m ensurepip --default-pip; \
 	fi
-	@rm -f $(READY); touch $(UNFINISHED)
+	@rm -f "$(READY)"; touch "$(UNFINISHED)"
 	@# The locked setuptools first: it builds what has no wheel, so that no other build tool is fetched.
 	$(BIN)/python -m pip install "$$(grep '^setuptools==' requirements.lock)"
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -r requirements.lock
 	$(BIN)/python tools/install_detectron2.py
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
-	@mv $(UNFINISHED) $(READY) && touch $(READY)
+	@mv "$(UNFINISHED)" "$(READY)" && touch "$(READY)"
 
 # The platform's marker, the same in each line, is left out.
 lock:
