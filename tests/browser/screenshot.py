@@ -1,4 +1,4 @@
-"""Take the picture of the page that docs/app.md shows: python tests/browser/screenshot.py docs/images/app.jpg"""
+"""Take the screenshot in docs/app.md: python tests/browser/screenshot.py docs/images/app.jpg"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""tools/app.py in a process of its own."""
+"""Serve tools/app.py in a process of its own."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @contextmanager
 def served() -> Iterator[str]:
-    """Serve the page on a free port: its address."""
+    """Serve the page on a free port and yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""tools/train_net.py as a user calls it: from a data set on disk to results.json, and what it says when it cannot."""
+"""tools/train_net.py as a user calls it: from a data set on disk to results.json, and its errors."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.d2.tiny import own_loggers
 shapes_script = load_script("datasets/shapes.py")
 main = load_script("tools/train_net.py").main
 
-# A model of seconds; SOLVER as in a recipe, but for its length.
+# A model that trains in seconds; SOLVER as in a recipe, but shorter.
 CONFIG = """
 VERSION: 2
 MODEL:
@@ -52,7 +52,7 @@ def config(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """The folder of a small Shapes."""
+    """Generate a small Shapes and return its folder."""
     root = tmp_path_factory.mktemp("data")
     shapes_script.generate(root, shapes_script.Parameters(train=4, val=5, size=64), progress=False)
     return root
@@ -60,14 +60,14 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(root) -> list[str]:
-    """Overrides that name it in this process, where DETECTRON2_DATASETS was read long ago."""
+    """Return overrides that name it under another name: this process has read DETECTRON2_DATASETS already."""
     register_shapes(root, "small_shapes")
     return ["DATASETS.TRAIN", "('small_shapes_train',)", "DATASETS.TEST", "('small_shapes_val',)"]
 
 
 @pytest.fixture(scope="module")
 def trained(config, root, tmp_path_factory) -> Path:
-    """The output of a training by two processes under torchrun."""
+    """Train with two processes under torchrun and return OUTPUT_DIR."""
     output = tmp_path_factory.mktemp("trained") / "output"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = subprocess.run(
@@ -94,10 +94,15 @@ def test_training_under_torchrun(trained):
     assert found["train_seconds"] > 0
 
 
+def evaluate(monkeypatch, config: str, *options: str) -> None:
+    """Run train_net.py --eval-only with these arguments in this process."""
+    monkeypatch.setattr(sys, "argv", ["train_net.py", "--eval-only", "--config-file", config, *options])
+    main()
+
+
 def test_evaluation_by_one_process_of_what_two_trained(monkeypatch, capsys, trained, config, data, tmp_path):
     weights = ["MODEL.WEIGHTS", str(trained / "model_final.pth"), "OUTPUT_DIR", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["train_net.py", "--eval-only", "--config-file", config, *data, *weights])
-    main()
+    evaluate(monkeypatch, config, *data, *weights)
     one, two = results(tmp_path)["metrics"]["small_shapes_val"], results(trained)["metrics"]["shapes_val"]
     assert one.keys() == two.keys() == {"panoptic_seg", "segm", "sem_seg"}
     assert all(one[task] == pytest.approx(two[task]) for task in one)
@@ -105,24 +110,20 @@ def test_evaluation_by_one_process_of_what_two_trained(monkeypatch, capsys, trai
     assert "PQ" in printed and "mIoU" in printed and str(tmp_path / "results.json") in printed
 
 
-def test_saved_predictions_are_evaluated_without_a_model(monkeypatch, capsys, trained, config, data, tmp_path):
-    arguments = ["train_net.py", "--eval-only", "--config-file", config]
+def test_saved_predictions_are_evaluated_without_a_model(monkeypatch, trained, config, data, tmp_path):
     options = [*data, "TEST.BOUNDARY", "True", "TEST.CLASS_AGNOSTIC", "True", "OUTPUT_DIR"]
-    weights = ["MODEL.WEIGHTS", str(trained / "model_final.pth")]
-    monkeypatch.setattr(sys, "argv", [*arguments, *options, str(tmp_path / "first"), *weights])
-    main()
-    predictions = ["--predictions", str(tmp_path / "first" / "inference")]
-    monkeypatch.setattr(sys, "argv", [*arguments, *predictions, *options, str(tmp_path / "again")])
-    monkeypatch.setattr("dformer.d2.engine.run.build_model", None)
-    main()
+    first, again = tmp_path / "first", tmp_path / "again"
+    evaluate(monkeypatch, config, *options, str(first), "MODEL.WEIGHTS", str(trained / "model_final.pth"))
+    no_model = ["MODEL.WEIGHTS", "nowhere.pth"]  # an error, were a model loaded
+    evaluate(monkeypatch, config, "--predictions", str(first / "inference"), *options, str(again), *no_model)
     for name in ("results.json", "results.csv"):
-        assert (tmp_path / "first" / name).read_text() == (tmp_path / "again" / name).read_text()
-    assert not (tmp_path / "again" / "inference").exists()
-    assert "PQ_agnostic" in results(tmp_path / "again")["metrics"]["small_shapes_val"]["panoptic_seg"]
+        assert (first / name).read_text() == (again / name).read_text()
+    assert not (again / "inference").exists()
+    assert "PQ_agnostic" in results(again)["metrics"]["small_shapes_val"]["panoptic_seg"]
 
 
 def test_an_interruption_is_one_line():
-    """Also in the seconds of the imports."""
+    """Even while modules are imported."""
     command = [sys.executable, "tools/train_net.py", "--config-file", "configs/quick/dformer_shapes.yaml"]
     process = subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": "."}
@@ -130,12 +131,12 @@ def test_an_interruption_is_one_line():
     while "torch" not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
-    assert (process.returncode, said) == (130, "interrupted\n")
+    _, stderr = process.communicate()
+    assert process.returncode == 130 and len(stderr.splitlines()) == 1
 
 
 def refused(monkeypatch, capsys, *arguments: str) -> str:
-    """What is said when the arguments are refused."""
+    """Return the error message about these arguments."""
     monkeypatch.setattr(sys, "argv", ["tools/train_net.py", *arguments])
     with pytest.raises(SystemExit) as end:
         main()
@@ -144,49 +145,51 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments, parts",
+    "arguments, named",
     [
-        (["SOLVER.BASE_LRR", "1"], ["SOLVER.BASE_LRR", 'did you mean "SOLVER.BASE_LR"']),
+        (["SOLVER.BASE_LRR", "1"], ["SOLVER.BASE_LRR", '"SOLVER.BASE_LR"']),
         (["SOLVER.MAX_ITER"], ["KEY VALUE"]),
         (["SOLVER.MAX_ITER", "many"], ["MAX_ITER"]),
-        (["--config-file", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
-        (["DATASETS.TRAIN", "('shape_train',)"], ["shape_train", 'did you mean "shapes_train"']),
+        (["--config-file", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["DATASETS.TRAIN", "('shape_train',)"], ["shape_train", '"shapes_train"']),
         (["--predictions", "output/inference"], ["--predictions", "--eval-only"]),
-        (["--eval-only"], ["DATASETS.TEST is empty"]),
+        (["--eval-only"], ["DATASETS.TEST"]),
     ],
 )
-def test_what_is_misspelt_is_told(monkeypatch, capsys, arguments, parts):
-    said = refused(monkeypatch, capsys, *arguments)
-    assert all(part in said for part in parts), said
+def test_errors_name_what_is_misspelt(monkeypatch, capsys, arguments, named):
+    message = refused(monkeypatch, capsys, *arguments)
+    assert all(name in message for name in named), message
 
 
-def test_a_missing_data_root_is_told(monkeypatch, capsys, config, tmp_path):
+def test_an_error_names_a_missing_data_root(monkeypatch, capsys, config, tmp_path):
     root = tmp_path / "nothing"
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     register_shapes(root, "missing_shapes")
     names = ["DATASETS.TRAIN", "('missing_shapes_train',)", "DATASETS.TEST", "('missing_shapes_val',)"]
-    said = refused(monkeypatch, capsys, "--config-file", config, *names, "OUTPUT_DIR", str(tmp_path / "output"))
-    assert said.startswith("error: ")
-    assert all(part in said for part in ("DETECTRON2_DATASETS", str(root), "panoptic_train")), said
+    message = refused(monkeypatch, capsys, "--config-file", config, *names, "OUTPUT_DIR", str(tmp_path / "output"))
+    assert message.startswith("error: ")
+    assert all(name in message for name in ("DETECTRON2_DATASETS", str(root), "panoptic_train")), message
     assert not (tmp_path / "output").exists()
 
 
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
 @pytest.mark.parametrize(
-    "overrides, parts",
+    "overrides, named",
     [
-        (["MODEL.NUM_CLASSES", "5"], ["MODEL.NUM_CLASSES is 5", "7 classes"]),
-        (["MODEL.DEVICE", "cuda"], ["MODEL.DEVICE cuda", "no GPU"]),
-        (["MODEL.WEIGHTS", __file__], [__file__, "cannot be read as a checkpoint"]),
-        (["MODEL.WEIGHTS", "nowhere.pth"], ["nowhere.pth", "does not exist"]),
+        (["MODEL.NUM_CLASSES", "5"], ["MODEL.NUM_CLASSES", "5", "7"]),
+        pytest.param(["MODEL.DEVICE", "cuda"], ["MODEL.DEVICE", "cuda"], marks=no_gpu),
+        (["MODEL.WEIGHTS", __file__], [__file__]),
+        (["MODEL.WEIGHTS", "nowhere.pth"], ["nowhere.pth"]),
         (["OUTPUT_DIR", __file__], ["OUTPUT_DIR", __file__]),
-        (["TEST.TASKS", "('depth',)"], ["nothing to evaluate", "small_shapes_val", "depth"]),
+        (["TEST.TASKS", "('depth',)"], ["small_shapes_val", "depth"]),
         (["TEST.AUG.ENABLED", "True"], ["TEST.AUG.ENABLED", "TEST.TASKS"]),
         (["SOLVER.OPTIMIZER", "ADAM"], ["SOLVER.OPTIMIZER", "ADAMW"]),
     ],
 )
-def test_what_cannot_be_run_is_told(monkeypatch, capsys, config, data, tmp_path, overrides, parts):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_errors_name_what_cannot_be_run(monkeypatch, capsys, config, data, tmp_path, overrides, named):
     output = ["OUTPUT_DIR", str(tmp_path / "output")]
-    said = refused(monkeypatch, capsys, "--config-file", config, *data, *output, *overrides)
-    assert all(part in said for part in parts), said
-    assert not list((tmp_path / "output").glob("*.pth"))  # told before the training
+    message = refused(monkeypatch, capsys, "--config-file", config, *data, *output, *overrides)
+    assert all(name in message for name in named), message
+    assert not list((tmp_path / "output").glob("*.pth"))  # refused before the training
