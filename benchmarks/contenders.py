@@ -97,7 +97,7 @@ def build_ours(
     """DFormer or Mask2Former of this project."""
     torch.manual_seed(0)
     model = build_model(_config(name, masks, mask_stride, device, overrides))
-    decide(model.head.mask_decoder.class_head)
+    decide(model.head.mask_decoder.class_embed)
     if compiled:
         for module in (model.backbone, model.head.pixel_decoder, model.head.mask_decoder):
             module.compile(dynamic=False)
@@ -141,16 +141,16 @@ def build_transformers(masks: int, compiled: bool, device: str, overrides: tuple
     return model
 
 
-def decide(class_head: nn.Linear) -> None:
+def decide(class_embed: nn.Linear) -> None:
     """Make OBJECTS of the queries sure of a class each, and all others that they are none, whatever the image."""
-    classes = class_head.out_features - 1
+    classes = class_embed.out_features - 1
 
     def add_choice(_: nn.Module, __: Any, logits: Tensor) -> Tensor:
         query = torch.arange(logits.shape[-2], device=logits.device)
         chosen = torch.where(query < OBJECTS, query * 7 % classes, classes)
         return logits + SURE * nn.functional.one_hot(chosen, classes + 1)
 
-    class_head.register_forward_hook(add_choice)
+    class_embed.register_forward_hook(add_choice)
 
 
 def ours_inferred(model: Any, case: Case, cfg: CfgNode) -> tuple[Callable[[], None], dict[str, tuple[Any, str]]]:

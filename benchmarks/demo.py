@@ -38,7 +38,7 @@ def random_weights(config_file: str, file: Path) -> None:
     cfg.TEST.OBJECT_THRESHOLD = cfg.TEST.OVERLAP_THRESHOLD = 0.0
     torch.manual_seed(0)
     model = build_model(cfg)
-    model.head.mask_decoder.class_head.bias.data[-1] = -10
+    model.head.mask_decoder.class_embed.bias.data[-1] = -10
     torch.save({"model": model.state_dict(), "config": cfg.dump()}, file)
 
 

@@ -14,7 +14,7 @@ from dformer.d2.data import model_classes
 from dformer.utils.errors import UserError
 from dformer.weights.checkpoint import write_checkpoint
 from dformer.weights.loading import check, fit_weights, table
-from dformer.weights.published.mask2former import to_published
+from dformer.weights.published.convert import to_published
 
 
 def convert(
@@ -46,7 +46,7 @@ def convert(
     if Path(target).suffix not in (".pth", ".safetensors"):
         raise UserError(f"{target}: give a file name that ends in .pth or .safetensors")
     checkpoint = fetch_checkpoint(source, averaged)
-    if "head.mask_decoder.norm.weight" not in checkpoint["model"]:
+    if "head.mask_decoder.decoder_norm.weight" not in checkpoint["model"]:
         raise UserError(
             f"{source} is not of a DFormer or Mask2Former; MODEL.WEIGHTS takes ImageNet backbones as they are"
         )

@@ -213,7 +213,7 @@ def _most_seen(prediction: Prediction, most: int) -> tuple[Tensor, Tensor]:
 
 def _only(prediction: Prediction, chosen: Tensor) -> Prediction:
     """Of some of the queries."""
-    return prediction._replace(logits=prediction.logits[:, chosen], mask_embedding=prediction.mask_embedding[:, chosen])
+    return prediction._replace(logits=prediction.logits[:, chosen], mask_embed=prediction.mask_embed[:, chosen])
 
 
 def _texts(logits: Tensor, names: Sequence[str]) -> list[str]:

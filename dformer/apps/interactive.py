@@ -209,11 +209,11 @@ def _set_up(model: Segmenter, request: Request) -> Iterator[None]:
     model.object_threshold, model.overlap_threshold = request.confidence, request.overlap
     model.inference_seed = request.seed
     head: Any = model.head
-    owners: list[tuple[nn.Module, str]] = [(head.mask_decoder, "query_position")]
+    owners: list[tuple[nn.Module, str]] = [(head.mask_decoder, "query_embed")]
     if isinstance(model, DFormer):
         model.sampling_steps = request.steps
     else:
-        owners.append((head, "query"))
+        owners.append((head, "query_feat"))
     whole: list[Tensor] = [getattr(owner, name) for owner, name in owners]
     try:
         for (owner, name), queries in zip(owners, whole, strict=True):

@@ -19,8 +19,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query, self.key, self.value, self.output = (nn.Linear(dim, dim) for _ in range(4))
-        for linear in (self.query, self.key, self.value, self.output):
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
@@ -30,13 +30,13 @@ class Attention(nn.Module):
         A row of `mask` that is False everywhere gives NaN.
         """
         attended = F.scaled_dot_product_attention(
-            self.split(self.query(query)), memory.keys, memory.values, None if mask is None else mask[:, None]
+            self.split(self.q_proj(query)), memory.keys, memory.values, None if mask is None else mask[:, None]
         )
-        return self.output(attended.transpose(1, 2).flatten(2))
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
-    def remember(self, key: Tensor, value: Tensor) -> Memory:
+    def encode_memory(self, key: Tensor, value: Tensor) -> Memory:
         """What keys and values (B, S, C) are to queries: can be used many times."""
-        return Memory(self.split(self.key(key)), self.split(self.value(value)))
+        return Memory(self.split(self.k_proj(key)), self.split(self.v_proj(value)))
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, heads, N, C / heads)."""
@@ -67,4 +67,4 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, pos: Tensor) -> Tensor:
         """`x` (B, N, C), `pos` that broadcasts to it -> (B, N, C)."""
         query = x + pos
-        return self.norm(x + self.attention(query, self.attention.remember(query, x)))
+        return self.norm(x + self.attention(query, self.attention.encode_memory(query, x)))

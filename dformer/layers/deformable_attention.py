@@ -23,10 +23,10 @@ class DeformableAttention(nn.Module):
         self.num_heads = num_heads
         self.num_levels = num_levels
         self.num_points = num_points
-        self.offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
-        self.weights = nn.Linear(dim, num_heads * num_levels * num_points)
-        self.value = nn.Linear(dim, dim)
-        self.output = nn.Linear(dim, dim)
+        self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -37,11 +37,17 @@ class DeformableAttention(nn.Module):
         distance = torch.arange(1, self.num_points + 1)[:, None]
         points = (direction[:, None, None] * distance).expand(-1, self.num_levels, -1, -1)  # (M, L, P, 2)
         with torch.no_grad():
-            self.offsets.bias.copy_(points.flatten())
-        for zero in (self.offsets.weight, self.weights.weight, self.weights.bias, self.value.bias, self.output.bias):
+            self.sampling_offsets.bias.copy_(points.flatten())
+        for zero in (
+            self.sampling_offsets.weight,
+            self.attention_weights.weight,
+            self.attention_weights.bias,
+            self.value_proj.bias,
+            self.output_proj.bias,
+        ):
             nn.init.zeros_(zero)
-        nn.init.xavier_uniform_(self.value.weight)
-        nn.init.xavier_uniform_(self.output.weight)
+        nn.init.xavier_uniform_(self.value_proj.weight)
+        nn.init.xavier_uniform_(self.output_proj.weight)
 
     def forward(self, x: Tensor, pos: Tensor, reference: Tensor, extent: Tensor, sizes: list[Size]) -> Tensor:
         """Pyramid `x` (B, S, C), `pos` (S, C), `reference` (S, 2) in [0, 1] -> (B, S, C).
@@ -52,11 +58,11 @@ class DeformableAttention(nn.Module):
         grid = (self.num_heads, self.num_levels, self.num_points)
         # Offsets are in cells of their level. To scale the weights costs less than to scale what comes out.
         scale = (1 / extent).expand(*grid, 2).flatten()  # (M * L * P * 2,)
-        offsets = F.linear(query, self.offsets.weight * scale[:, None], self.offsets.bias * scale)
-        weights = softmax(self.weights(query).unflatten(2, (self.num_heads, -1))).unflatten(3, grid[1:])
+        offsets = F.linear(query, self.sampling_offsets.weight * scale[:, None], self.sampling_offsets.bias * scale)
+        weights = softmax(self.attention_weights(query).unflatten(2, (self.num_heads, -1))).unflatten(3, grid[1:])
         locations = reference[:, None, None, None] + offsets.unflatten(2, (*grid, 2))  # (B, S, M, L, P, 2), float32
-        value = self.value(x).unflatten(2, (self.num_heads, -1))
-        return self.output(ms_deform_attn(value, sizes, locations, weights))
+        value = self.value_proj(x).unflatten(2, (self.num_heads, -1))
+        return self.output_proj(ms_deform_attn(value, sizes, locations, weights))
 
 
 def softmax(x: Tensor) -> Tensor:

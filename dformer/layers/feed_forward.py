@@ -12,15 +12,15 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(dim, hidden_dim)
-        self.reduce = nn.Linear(hidden_dim, dim)
+        self.linear1 = nn.Linear(dim, hidden_dim)
+        self.linear2 = nn.Linear(hidden_dim, dim)
         self.norm = nn.LayerNorm(dim)
-        for linear in (self.expand, self.reduce):
+        for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        weights = self.expand.weight, self.expand.bias, self.reduce.weight, self.reduce.bias
+        weights = self.linear1.weight, self.linear1.bias, self.linear2.weight, self.linear2.bias
         return self.norm(x + TwoLinears.apply(x.flatten(0, -2), *weights).view_as(x))
 
 

@@ -14,7 +14,7 @@ from dformer.diffusion.sampler import SamplingStep, sample
 from dformer.diffusion.schedule import alpha_bar_schedule
 from dformer.layers.embedding import TimeModulation
 from dformer.layers.resize import resize
-from dformer.models.mask_decoder import Image, MaskDecoder, Prediction
+from dformer.models.mask_decoder import ImageMemory, MaskDecoder, Prediction
 from dformer.models.pixel_decoder import PixelDecoder
 from dformer.signals.masks import corrupt, to_signal, to_unit
 
@@ -38,9 +38,9 @@ class DFormerHead(nn.Module):
 
     def __init__(self, *, pixel_decoder: PixelDecoder, mask_decoder: MaskDecoder, diffusion: MaskDiffusion) -> None:
         super().__init__()
-        mask_dim, hidden_dim = pixel_decoder.mask_projection.out_channels, mask_decoder.hidden_dim
+        mask_dim, hidden_dim = pixel_decoder.mask_features.out_channels, mask_decoder.hidden_dim
         if mask_dim != hidden_dim:
-            raise ValueError(f"queries are means of the pixel embedding, so {mask_dim=} must equal {hidden_dim=}")
+            raise ValueError(f"queries are means of the mask features, so {mask_dim=} must equal {hidden_dim=}")
         self.pixel_decoder = pixel_decoder
         self.mask_decoder = mask_decoder
         self.time_modulation = TimeModulation(mask_decoder.hidden_dim)
@@ -50,13 +50,13 @@ class DFormerHead(nn.Module):
         """Maps of strides 4, 8, 16, 32, noisy masks (B, N, h, w) in [0, 1], t (B,) -> predictions after each layer."""
         return self.denoise(self.encode(features), noisy_masks, t)
 
-    def encode(self, features: list[Tensor]) -> Image:
+    def encode(self, features: list[Tensor]) -> ImageMemory:
         """Maps of strides 4, 8, 16, 32 -> what is the same for all sampling steps."""
-        return self.mask_decoder.look_at(self.pixel_decoder(features))
+        return self.mask_decoder.encode_memory(self.pixel_decoder(features))
 
-    def denoise(self, image: Image, noisy_masks: Tensor, t: Tensor) -> list[Prediction]:
+    def denoise(self, image: ImageMemory, noisy_masks: Tensor, t: Tensor) -> list[Prediction]:
         """As `forward`, for an encoded image."""
-        queries = pool_queries(image.embedding, noisy_masks)
+        queries = pool_queries(image.mask_features, noisy_masks)
         return self.mask_decoder(queries, image, to_signal(noisy_masks, 1.0), self.time_modulation(t))
 
     def corrupt(self, gt_masks: list[Tensor], generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ class DFormerHead(nn.Module):
             noisy.append(
                 corrupt(
                     masks,
-                    num_masks=len(self.mask_decoder.query_position),
+                    num_masks=len(self.mask_decoder.query_embed),
                     alpha_bar_t=alpha_bar[t],
                     scale=scale,
                     encoding=encoding,
@@ -88,7 +88,7 @@ class DFormerHead(nn.Module):
     def noise_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(N, h, w) of the noise for a padded image of that size."""
         stride = self.diffusion.stride
-        return len(self.mask_decoder.query_position), -(-height // stride), -(-width // stride)
+        return len(self.mask_decoder.query_embed), -(-height // stride), -(-width // stride)
 
     def sample(
         self, features: list[Tensor], draw_noise: Callable[[], Tensor], steps: int, eta: float
@@ -112,17 +112,17 @@ class DFormerHead(nn.Module):
         return sample(denoise, draw_noise, alpha_bar, steps, eta)
 
 
-def pool_queries(embedding: Tensor, masks: Tensor) -> Tensor:
-    """The mean of the pixel embedding weighted by each mask (DFormer, Eq. 3).
+def pool_queries(mask_features: Tensor, masks: Tensor) -> Tensor:
+    """The mean of the mask features weighted by each mask (DFormer, Eq. 3).
 
     Args:
-        embedding: (B, C, h, w).
+        mask_features: (B, C, h, w).
         masks: (B, N, h', w'), non-negative weights; an empty one gives zeros.
 
     Returns:
         (B, N, C).
     """
-    weights = resize(masks, embedding.shape[-2:]).flatten(2)
+    weights = resize(masks, mask_features.shape[-2:]).flatten(2)
     total = weights.sum(dim=2, keepdim=True)
     weights = weights / torch.where(total == 0, 1, total)
-    return torch.bmm(weights.to(embedding.dtype), embedding.flatten(2).mT)
+    return torch.bmm(weights.to(mask_features.dtype), mask_features.flatten(2).mT)

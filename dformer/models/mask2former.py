@@ -14,10 +14,10 @@ class Mask2FormerHead(nn.Module):
         super().__init__()
         self.pixel_decoder = pixel_decoder
         self.mask_decoder = mask_decoder
-        self.query = nn.Parameter(torch.randn_like(mask_decoder.query_position))
+        self.query_feat = nn.Parameter(torch.randn_like(mask_decoder.query_embed))
 
     def forward(self, features: list[Tensor]) -> list[Prediction]:
         """Maps of strides 4, 8, 16, 32 -> predictions of the queries alone and after each layer."""
-        image = self.mask_decoder.look_at(self.pixel_decoder(features))
-        queries = self.query.expand(len(features[0]), -1, -1)  # (B, N, C)
+        image = self.mask_decoder.encode_memory(self.pixel_decoder(features))
+        queries = self.query_feat.expand(len(features[0]), -1, -1)  # (B, N, C)
         return self.mask_decoder(queries, image)

@@ -27,23 +27,23 @@ class Prediction(NamedTuple):
     """
 
     logits: Tensor
-    mask_embedding: Tensor  # (B, N, E)
-    pixel_embedding: Tensor  # (B, E, H/4, W/4)
+    mask_embed: Tensor  # (B, N, E)
+    mask_features: Tensor  # (B, E, H/4, W/4)
 
     @property
     def masks(self) -> Tensor:
         """Mask logits (B, N, H/4, W/4)."""
-        products = torch.bmm(self.mask_embedding, self.pixel_embedding.flatten(2))
-        return products.unflatten(2, self.pixel_embedding.shape[-2:])
+        products = torch.bmm(self.mask_embed, self.mask_features.flatten(2))
+        return products.unflatten(2, self.mask_features.shape[-2:])
 
 
-class Image(NamedTuple):
+class ImageMemory(NamedTuple):
     """An image as the decoder's layers look at it, the same for all queries."""
 
     memories: list[Memory]  # of each layer: the cells of its level
     sizes: list[torch.Size]  # h, w of the three levels
     coarse: list[Tensor]  # the pixel embedding at their cells, (B, E, h * w), without gradient
-    embedding: Tensor  # (B, E, H/4, W/4)
+    mask_features: Tensor  # (B, E, H/4, W/4)
 
 
 class DecoderLayer(nn.Module):
@@ -51,18 +51,18 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int) -> None:
         super().__init__()
-        self.cross_attention = CrossAttention(dim, num_heads)
-        self.self_attention = SelfAttention(dim, num_heads)
+        self.cross_attn = CrossAttention(dim, num_heads)
+        self.self_attn = SelfAttention(dim, num_heads)
         self.feed_forward = FeedForward(dim, ffn_dim)
 
     def forward(self, x: Tensor, pos: Tensor, memory: Memory, mask: Tensor) -> Tensor:
         """`x` (B, N, C), `pos` (N, C), `memory` of S cells, `mask` (B, N, S) -> (B, N, C)."""
-        x = self.cross_attention(x, pos, memory, mask)
-        return self.feed_forward(self.self_attention(x, pos))
+        x = self.cross_attn(x, pos, memory, mask)
+        return self.feed_forward(self.self_attn(x, pos))
 
-    def remember(self, key: Tensor, value: Tensor) -> Memory:
-        """`Attention.remember` of the cross-attention."""
-        return self.cross_attention.attention.remember(key, value)
+    def encode_memory(self, key: Tensor, value: Tensor) -> Memory:
+        """`Attention.encode_memory` of the cross-attention."""
+        return self.cross_attn.attention.encode_memory(key, value)
 
 
 class MaskDecoder(nn.Module):
@@ -82,22 +82,22 @@ class MaskDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
-        self.input_projections = nn.ModuleList(
+        self.input_proj = nn.ModuleList(
             nn.Identity() if in_channels == hidden_dim else convolution(in_channels, hidden_dim, 1) for _ in range(3)
         )
-        self.level_embedding = nn.Parameter(torch.randn(3, hidden_dim))
-        self.query_position = nn.Parameter(torch.randn(num_queries, hidden_dim))
+        self.level_embed = nn.Parameter(torch.randn(3, hidden_dim))
+        self.query_embed = nn.Parameter(torch.randn(num_queries, hidden_dim))
         self.layers: Sequence[DecoderLayer] = nn.ModuleList(  # type: ignore[assignment]
             DecoderLayer(hidden_dim, num_heads, ffn_dim) for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(hidden_dim)
-        self.class_head = nn.Linear(hidden_dim, num_classes + 1)
-        self.mask_head = mlp(hidden_dim, hidden_dim, mask_dim, 3)
+        self.decoder_norm = nn.LayerNorm(hidden_dim)
+        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.mask_embed = mlp(hidden_dim, hidden_dim, mask_dim, 3)
 
     def forward(
         self,
         queries: Tensor,
-        image: Image,
+        image: ImageMemory,
         masks: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
     ) -> list[Prediction]:
@@ -105,47 +105,48 @@ class MaskDecoder(nn.Module):
 
         Args:
             queries: (B, N, C).
-            image: see `look_at`.
+            image: see `encode_memory`.
             masks: (B, N, h, w), positive inside: where the first layer looks. None: where the queries themselves
                 predict; that prediction then comes first in the list.
             modulation: scale and shift (B, 1, C) applied to the queries after each layer.
         """
-        predictions = [] if masks is not None else [self.predict(queries, image.embedding)]
+        query_embed = self.query_embed[: queries.shape[1]]
+        predictions = [] if masks is not None else [self.predict(queries, image.mask_features)]
         for i, layer in enumerate(self.layers):
             level = i % len(image.sizes)
             if masks is not None and i == 0:
                 logits = resize(masks, image.sizes[level]).flatten(2)  # (B, N, S)
             else:
-                logits = torch.bmm(predictions[-1].mask_embedding.detach(), image.coarse[level])
-            queries = layer(queries, self.query_position, image.memories[i], attention_mask(logits))
+                logits = torch.bmm(predictions[-1].mask_embed.detach(), image.coarse[level])
+            queries = layer(queries, query_embed, image.memories[i], attention_mask(logits))
             if modulation is not None:
                 scale, shift = modulation
                 queries = queries * (1 + scale) + shift
-            predictions.append(self.predict(queries, image.embedding))
+            predictions.append(self.predict(queries, image.mask_features))
         return predictions
 
-    def look_at(self, features: PixelFeatures) -> Image:
+    def encode_memory(self, features: PixelFeatures) -> ImageMemory:
         """What the layers see of an image: the same for all its queries and sampling steps."""
         levels = [
             project(level).flatten(2).mT + embedding  # (B, S, C)
             for project, level, embedding in zip(
-                self.input_projections, features.pyramid, self.level_embedding, strict=True
+                self.input_proj, features.multi_scale_features, self.level_embed, strict=True
             )
         ]
-        sizes = [level.shape[-2:] for level in features.pyramid]
+        sizes = [level.shape[-2:] for level in features.multi_scale_features]
         located = [
             level + sine_position(h, w, self.hidden_dim, level.device).flatten(1).T
             for level, (h, w) in zip(levels, sizes, strict=True)
         ]
-        memories = [layer.remember(located[i % 3], levels[i % 3]) for i, layer in enumerate(self.layers)]
+        memories = [layer.encode_memory(located[i % 3], levels[i % 3]) for i, layer in enumerate(self.layers)]
         # A mask resized to a level is the product with the resized embedding: all of them are linear.
-        coarse = [resize(features.embedding.detach(), size).flatten(2) for size in sizes]  # (B, E, S)
-        return Image(memories, sizes, coarse, features.embedding)
+        coarse = [resize(features.mask_features.detach(), size).flatten(2) for size in sizes]  # (B, E, S)
+        return ImageMemory(memories, sizes, coarse, features.mask_features)
 
-    def predict(self, queries: Tensor, embedding: Tensor) -> Prediction:
+    def predict(self, queries: Tensor, mask_features: Tensor) -> Prediction:
         """Queries (B, N, C) and pixel embedding (B, E, h, w) -> class logits and masks."""
-        x = self.norm(queries)
-        return Prediction(self.class_head(x), self.mask_head(x), embedding)
+        x = self.decoder_norm(queries)
+        return Prediction(self.class_embed(x), self.mask_embed(x), mask_features)
 
 
 def attention_mask(logits: Tensor) -> Tensor:

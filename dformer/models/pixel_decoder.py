@@ -18,10 +18,10 @@ STRIDES = (4, 8, 16, 32)
 
 
 class PixelFeatures(NamedTuple):
-    """`pyramid`: three maps (B, C, h, w) of strides 32, 16, 8; `embedding`: (B, E, H/4, W/4)."""
+    """`multi_scale_features`: three maps (B, C, h, w) of strides 32, 16, 8; `mask_features`: (B, E, H/4, W/4)."""
 
-    pyramid: list[Tensor]
-    embedding: Tensor
+    multi_scale_features: list[Tensor]
+    mask_features: Tensor
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
@@ -39,18 +39,18 @@ class MSDeformAttnPixelDecoder(nn.Module):
         ffn_dim: int,
     ) -> None:
         super().__init__()
-        self.input_projections = nn.ModuleList(convolution_norm(c, conv_dim, 1, bias=True) for c in in_channels[:0:-1])
-        self.level_embedding = nn.Parameter(torch.randn(3, conv_dim))
+        self.input_proj = nn.ModuleList(convolution_norm(c, conv_dim, 1, bias=True) for c in in_channels[:0:-1])
+        self.level_embed = nn.Parameter(torch.randn(3, conv_dim))
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(conv_dim, num_heads, 3, num_points, ffn_dim) for _ in range(num_layers)
         )
         self.lateral = convolution_norm(in_channels[0], conv_dim, 1)
         self.smooth = convolution_norm(conv_dim, conv_dim, 3)
-        self.mask_projection = convolution(conv_dim, mask_dim, 1)
+        self.mask_features = convolution(conv_dim, mask_dim, 1)
 
     def forward(self, features: list[Tensor]) -> PixelFeatures:
         """Four maps (B, c_i, h_i, w_i) of strides 4, 8, 16, 32 -> `PixelFeatures`."""
-        levels = [project(x) for project, x in zip(self.input_projections, features[:0:-1], strict=True)]
+        levels = [project(x) for project, x in zip(self.input_proj, features[:0:-1], strict=True)]
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
         x = torch.cat([level.flatten(2).mT for level in levels], dim=1)  # (B, S, C)
         pos = self.position(sizes, x)  # (S, C)
@@ -64,12 +64,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
         ]
         finest = self.lateral(features[0])
         finest += resize(pyramid[-1], finest.shape[-2:])
-        return PixelFeatures(pyramid, self.mask_projection(F.relu_(self.smooth(finest))))
+        return PixelFeatures(pyramid, self.mask_features(F.relu_(self.smooth(finest))))
 
     def position(self, sizes: list[Size], x: Tensor) -> Tensor:
         """Where a cell lies, and in which level: (S, C) in the dtype of `x`."""
         levels = [sine_position(h, w, x.shape[2], x.device).flatten(1).T.to(x.dtype) for h, w in sizes]
-        return torch.cat([p + e for p, e in zip(levels, self.level_embedding, strict=True)])
+        return torch.cat([p + e for p, e in zip(levels, self.level_embed, strict=True)])
 
 
 def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
@@ -86,7 +86,7 @@ class FPNPixelDecoder(nn.Module):
         super().__init__()
         self.laterals = nn.ModuleList(convolution_norm(c, conv_dim, 1) for c in in_channels[::-1])
         self.smooths = nn.ModuleList(convolution_norm(conv_dim, conv_dim, 3) for _ in in_channels)
-        self.mask_projection = convolution(conv_dim, mask_dim, 3)
+        self.mask_features = convolution(conv_dim, mask_dim, 3)
 
     def forward(self, features: list[Tensor]) -> PixelFeatures:
         """Four maps (B, c_i, h_i, w_i) of strides 4, 8, 16, 32 -> `PixelFeatures`."""
@@ -96,7 +96,7 @@ class FPNPixelDecoder(nn.Module):
             if maps:
                 x = x + F.interpolate(maps[-1], x.shape[-2:], mode="nearest")
             maps.append(F.relu_(smooth(x)))
-        return PixelFeatures(maps[:3], self.mask_projection(maps[3]))
+        return PixelFeatures(maps[:3], self.mask_features(maps[3]))
 
 
 PixelDecoder = MSDeformAttnPixelDecoder | FPNPixelDecoder

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from dformer.utils.errors import UserError
 from dformer.utils.files import atomic_write
-from dformer.weights.published.mask2former import from_published, is_published
+from dformer.weights.names import from_old_names
+from dformer.weights.published.convert import from_published, published_system
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ def read_checkpoint(path: str | Path, averaged: bool = False) -> dict[str, Any]:
 
     Formats: `.safetensors`; `.pkl` as in the model zoos of Detectron2 and Detectron; anything else as `torch.save`
     writes it, either `{"model": state dict, ...}` or a bare state dict. The weights of a published DFormer or
-    Mask2Former get our names (`dformer.weights.published.mask2former`).
+    Mask2Former get our names (`dformer.weights.published`), and so do those of our own
+    earlier versions (`dformer.weights.names`).
 
     Args:
         path: a local file.
@@ -58,9 +60,12 @@ def read_checkpoint(path: str | Path, averaged: bool = False) -> dict[str, Any]:
     path = Path(path)
     checkpoint = _unwrapped(path, _read(path), averaged)
     _check_state_dict(path, checkpoint["model"])
-    if is_published(checkpoint["model"]):
+    for key in ("model", *AVERAGES):
+        if isinstance(checkpoint.get(key), dict):
+            checkpoint[key] = from_old_names(checkpoint[key])
+    if system := published_system(checkpoint["model"]):
         published = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
-        checkpoint["model"], dropped = from_published(published)
+        checkpoint["model"], dropped = from_published(published, system)
         checkpoint |= {
             "dropped": dropped,
             "left_out": {name: published[name] for name in dropped},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dformer.utils.errors import UserError
 from dformer.weights.imagenet import from_imagenet
 
-CLASS_HEAD = re.compile(r"head\.mask_decoder\.class_head\.(weight|bias)")
+CLASS_HEAD = re.compile(r"head\.mask_decoder\.class_embed\.(weight|bias)")
 # What no pretrained backbone has: the norms of the maps that the decoder sees.
 NOT_PRETRAINED = re.compile(r"backbone\.norms\..*|.*\.num_batches_tracked")
 BIAS_TABLE = ".relative_position_bias_table"
@@ -137,10 +137,10 @@ def resize_bias_table(table: Tensor, rows: int) -> Tensor:
 
 def describe(weights: Mapping[str, Tensor]) -> str:
     """What a state dict under our names is of: "a DFormer for 133 classes", ..."""
-    if "head.mask_decoder.class_head.bias" not in weights:
+    if "head.mask_decoder.class_embed.bias" not in weights:
         return "weights"
-    system = "Mask2Former" if "head.query" in weights else "DFormer"
-    return f"a {system} for {len(weights['head.mask_decoder.class_head.bias']) - 1} classes"
+    system = "Mask2Former" if "head.query_feat" in weights else "DFormer"
+    return f"a {system} for {len(weights['head.mask_decoder.class_embed.bias']) - 1} classes"
 
 
 def table(fit: Fit) -> str:

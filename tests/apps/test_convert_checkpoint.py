@@ -14,7 +14,8 @@ from dformer.d2.checkpoint.zoo import config_of, published_config
 from dformer.d2.data import model_classes
 from dformer.utils.errors import UserError
 from dformer.weights.checkpoint import read_checkpoint
-from dformer.weights.published.mask2former import from_published
+from dformer.weights.published.convert import from_published, published_system
+from dformer.weights.published.dformer import DFORMER
 from tests import load_script
 from tests.d2.config.test_configs import load
 from tests.d2.tiny import tiny_cfg
@@ -55,7 +56,7 @@ def test_there_and_back(published, tmp_path, monkeypatch, capsys):
     account = capsys.readouterr().out
     assert "of a published DFormer for 133 classes" in account and "12  the noise schedule is a setting" in account
     ours = torch.load(tmp_path / "ours.pth", weights_only=True)
-    assert same(ours["model"], from_published(published)[0])
+    assert same(ours["model"], from_published(published, DFORMER)[0])
     cfg = config_of(str(tmp_path / "ours.pth"))
     names, things = model_classes(cfg)
     assert (len(names), len(things), cfg.DIFFUSION.MASK_STRIDE) == (133, 80, 1)
@@ -69,13 +70,13 @@ def test_a_published_file_goes_straight_into_the_model(published, tmp_path, capl
     model = build_model(cfg)
     with caplog.at_level("INFO"):
         load_weights(model, fetch_checkpoint(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
-    assert same(model.state_dict(), from_published(published)[0])
+    assert same(model.state_dict(), from_published(published, DFORMER)[0])
     assert "12  follows from the window size: backbone.layers.0.blocks.0.attn.relative_position_index" in caplog.text
 
 
 @pytest.mark.golden
 def test_other_files_of_the_same_weights(published, tmp_path):
-    expected = from_published(published)[0]
+    expected = from_published(published, DFORMER)[0]
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": {n: x.numpy() for n, x in published.items()}}))
     torch.save(published, tmp_path / "bare.pth")
     torch.save({"state_dict": published, "epoch": 3}, tmp_path / "other_wrapper.pth")
@@ -84,7 +85,7 @@ def test_other_files_of_the_same_weights(published, tmp_path):
         assert same(read_checkpoint(tmp_path / name)["model"], expected), name
     torch.save({"model": {n: x * 0 for n, x in published.items()}, "model_ema": published}, tmp_path / "both.pth")
     assert same(read_checkpoint(tmp_path / "both.pth", averaged=True)["model"], expected)
-    assert not read_checkpoint(tmp_path / "both.pth")["model"]["head.mask_decoder.query_position"].any()
+    assert not read_checkpoint(tmp_path / "both.pth")["model"]["head.mask_decoder.query_embed"].any()
     with pytest.raises(UserError, match="bare.pth holds no moving average"):
         read_checkpoint(tmp_path / "bare.pth", averaged=True)
 
@@ -93,7 +94,8 @@ def test_other_files_of_the_same_weights(published, tmp_path):
 @pytest.mark.parametrize("system", ["dformer", "mask2former"])
 def test_configs_of_published_models(golden_dir, system):
     for config, shapes in json.loads((golden_dir / f"checkpoint_keys_{system}.json").read_text()).items():
-        weights, _ = from_published({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+        published = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        weights, _ = from_published(published, published_system(published))
         data_set, task = config.split("/")[:2]
         model = f"swin/{system}_swin_tiny" if "swin" in config else f"{system}_r50"
         schedule = "50ep" if data_set == "coco" else "160k"
@@ -127,7 +129,7 @@ def test_what_cannot_be_converted(tmp_path):
         convert(str(tmp_path / "resnet.pth"), str(tmp_path / "out.pth"))
     with pytest.raises(UserError, match="ends in .pth or .safetensors"):
         convert(str(tmp_path / "resnet.pth"), str(tmp_path / "out.pkl"))
-    torch.save({"head.mask_decoder.norm.weight": torch.zeros(1)}, tmp_path / "unknown.pth")
+    torch.save({"head.mask_decoder.decoder_norm.weight": torch.zeros(1)}, tmp_path / "unknown.pth")
     with pytest.raises(UserError, match=r"unknown\.pth carries no config.*--config-file"):
         convert(str(tmp_path / "unknown.pth"), str(tmp_path / "out.pth"))
 

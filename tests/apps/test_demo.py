@@ -37,7 +37,7 @@ def cfg(tmp_path_factory):
     cfg.TEST.OBJECT_THRESHOLD = cfg.TEST.OVERLAP_THRESHOLD = 0.0
     torch.manual_seed(0)
     model = build_model(cfg)
-    model.head.mask_decoder.class_head.bias.data[-1] = -10  # no query finds nothing
+    model.head.mask_decoder.class_embed.bias.data[-1] = -10  # no query finds nothing
     torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
     return cfg
 
@@ -408,7 +408,7 @@ def test_coco_files_are_read_by_cocos_own_tool(cfg, tmp_path, task):
 def test_two_models_stand_side_by_side(cfg, monkeypatch, config_file, tmp_path):
     torch.manual_seed(1)
     other = build_model(tiny_cfg("Mask2Former"))
-    other.head.mask_decoder.class_head.bias.data[-1] = -10
+    other.head.mask_decoder.class_embed.bias.data[-1] = -10
     settings = tiny_cfg("Mask2Former")
     settings.TEST.OBJECT_THRESHOLD = settings.TEST.OVERLAP_THRESHOLD = 0.0
     torch.save({"model": other.state_dict(), "config": settings.dump()}, tmp_path / "other.pth")

@@ -37,7 +37,7 @@ def trained(folder, meta_architecture: str = "DFormer"):
     cfg.MODEL.WEIGHTS = str(folder / f"{meta_architecture}.pth")
     torch.manual_seed(0)
     model = build_model(cfg)
-    model.head.mask_decoder.class_head.bias.data[-1] = -10  # no query finds nothing
+    model.head.mask_decoder.class_embed.bias.data[-1] = -10  # no query finds nothing
     torch.save({"model": model.state_dict(), "config": cfg.dump()}, cfg.MODEL.WEIGHTS)
     return cfg
 

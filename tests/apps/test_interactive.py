@@ -47,7 +47,7 @@ def test_seed_and_steps_change_the_result_and_nothing_else_does():
 
 def test_fewer_masks_find_less_for_one_request():
     assert len(ask(masks=1, confidence=0.0).steps[-1].segments) <= 1
-    assert len(load_model(SHAPES).predictor.model.head.mask_decoder.query_position) == 20
+    assert len(load_model(SHAPES).predictor.model.head.mask_decoder.query_embed) == 20
 
 
 @pytest.mark.parametrize("task", ["instance", "semantic"])

@@ -20,15 +20,15 @@ def test_attention_is_pytorchs():
     torch.manual_seed(0)
     ours, theirs = Attention(16, 4), nn.MultiheadAttention(16, 4, batch_first=True)
     with torch.no_grad():
-        weight = torch.cat([ours.query.weight, ours.key.weight, ours.value.weight])
+        weight = torch.cat([ours.q_proj.weight, ours.k_proj.weight, ours.v_proj.weight])
         theirs.in_proj_weight.copy_(weight)
         theirs.in_proj_bias.zero_()
-        theirs.out_proj.load_state_dict(ours.output.state_dict())
+        theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
     query, key, value = torch.randn(2, 5, 16), torch.randn(2, 7, 16), torch.randn(2, 7, 16)
     mask = torch.rand(2, 5, 7) > 0.4
     mask[:, :, 0] = True
     expected, _ = theirs(query, key, value, attn_mask=~mask.repeat_interleave(4, dim=0))
-    torch.testing.assert_close(ours(query, ours.remember(key, value), mask), expected)
+    torch.testing.assert_close(ours(query, ours.encode_memory(key, value), mask), expected)
 
 
 def test_position_embedding():
@@ -51,14 +51,14 @@ def test_time_embedding_tells_times_apart():
 def test_deformable_attention_starts_as_a_ring_around_the_reference():
     """Offsets do not depend on the input at first: head m looks in direction m, the p-th point p cells away."""
     layer = DeformableAttention(dim=16, num_heads=4, num_levels=2, num_points=3)
-    offsets = layer.offsets.bias.view(4, 2, 3, 2)
-    assert not layer.offsets.weight.any()
+    offsets = layer.sampling_offsets.bias.view(4, 2, 3, 2)
+    assert not layer.sampling_offsets.weight.any()
     torch.testing.assert_close(offsets[:, 0], offsets[:, 1])
     torch.testing.assert_close(offsets[1, 0], torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]]), rtol=0, atol=1e-6)
 
 
 def plain_feed_forward(layer, x):
-    return layer.norm(x + layer.reduce(F.relu(layer.expand(x))))
+    return layer.norm(x + layer.linear2(F.relu(layer.linear1(x))))
 
 
 def test_feed_forward_is_the_plain_one():

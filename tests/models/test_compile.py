@@ -25,7 +25,7 @@ def features(height: int, width: int) -> list[Tensor]:
 
 def results(decoder: torch.nn.Module, x: list[Tensor]) -> list[Tensor]:
     """Embedding, and the gradients of its mean square by the parameters."""
-    embedding = decoder(x).embedding
+    embedding = decoder(x).mask_features
     return [embedding, *torch.autograd.grad(embedding.square().mean(), list(decoder.parameters()))]
 
 

@@ -15,7 +15,7 @@ class Model(nn.Module):
         super().__init__()
         self.backbone = nn.ModuleDict({"stem": nn.Conv2d(3, width, 1, bias=False)})
         norm, head = nn.LayerNorm(width), nn.Linear(width, classes + 1)
-        self.head = nn.ModuleDict({"mask_decoder": nn.ModuleDict({"norm": norm, "class_head": head})})
+        self.head = nn.ModuleDict({"mask_decoder": nn.ModuleDict({"decoder_norm": norm, "class_embed": head})})
 
 
 def checkpoint(model: nn.Module, **changes: torch.Tensor | None) -> dict:
@@ -30,35 +30,35 @@ def test_everything():
     assert table(fit).split("\n") == ["loaded         5  of a DFormer for 7 classes"]
 
 
-def test_a_class_head_of_another_size_begins_anew_in_training_only():
+def test_a_class_embed_of_another_size_begins_anew_in_training_only():
     model, other = Model(classes=7), Model(classes=133)
-    before = model.head["mask_decoder"]["class_head"].weight.clone()
+    before = model.head["mask_decoder"]["class_embed"].weight.clone()
     with pytest.raises(UserError, match=r"coco\.pth \(a DFormer for 133 classes\).*weight \(134, 4\) in the"):
         load(model, checkpoint(other), "coco.pth", trained=True)
     fit = load(model, checkpoint(other), "coco.pth")
     assert "initial        2  the class head begins anew: 133 classes in the file, 7 here" in table(fit)
-    assert torch.equal(model.head["mask_decoder"]["class_head"].weight, before)
+    assert torch.equal(model.head["mask_decoder"]["class_embed"].weight, before)
     assert torch.equal(model.backbone["stem"].weight, other.backbone["stem"].weight)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"head__mask_decoder__norm__bias": None}, r"1 missing \(head\.mask_decoder\.norm\.bias\)"),
+        ({"head__mask_decoder__decoder_norm__bias": None}, r"1 missing \(head\.mask_decoder\.decoder_norm\.bias\)"),
         ({"head__extra": torch.zeros(1)}, r"1 not in the model \(head\.extra\)"),
         ({"backbone__stem__weight": torch.zeros(5, 3, 1, 1)}, r"1 of another shape \(backbone\.stem\.weight \(5, 3, 1"),
     ],
 )
 def test_accidents(changes, says):
     model, other = Model(), Model()
-    before = model.head["mask_decoder"]["norm"].weight.clone()
-    other.head["mask_decoder"]["norm"].weight.data += 1
+    before = model.head["mask_decoder"]["decoder_norm"].weight.clone()
+    other.head["mask_decoder"]["decoder_norm"].weight.data += 1
     with pytest.raises(UserError, match=says) as caught:
         load(model, checkpoint(other, **changes), "other.pth")
     assert "MODEL.WEIGHTS_STRICT" in str(caught.value)
-    assert torch.equal(model.head["mask_decoder"]["norm"].weight, before), "the model is as it was"
+    assert torch.equal(model.head["mask_decoder"]["decoder_norm"].weight, before), "the model is as it was"
     fit = load(model, checkpoint(other, **changes), "other.pth", strict=False)
-    assert torch.equal(model.head["mask_decoder"]["norm"].weight, before + 1)
+    assert torch.equal(model.head["mask_decoder"]["decoder_norm"].weight, before + 1)
     assert next(iter(changes)).replace("__", ".") in table(fit)
 
 
@@ -102,6 +102,6 @@ def test_bias_tables_are_resized_by_position():
 
 
 def test_describe():
-    assert describe({"head.query": torch.zeros(1)} | checkpoint(Model(classes=80))["model"]).startswith(
+    assert describe({"head.query_feat": torch.zeros(1)} | checkpoint(Model(classes=80))["model"]).startswith(
         "a Mask2Former for 80"
     )

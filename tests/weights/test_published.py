@@ -14,10 +14,13 @@ from dformer.models.mask2former import Mask2FormerHead
 from dformer.models.mask_decoder import MaskDecoder
 from dformer.models.pixel_decoder import MSDeformAttnPixelDecoder
 from dformer.weights.checkpoint import read_checkpoint
-from dformer.weights.published.mask2former import from_published, is_published, to_published
+from dformer.weights.published.convert import from_published, our_system, published_system, to_published
+from dformer.weights.published.dformer import DFORMER
+from dformer.weights.published.mask2former import MASK2FORMER
 from tests.d2.config.test_configs import load
 
 pytestmark = pytest.mark.golden
+SYSTEMS = {"dformer": DFORMER, "mask2former": MASK2FORMER}
 
 
 def published_weights(golden, prefix):
@@ -39,30 +42,30 @@ def layers(weights, pattern):
 def test_heads(golden_dir, system):
     golden = load_file(golden_dir / f"{system}_head.safetensors")
     published = published_weights(golden, "sem_seg_head.")
-    assert is_published(published)
-    converted, dropped = from_published(published)
-    assert not dropped and not is_published(converted)
+    assert published_system(published) is SYSTEMS[system] and our_system(published) is None
+    converted, dropped = from_published(published, SYSTEMS[system])
+    assert not dropped and our_system(converted) is SYSTEMS[system] and published_system(converted) is None
     weights = strip(converted, "head.")
     features = [golden[f"features.res{i}"] for i in (2, 3, 4, 5)]
-    num_queries, hidden_dim = weights["mask_decoder.query_position"].shape
-    mask_dim, conv_dim = weights["pixel_decoder.mask_projection.weight"].shape[:2]
+    num_queries, hidden_dim = weights["mask_decoder.query_embed"].shape
+    mask_dim, conv_dim = weights["pixel_decoder.mask_features.weight"].shape[:2]
     pixel_decoder = MSDeformAttnPixelDecoder(
         in_channels=tuple(x.shape[1] for x in features),
         conv_dim=conv_dim,
         mask_dim=mask_dim,
         num_layers=layers(weights, "pixel_decoder.layers."),
         num_heads=8,
-        num_points=weights["pixel_decoder.layers.0.attention.weights.weight"].shape[0] // (8 * 3),
-        ffn_dim=weights["pixel_decoder.layers.0.feed_forward.expand.weight"].shape[0],
+        num_points=weights["pixel_decoder.layers.0.attention.attention_weights.weight"].shape[0] // (8 * 3),
+        ffn_dim=weights["pixel_decoder.layers.0.feed_forward.linear1.weight"].shape[0],
     )
     mask_decoder = MaskDecoder(
         in_channels=conv_dim,
         mask_dim=mask_dim,
-        num_classes=weights["mask_decoder.class_head.bias"].shape[0] - 1,
+        num_classes=weights["mask_decoder.class_embed.bias"].shape[0] - 1,
         num_queries=num_queries,
         hidden_dim=hidden_dim,
         num_heads=8,
-        ffn_dim=weights["mask_decoder.layers.0.feed_forward.expand.weight"].shape[0],
+        ffn_dim=weights["mask_decoder.layers.0.feed_forward.linear1.weight"].shape[0],
         num_layers=layers(weights, "mask_decoder.layers."),
     )
     if system == "dformer":
@@ -83,8 +86,10 @@ def test_heads(golden_dir, system):
         torch.testing.assert_close(prediction.logits, golden[f"{name}.pred_logits"], rtol=0, atol=1e-4)
         torch.testing.assert_close(prediction.masks, golden[f"{name}.pred_masks"], rtol=0, atol=1e-4)
     if system == "dformer":
-        torch.testing.assert_close(pixel_features.embedding, golden["pixel_decoder.mask_features"], rtol=0, atol=1e-4)
-        for i, level in enumerate(pixel_features.pyramid):
+        torch.testing.assert_close(
+            pixel_features.mask_features, golden["pixel_decoder.mask_features"], rtol=0, atol=1e-4
+        )
+        for i, level in enumerate(pixel_features.multi_scale_features):
             torch.testing.assert_close(level, golden[f"pixel_decoder.multi_scale.{i}"], rtol=0, atol=1e-4)
 
 
@@ -94,7 +99,7 @@ def test_swin(golden_dir, monkeypatch):
     small = {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 4, 8)}
     monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **options, **small))
     backbone = TimmBackbone(name="swin_tiny_patch4_window7_224", drop_path_rate=0.0).eval()
-    converted, dropped = from_published(published_weights(golden, "backbone."))
+    converted, dropped = from_published(published_weights(golden, "backbone."), MASK2FORMER)
     assert set(dropped.values()) == {"follows from the window size"}
     backbone.load_state_dict(strip(converted, "backbone."))
     with torch.no_grad():
@@ -116,7 +121,7 @@ def test_every_name_of_the_published_models(golden_dir, system, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *args: self)
     for config, shapes in json.loads((golden_dir / f"checkpoint_keys_{system}.json").read_text()).items():
         published = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        converted, _ = from_published(published)
+        converted, _ = from_published(published, SYSTEMS[system])
         name = f"swin/{system}_swin_tiny" if "swin" in config else f"{system}_r50"
         folder = "/".join(config.split("/")[:2])
         with torch.device("meta"):
@@ -130,7 +135,7 @@ def test_there_and_back(golden_dir, system):
     """Every published model comes back bit by bit; and with all its names and shapes where nothing was kept aside."""
     for config, shapes in json.loads((golden_dir / f"checkpoint_keys_{system}.json").read_text()).items():
         published = {name: torch.randint(2**15, shape, dtype=torch.int16) for name, shape in shapes.items()}
-        converted, dropped = from_published(published)
+        converted, dropped = from_published(published, SYSTEMS[system])
         back = to_published(converted, {name: published[name] for name in dropped})
         assert back.keys() == published.keys(), config
         assert all(torch.equal(back[name], x) for name, x in published.items()), config
@@ -142,5 +147,5 @@ def test_a_published_file_is_read_as_ours(golden_dir, tmp_path):
     published = published_weights(golden, "module.sem_seg_head.")
     torch.save({"model": published, "iteration": 3}, tmp_path / "model.pth")
     weights = read_checkpoint(tmp_path / "model.pth")["model"]
-    assert set(weights) == set(from_published(published)[0])
-    torch.testing.assert_close(weights["head.query"], published["module.sem_seg_head.predictor.query_feat.weight"])
+    assert set(weights) == set(from_published(published, MASK2FORMER)[0])
+    torch.testing.assert_close(weights["head.query_feat"], published["module.sem_seg_head.predictor.query_feat.weight"])

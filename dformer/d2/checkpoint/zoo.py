@@ -86,15 +86,15 @@ def config_of_checkpoint(checkpoint: Mapping[str, Any], path: str) -> CfgNode:
 
 def published_config(weights: Mapping[str, Tensor]) -> str | None:
     """Config, in the folder configs/, of the published model that has these weights (under our names), or None."""
-    if "head.mask_decoder.class_head.bias" not in weights:
+    if "head.mask_decoder.class_embed.bias" not in weights:
         return None
-    folder, schedule = DATA_SETS.get(len(weights["head.mask_decoder.class_head.bias"]) - 1, (None, None))
+    folder, schedule = DATA_SETS.get(len(weights["head.mask_decoder.class_embed.bias"]) - 1, (None, None))
     backbone = _backbone(weights)
     if folder is None or backbone is None:
         return None
     if backbone == "swin_large_22k" and folder.startswith("coco"):
         schedule = "100ep"
-    system = "mask2former" if "head.query" in weights else "dformer"
+    system = "mask2former" if "head.query_feat" in weights else "dformer"
     subfolder = "swin/" if backbone.startswith("swin") else ""
     return f"{folder}/{subfolder}{system}_{backbone}_{schedule}.yaml"
 

@@ -21,7 +21,7 @@ from dformer.utils.errors import UserError, did_you_mean
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 # Embeddings that are parameters of their own, by the last part of their name: of timm's backbones and of our models.
 EMBEDDINGS = {"relative_position_bias_table", "absolute_pos_embed", "pos_embed", "cls_token"}
-EMBEDDINGS |= {"level_embedding", "query_position", "query"}
+EMBEDDINGS |= {"level_embed", "query_embed", "query_feat"}
 SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR")
 
 

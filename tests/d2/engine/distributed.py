@@ -56,7 +56,7 @@ def _bad_loss(model: nn.Module, batch: list[dict]) -> None:
 
 
 def _bad_gradient(model: nn.Module, batch: list[dict]) -> None:
-    parameter = model.head.mask_decoder.class_head.weight
+    parameter = model.head.mask_decoder.class_embed.weight
     parameter.register_hook(lambda gradient: gradient * (torch.nan if model.iteration == 1 else 1))
 
 

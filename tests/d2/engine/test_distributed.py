@@ -61,7 +61,7 @@ def test_two_processes_have_the_gradients_of_one(measured, meta_architecture, tm
     [
         ("image", [1], "its image; first the output of backbone.stages.res2; matching costs of layer 0, 1"),
         ("loss", [1, 3], "losses: loss_dice_0"),
-        ("gradient", [1, 3], "gradients: head.mask_decoder.class_head.weight"),
+        ("gradient", [1, 3], "gradients: head.mask_decoder.class_embed.weight"),
         ("cost", [1, 3], "matching costs of layer 1; losses: loss_ce"),
     ],
 )
@@ -71,7 +71,7 @@ def test_a_bad_step_of_one_process_is_left_out_by_all_and_traced(measured, fault
     assert left_out == [[True, False], [True, False]]
     lines = log.splitlines()
     assert "not finite at iteration 0" in lines[0] and "(1 in a row" in lines[0]
-    assert (fault == "gradient") == ("grad_norm (gradients of head.mask_decoder.class_head.weight)" in lines[0])
+    assert (fault == "gradient") == ("grad_norm (gradients of head.mask_decoder.class_embed.weight)" in lines[0])
     for image in range(4):
         (line,) = [line for line in lines[1:] if f"image {image}: " in line]
         assert line.strip().startswith(f"rank {image % 2}")

@@ -26,7 +26,7 @@ class Model(nn.Module):
         self.backbone[2].requires_grad_(False)
         self.backbone.relative_position_bias_table = nn.Parameter(torch.zeros(9, 2))
         self.head = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.Embedding(5, 4))
-        self.head.level_embedding = nn.Parameter(torch.zeros(3, 4))
+        self.head.level_embed = nn.Parameter(torch.zeros(3, 4))
         self.shared = self.head[0]
 
 
@@ -56,7 +56,7 @@ def test_each_parameter_is_in_one_group_with_its_rate_and_decay(cfg):
         "head.2.weight": (BASE, 0.01),
         "head.2.bias": (BASE, 0.01),
         "head.3.weight": (BASE, 0.02),
-        "head.level_embedding": (BASE, 0.02),
+        "head.level_embed": (BASE, 0.02),
     }
     groups = parameter_groups(cfg, Model())
     listed = [(name, (group["lr"], group["weight_decay"])) for group in groups for name, _ in group["params"]]

@@ -103,8 +103,8 @@ class Segmenter(nn.Module, ABC):
         self.iteration += 1
         predictions = self.training_predictions(self.features(images.tensor), targets, generators)
         logits = torch.stack([prediction.logits for prediction in predictions])
-        queries = torch.stack([prediction.mask_embedding for prediction in predictions])
-        masks = MaskProducts(queries, predictions[0].pixel_embedding.permute(0, 2, 3, 1).unbind())
+        queries = torch.stack([prediction.mask_embed for prediction in predictions])
+        masks = MaskProducts(queries, predictions[0].mask_features.permute(0, 2, 3, 1).unbind())
         return self.criterion(logits, masks, targets, generators)
 
     @torch.no_grad()
