@@ -19,8 +19,8 @@ import numpy as np
 from pycocotools import mask as rle
 
 from dformer.d2.data.ade20k import CLASSES, THINGS, read_ade20k_instances
-from dformer.d2.data.images import read_size
-from dformer.d2.data.prepare import ade20k_names, default_root, fill_folder
+from dformer.data.images import read_size
+from dformer.data.prepare import ade20k_names, default_root, fill_folder
 from dformer.utils.errors import exit_on_user_error
 
 SPLITS = {"train": "training", "val": "validation"}

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dformer.d2.data.images import read_labels
-from dformer.d2.data.prepare import default_root, fill_folder
+from dformer.data.images import read_labels
+from dformer.data.prepare import default_root, fill_folder
 from dformer.utils.errors import UserError, exit_on_user_error
 
 NUM_CLASSES = 150

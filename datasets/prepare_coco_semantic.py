@@ -21,9 +21,9 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from panopticapi.utils import rgb2id
 from PIL import Image
 
-from dformer.d2.data.images import read_panoptic_png
-from dformer.d2.data.panoptic import paint_classes
-from dformer.d2.data.prepare import default_root, fill_folder
+from dformer.data.images import read_panoptic_png
+from dformer.data.panoptic import paint_classes
+from dformer.data.prepare import default_root, fill_folder
 from dformer.utils.errors import UserError, exit_on_user_error
 from dformer.utils.files import read_json
 

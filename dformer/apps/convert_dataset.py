@@ -21,11 +21,11 @@ from panopticapi.utils import id2rgb, rgb2id
 from PIL import Image
 from pycocotools import mask as rle
 
-from dformer.d2.data.annotations import Record
-from dformer.d2.data.coco_format import as_rle, category_entries, image_entry, image_size, instances_json, things_of
 from dformer.d2.data.datasets import get_metadata, loading
-from dformer.d2.data.images import read_labels, read_panoptic_png
-from dformer.d2.data.panoptic import paint_classes
+from dformer.data.coco_format import as_rle, category_entries, image_entry, image_size, instances_json, things_of
+from dformer.data.images import read_labels, read_panoptic_png
+from dformer.data.panoptic import paint_classes
+from dformer.data.types import Record
 from dformer.utils.errors import UserError, did_you_mean
 from dformer.utils.processes import Map, parallel_map
 

@@ -12,11 +12,11 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 
-from dformer.d2.data.annotations import Record
 from dformer.d2.data.datasets import class_names
-from dformer.d2.data.faults import FATAL, NOTE, WARNING, Finding
-from dformer.d2.data.inspection import Inspection
 from dformer.d2.data.pictures import draw_record
+from dformer.data.checks.faults import FATAL, NOTE, WARNING, Finding
+from dformer.data.checks.inspection import Inspection
+from dformer.data.types import Record
 from dformer.utils.errors import UserError
 from dformer.utils.processes import parallel_map
 from dformer.visualize.html import bars, chart, figure, jpeg, write_page

@@ -15,10 +15,11 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from dformer.d2.data import class_names, get_metadata, num_classes, read_image, register_custom
-from dformer.d2.data.annotations import Record, annotation_reader
 from dformer.d2.data.datasets import loading
 from dformer.d2.engine.predictor import Predictor
 from dformer.d2.modeling.meta_arch import DFormer
+from dformer.data.annotations import annotation_reader
+from dformer.data.types import Record
 from dformer.diffusion.schedule import alpha_bar_schedule
 from dformer.models.mask_decoder import Prediction, attended_regions
 from dformer.signals.masks import diffuse, downsample, to_signal, to_unit

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from dformer.apps.demo.records import segment_record
 from dformer.d2.checkpoint.zoo import inference_config
-from dformer.d2.data.images import read_image, read_size
 from dformer.d2.engine.predictor import Predictor
 from dformer.d2.modeling.meta_arch import DFormer
 from dformer.d2.modeling.meta_arch.segmenter import Segmenter
+from dformer.data.images import read_image, read_size
 from dformer.models.mask_decoder import Prediction
 from dformer.utils import rng
 from dformer.utils.errors import UserError

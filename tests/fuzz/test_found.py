@@ -8,10 +8,10 @@ import torch
 from pycocotools import mask as rle
 
 from dformer.d2.config import get_cfg, merge_config, merge_text
-from dformer.d2.data.annotations import annotation_reader
-from dformer.d2.data.faults import json_fields, json_types
-from dformer.d2.data.images import read_image, read_panoptic_png, read_size
-from dformer.d2.data.segmentations import fault_of
+from dformer.data.annotations import annotation_reader
+from dformer.data.checks.faults import json_fields, json_types
+from dformer.data.images import read_image, read_panoptic_png, read_size
+from dformer.data.segmentations import fault_of
 from dformer.utils.errors import UserError
 from dformer.utils.files import read_json
 from dformer.weights.checkpoint import read_checkpoint

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from dformer.d2.checkpoint.zoo import config_of_checkpoint
 from dformer.d2.config import get_cfg, merge_config
 from dformer.d2.data import register_declarations
-from dformer.d2.data.annotations import annotation_reader
-from dformer.d2.data.custom import parse
 from dformer.d2.data.datasets import get_metadata, loading, num_classes
-from dformer.d2.data.images import read_image, read_labels, read_panoptic_png, read_size
-from dformer.d2.data.inspection import inspect
+from dformer.d2.data.inspection import inspect_datasets
 from dformer.d2.data.mappers import TrainMapper
+from dformer.data.annotations import annotation_reader
+from dformer.data.declarations import parse
+from dformer.data.images import read_image, read_labels, read_panoptic_png, read_size
 from dformer.weights.checkpoint import read_checkpoint
 from tests.fuzz import inputs
 from tests.fuzz.bounds import address_space, bounded
@@ -85,7 +85,7 @@ def _check_and_train(folder: Path, form: str) -> None:
         with bounded():
             get_metadata(name)
         with bounded():
-            if inspect(name, progress=False, workers=1).fatal:
+            if inspect_datasets([name], progress=False, workers=1)[0].fatal:
                 return
             with loading(name):
                 records = DatasetCatalog.get(name)

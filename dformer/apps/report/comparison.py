@@ -11,13 +11,13 @@ from pycocotools.cocoeval import COCOeval
 
 from dformer.apps.report.run import Run
 from dformer.d2.data.datasets import loading
-from dformer.d2.data.images import read_image, read_panoptic_png
-from dformer.d2.data.panoptic import paint_classes
 from dformer.d2.evaluation.build import build_evaluators
 from dformer.d2.evaluation.instance import InstanceEvaluator, coco_evaluation
 from dformer.d2.evaluation.output import TaskEvaluator
 from dformer.d2.evaluation.panoptic import PanopticEvaluator
 from dformer.d2.evaluation.semantic import Labels, SemanticEvaluator
+from dformer.data.images import read_image, read_panoptic_png
+from dformer.data.panoptic import paint_classes
 from dformer.visualize import (
     Bools,
     Match,

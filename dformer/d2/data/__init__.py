@@ -11,10 +11,10 @@ from dformer.d2.data.datasets import (
     register_shapes,
     thing_ids,
 )
-from dformer.d2.data.images import read_image
 from dformer.d2.data.loaders import build_test_loader, build_train_loader
 from dformer.d2.data.mappers import TestMapper, TrainMapper
-from dformer.d2.data.panoptic import semantic_from_panoptic
+from dformer.data.images import read_image
+from dformer.data.panoptic import semantic_from_panoptic
 
 __all__ = [
     "TestMapper",

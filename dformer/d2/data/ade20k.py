@@ -17,7 +17,7 @@ from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 
-from dformer.d2.data.images import read_panoptic_png
+from dformer.data.images import read_panoptic_png
 from dformer.utils.errors import UserError
 
 CLASSES = [name.strip() for name in ADE20K_SEM_SEG_CATEGORIES]  # by class id; the label in the PNG files is one more

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -24,7 +25,7 @@ TASKS = ("panoptic", "instance", "semantic")
 
 def register_shapes(root: str | Path, prefix: str = "shapes") -> None:
     """Register `<prefix>_train` and `<prefix>_val`: what datasets/shapes.py has written or will write to `root`."""
-    categories = json.loads((Path(__file__).parent / "shapes_categories.json").read_text())
+    categories = json.loads((files("dformer.data") / "shapes_categories.json").read_text())
     # As Detectron2 has it for COCO panoptic: both lists name all classes, the id maps tell things from stuff.
     names = [c["name"] for c in categories]
     colors = [c["color"] for c in categories]

@@ -16,10 +16,10 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dformer.d2.data.coco_format import image_size
 from dformer.d2.data.datasets import get_metadata, loading
 from dformer.d2.data.mappers import TestMapper, TrainMapper
 from dformer.d2.data.unreadable import Needed, Replacing
+from dformer.data.coco_format import image_size
 from dformer.utils import rng
 from dformer.utils.errors import UserError, did_you_mean
 from dformer.utils.processes import SIGNALS

@@ -12,10 +12,11 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from numpy.typing import NDArray
 
-from dformer.d2.data.annotations import Annotation, Record, Size, annotation_reader
 from dformer.d2.data.augmentations import Augmentations, test_augmentations, train_augmentations
 from dformer.d2.data.datasets import get_metadata, num_classes
-from dformer.d2.data.images import read_image
+from dformer.data.annotations import Annotation, annotation_reader
+from dformer.data.images import read_image
+from dformer.data.types import Record, Size
 from dformer.utils.errors import UserError
 
 PAD_VALUE = 128  # of images, 0..255

@@ -7,9 +7,10 @@ import numpy as np
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
 
-from dformer.d2.data.annotations import Record, annotation_reader
 from dformer.d2.data.datasets import class_names, get_metadata, num_classes, thing_ids
-from dformer.d2.data.images import read_image
+from dformer.data.annotations import annotation_reader
+from dformer.data.images import read_image
+from dformer.data.types import Record
 from dformer.visualize import UInt8, draw_instances, draw_panoptic
 
 LONG_SIDE = 480  # pixels; below that, names could not be read

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from dformer.d2.data.annotations import Record
+from dformer.data.types import Record
 from dformer.utils import rng
 from dformer.utils.errors import UserError
 

@@ -11,15 +11,15 @@ from detectron2.data.catalog import Metadata
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
-from dformer.d2.data.coco_format import instances_json
 from dformer.d2.data.datasets import get_metadata, loading
-from dformer.d2.data.images import read_labels, read_panoptic_png
-from dformer.d2.data.panoptic import semantic_from_panoptic
 from dformer.d2.evaluation.ground_truth import PanopticGroundTruth
 from dformer.d2.evaluation.instance import InstanceEvaluator
 from dformer.d2.evaluation.output import TaskEvaluator
 from dformer.d2.evaluation.panoptic import PanopticEvaluator
 from dformer.d2.evaluation.semantic import Labels, SemanticEvaluator, prediction_names
+from dformer.data.coco_format import instances_json
+from dformer.data.images import read_labels, read_panoptic_png
+from dformer.data.panoptic import semantic_from_panoptic
 from dformer.utils.errors import UserError
 from dformer.utils.files import read_json
 from dformer.utils.processes import parallel_map

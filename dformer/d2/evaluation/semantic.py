@@ -12,8 +12,8 @@ from detectron2.utils import comm
 from numpy.typing import NDArray
 from PIL import Image
 
-from dformer.d2.data.images import read_labels
 from dformer.d2.evaluation.output import TaskEvaluator, check_complete
+from dformer.data.images import read_labels
 from dformer.metrics.boundary import boundary, boundary_width
 from dformer.utils.errors import UserError
 

@@ -24,8 +24,8 @@ from dformer.d2.data import (
     register_file,
     thing_ids,
 )
-from dformer.d2.data.annotations import annotation_reader
-from dformer.d2.data.custom import Split
+from dformer.data.annotations import annotation_reader
+from dformer.data.declarations import Split
 from dformer.utils.errors import UserError
 from tests.d2.evaluation.oracle import Segment, evaluate, instances_output, semantic_output
 

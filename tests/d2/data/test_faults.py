@@ -23,8 +23,9 @@ from pycocotools import mask as rle
 from dformer.apps.data_report import text_report, write_html
 from dformer.d2.config import get_cfg
 from dformer.d2.data import check_datasets, register_file
-from dformer.d2.data.faults import FATAL, NOTE, WARNING, Finding
-from dformer.d2.data.inspection import Inspection, inspect_datasets
+from dformer.d2.data.inspection import inspect_datasets
+from dformer.data.checks.faults import FATAL, NOTE, WARNING, Finding
+from dformer.data.checks.inspection import Inspection
 from dformer.utils.errors import UserError
 from tests import load_script
 from tests.d2.tiny import own_loggers

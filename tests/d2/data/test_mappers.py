@@ -21,10 +21,10 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from dformer.d2.config import get_cfg
-from dformer.d2.data.annotations import annotation_reader
 from dformer.d2.data.augmentations import ResizeThenCrop, train_augmentations
 from dformer.d2.data.mappers import TestMapper, TrainMapper
-from dformer.d2.data.panoptic import semantic_from_panoptic
+from dformer.data.annotations import annotation_reader
+from dformer.data.panoptic import semantic_from_panoptic
 from dformer.utils.errors import UserError
 
 Record = dict[str, Any]

@@ -10,8 +10,8 @@ from detectron2.data import build_detection_test_loader
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dformer.d2.data.images import read_image
 from dformer.d2.data.unreadable import Needed, Replacing, count_unreadable, workers_explained
+from dformer.data.images import read_image
 from dformer.utils.errors import UserError
 
 

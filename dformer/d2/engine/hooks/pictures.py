@@ -9,12 +9,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from torch import Tensor
 
-from dformer.d2.data.annotations import annotation_reader
 from dformer.d2.data.augmentations import test_augmentations
 from dformer.d2.data.datasets import available_tasks, class_names, get_metadata, loading, num_classes
 from dformer.d2.data.mappers import TrainMapper
 from dformer.d2.data.pictures import draw_targets
 from dformer.d2.modeling.meta_arch.segmenter import Segmenter
+from dformer.data.annotations import annotation_reader
 from dformer.models.dformer import DFormerHead, MaskDiffusion
 from dformer.signals.masks import corrupt
 from dformer.utils import rng

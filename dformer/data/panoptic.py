@@ -5,9 +5,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from detectron2.data.catalog import Metadata
 from numpy.typing import NDArray
 
+from dformer.data.types import Metadata
 from dformer.utils.errors import UserError
 
 

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
+from dformer.data.types import Size
 from dformer.utils.errors import UserError
-
-Size = tuple[int, int]  # height, width
 
 REACH = 100  # sides of the image that a polygon may lie outside of it
 

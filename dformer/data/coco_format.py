@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data.catalog import Metadata
 from panopticapi.utils import rgb2id
 from pycocotools import mask as rle
 
-from dformer.d2.data.annotations import Record
-from dformer.d2.data.images import read_panoptic_png, read_size
-from dformer.d2.data.segmentations import fault_of
+from dformer.data.images import read_panoptic_png, read_size
+from dformer.data.segmentations import fault_of
+from dformer.data.types import Metadata, Record
 from dformer.utils.errors import UserError
 from dformer.utils.processes import Map, parallel_map
 

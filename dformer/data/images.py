@@ -1,15 +1,13 @@
 """Reading picture files: images, label maps and panoptic PNGs."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
-from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dformer.utils.errors import UserError
 
@@ -23,12 +21,12 @@ _INTEGER_MODES = ("I", "I;16", "I;16B", "I;16L")  # PIL's modes of pictures of 1
 
 
 def read_image(file_name: str | Path, image_format: str = "RGB") -> NDArray[np.uint8]:
-    """Read an image of any kind of colour as (H, W, 3) uint8, turned as its EXIF orientation says.
+    """Read an image as (H, W, 3) uint8, turned as its EXIF orientation says.
 
     Grey and palette images become colour images, 16 bits become 8, an alpha channel is dropped.
 
     Args:
-        file_name: path; whatever Detectron2's `PathManager` resolves.
+        file_name: its path.
         image_format: "RGB" or "BGR", the order of the channels.
 
     Raises:
@@ -36,16 +34,19 @@ def read_image(file_name: str | Path, image_format: str = "RGB") -> NDArray[np.u
     """
     if image_format not in ("RGB", "BGR"):
         raise UserError(f'INPUT.FORMAT is "{image_format}"; choose "RGB" or "BGR"')
-    image = _apply_exif_orientation(_read_picture(file_name, "image"))
+    image = _read_picture(file_name, "image")
+    with suppress(Exception):  # broken EXIF data do not make an image unreadable
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode in _INTEGER_MODES:
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     elif image.mode == "F":
         raise UserError(f"image {file_name} holds floating-point numbers; save it with 8 or 16 bits a channel")
-    return np.ascontiguousarray(convert_PIL_to_numpy(image, image_format))
+    pixels = np.asarray(image.convert("RGB"))
+    return np.ascontiguousarray(pixels if image_format == "RGB" else pixels[:, :, ::-1])
 
 
 def read_size(file_name: str | Path) -> tuple[int, int]:
-    """Height and width of an image, turned as its EXIF orientation says; its pixels are not read.
+    """Read the height and width of an image, turned as its EXIF orientation says, without its pixels.
 
     Raises:
         UserError: the file is missing or not an image.
@@ -56,10 +57,10 @@ def read_size(file_name: str | Path) -> tuple[int, int]:
 
 
 def read_labels(file_name: str | Path, label_map: Mapping[int, int] | None = None) -> NDArray[np.integer[Any]]:
-    """Read a label map, (H, W): grey values of 8 bits (uint8) or 16 bits (int32), or the indices of a palette (uint8).
+    """Read a label map (H, W): grey values of 8 bits (uint8) or 16 bits (int32), or the indices of a palette (uint8).
 
     Args:
-        file_name: path; whatever Detectron2's `PathManager` resolves.
+        file_name: its path.
         label_map: value in the file -> label that is returned (int32), for all values that may occur.
 
     Raises:
@@ -92,7 +93,7 @@ def _read_grey_values(file_name: str | Path) -> NDArray[np.integer[Any]]:
 
 
 def read_panoptic_png(file_name: str | Path) -> NDArray[np.uint8]:
-    """Read a PNG of segment ids as it is: (H, W, 3), id = R + 256 G + 65536 B, 0 is void.
+    """Read a PNG of segment ids, (H, W, 3): id = R + 256 G + 65536 B, 0 is void.
 
     Raises:
         UserError: the file is missing or unreadable, or not a PNG in colour.
@@ -115,7 +116,7 @@ def _read_picture(file_name: str | Path, role: str, formats: tuple[str, ...] = F
 @contextmanager
 def _opened(file_name: str | Path, role: str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     try:
-        with PathManager.open(str(file_name), "rb") as file:
+        with open(file_name, "rb") as file:
             picture = Image.open(file, formats=formats)
             if picture.width * picture.height > MAX_PIXELS:
                 raise UserError(f"{role} {file_name} is too large: {picture.width} x {picture.height} pixels; tile it")

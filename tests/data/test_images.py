@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dformer.d2.data.images import read_image, read_labels, read_panoptic_png
+from dformer.data.images import read_image, read_labels, read_panoptic_png
 from dformer.utils.errors import UserError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)

@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from detectron2.data.datasets import load_coco_json
-from detectron2.structures import BoxMode
 from pycocotools import mask as rle
 
-from dformer.d2.data.images import read_labels, read_size
+from dformer.data.images import read_labels, read_size
 from dformer.utils.errors import UserError
 from dformer.utils.files import read_json
 from dformer.utils.processes import parallel_map
@@ -29,6 +27,8 @@ Annotated = tuple[list[dict[str, Any]], dict[str, Any]]  # records, metadata
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 IGNORE_LABEL = 255
+XYWH_ABS = 1  # Detectron2's `BoxMode` of boxes as x, y, width, height
+COCO_KEYS = ("id", "segment_id", "iscrowd", "bbox", "area")  # of an object, kept beside its mask
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,38 @@ class Source:
 
 
 def _coco_instances(source: Source) -> Annotated:
-    records = load_coco_json(
-        str(source.annotations), str(source.images), extra_annotation_keys=["id", "segment_id", "area"]
-    )
-    categories = sorted(read_json(source.annotations)["categories"], key=lambda c: c["id"])
+    content = read_json(source.annotations)
+    categories = sorted(content["categories"], key=lambda c: c["id"])
     contiguous = {c["id"]: k for k, c in enumerate(categories)}
-    for record in records:
-        for annotation in record["annotations"]:
-            annotation["category_id"] = contiguous[annotation["category_id"]]
+    objects: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    invalid = 0
+    for annotation in content["annotations"]:
+        found = {key: annotation[key] for key in COCO_KEYS if key in annotation}
+        found |= {"category_id": contiguous[annotation["category_id"]], "bbox_mode": XYWH_ABS}
+        if segmentation := annotation.get("segmentation"):
+            if isinstance(segmentation, list):  # of polygons; those of fewer than 3 points are none
+                segmentation = [p for p in segmentation if len(p) % 2 == 0 and len(p) >= 6]
+            elif isinstance(segmentation["counts"], list):
+                segmentation = rle.frPyObjects(segmentation, *segmentation["size"])
+            found["segmentation"] = segmentation
+            if not segmentation:
+                invalid += 1
+                continue
+        objects[annotation["image_id"]].append(found)
+    if invalid:
+        logger.warning(
+            "%s: %d objects have no polygon of 3 points or more, and are left out", source.annotations, invalid
+        )
+    records = [
+        {
+            "file_name": str(source.images / image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "annotations": objects[image["id"]],
+        }
+        for image in sorted(content["images"], key=lambda image: image["id"])
+    ]
     metadata = _things([c["name"] for c in categories], source, list(contiguous))
     return records, {**metadata, "json_file": str(source.annotations)}
 
@@ -332,7 +356,7 @@ def _object(cls: int, segmentation: Any, object_id: int | None = None) -> dict[s
         box = [*points.min(0).tolist(), *np.ptp(points, axis=0).tolist()]
     found = {"category_id": cls, "segmentation": segmentation, "iscrowd": 0, "bbox": box}
     found |= {} if object_id is None else {"id": object_id}
-    return {**found, "bbox_mode": BoxMode.XYWH_ABS}
+    return {**found, "bbox_mode": XYWH_ABS}
 
 
 def _values(file: Path) -> set[int]:

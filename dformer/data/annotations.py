@@ -11,18 +11,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from detectron2.data import transforms as T
 from numpy.typing import NDArray
 from panopticapi.utils import id2rgb, rgb2id
 from pycocotools import mask as rle
 
-from dformer.d2.data.images import read_labels, read_panoptic_png
-from dformer.d2.data.panoptic import paint_classes
-from dformer.d2.data.segmentations import decode_rle, fault_of
+from dformer.data.images import read_labels, read_panoptic_png
+from dformer.data.panoptic import paint_classes
+from dformer.data.segmentations import decode_rle, fault_of
+from dformer.data.types import Record, Size, Transforms
 from dformer.utils.errors import UserError
 
-Record = Mapping[str, Any]  # one image in Detectron2's standard data set format
-Size = tuple[int, int]  # height, width
 Targets = tuple[list[int], torch.Tensor]  # G contiguous classes; (G, h', w') bool
 
 
@@ -32,7 +30,7 @@ class Annotation(Protocol):
     def class_labels(self) -> NDArray[np.integer[Any]] | None:
         """(H, W) class of each pixel, for the crop that limits the share of one class; None where there is none."""
 
-    def targets(self, transforms: T.TransformList, size: Size, padded: Size | None = None) -> Targets:
+    def targets(self, transforms: Transforms, size: Size, padded: Size | None = None) -> Targets:
         """Objects that `transforms` leave at least one pixel of.
 
         Their masks, of `size` (h, w), lie in the upper left corner of `padded` (h', w'), which is `size` if None.
@@ -56,7 +54,7 @@ class Regions:
     def class_labels(self) -> NDArray[np.integer[Any]]:
         return paint_classes(self.picture, self.classes, self.ignore_label)
 
-    def targets(self, transforms: T.TransformList, size: Size, padded: Size | None = None) -> Targets:
+    def targets(self, transforms: Transforms, size: Size, padded: Size | None = None) -> Targets:
         # The uint8 picture itself is transformed: Detectron2 resizes uint8 with Pillow, which samples the nearest pixel
         # centre, but other types with a top-left bias that would shift masks against the image.
         picture = np.ascontiguousarray(transforms.apply_segmentation(self.picture))
@@ -81,10 +79,10 @@ class Objects:
     def class_labels(self) -> None:
         return None
 
-    def targets(self, transforms: T.TransformList, size: Size, padded: Size | None = None) -> Targets:
+    def targets(self, transforms: Transforms, size: Size, padded: Size | None = None) -> Targets:
         return _gather(self._transformed(transforms, size), len(self.classes), padded or size)
 
-    def _transformed(self, transforms: T.TransformList, size: Size) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def _transformed(self, transforms: Transforms, size: Size) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         for segmentation, cls in zip(self.segmentations, self.classes, strict=True):
             read = _transformed_rle if isinstance(segmentation, dict) else _transformed_polygons
             mask = read(segmentation, transforms, size)
@@ -103,16 +101,14 @@ def _gather(objects: Iterable[tuple[int, NDArray[Any]]], count: int, padded: Siz
     return classes, torch.from_numpy(masks[: len(classes)])
 
 
-def _transformed_polygons(
-    polygons: list[list[float]], transforms: T.TransformList, size: Size
-) -> NDArray[np.uint8] | None:
+def _transformed_polygons(polygons: list[list[float]], transforms: Transforms, size: Size) -> NDArray[np.uint8] | None:
     moved = [transforms.apply_coords(np.array(p, dtype=np.float64).reshape(-1, 2)) for p in polygons]
     if _outside(np.concatenate(moved), size):
         return None
     return rle.decode(rle.merge(rle.frPyObjects([p.ravel().tolist() for p in moved], *size)))
 
 
-def _transformed_rle(segmentation: dict[str, Any], transforms: T.TransformList, size: Size) -> NDArray[np.uint8] | None:
+def _transformed_rle(segmentation: dict[str, Any], transforms: Transforms, size: Size) -> NDArray[np.uint8] | None:
     x, y, width, height = rle.toBbox(segmentation)
     corners = np.array([[x, y], [x + width, y], [x, y + height], [x + width, y + height]])
     if _outside(transforms.apply_coords(corners), size):

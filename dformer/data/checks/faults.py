@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data.catalog import Metadata
 from panopticapi.utils import rgb2id
 from pycocotools import mask as rle
 
-from dformer.d2.data.forms import unpaired
-from dformer.d2.data.images import MAX_PIXELS, read_image, read_labels, read_panoptic_png
-from dformer.d2.data.segmentations import decode_rle, fault_of
+from dformer.data.forms import unpaired
+from dformer.data.images import MAX_PIXELS, read_image, read_labels, read_panoptic_png
+from dformer.data.segmentations import decode_rle, fault_of
+from dformer.data.types import Metadata
 from dformer.utils.errors import UserError
 
 FATAL, WARNING, NOTE = "fatal", "warning", "note"
