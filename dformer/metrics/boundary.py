@@ -1,7 +1,7 @@
 """Boundary IoU and boundary AP (Cheng et al., Boundary IoU, CVPR 2021).
 
-The boundary of a mask is what lies in it at most d pixels from its outline, d being 2 % of the image's diagonal. Where
-the image ends, there is outline, too. As in the published evaluation, distance is the larger one of rows and columns.
+The boundary of a mask is its pixels within a distance d of its outline, d being 2 % of the image's diagonal. The border
+of the image is outline, too. As in the published evaluation, distance is the larger one of rows and columns.
 """
 
 import math
@@ -17,15 +17,18 @@ DILATION_RATIO = 0.02  # d / diagonal of the image
 
 
 def boundary_width(height: int, width: int) -> int:
-    """The distance d, in pixels, for images of this size."""
+    """Return the distance d, in pixels, for images of this size."""
     return max(1, round(DILATION_RATIO * math.hypot(height, width)))
 
 
 def boundary(labels: NDArray[np.integer[Any]], distance: int) -> NDArray[np.bool_]:
-    """Pixels (H, W) that have, at most `distance` rows and columns away, another label or the outside of the picture.
+    """Find the pixels with another label, or the image's border, at most `distance` rows and columns away.
 
     Args:
         labels: (H, W), 0..65534.
+
+    Returns:
+        (H, W) bool.
     """
     square = np.ones((2 * distance + 1,) * 2, np.uint8)
     inside = labels.astype(np.uint16) + 1  # 0 is outside
@@ -34,21 +37,21 @@ def boundary(labels: NDArray[np.integer[Any]], distance: int) -> NDArray[np.bool
 
 
 def rle_boundary(mask: dict[str, Any]) -> dict[str, Any]:
-    """The boundary of a mask; both in COCO's run-length encoding."""
+    """Return the boundary of a mask; both in COCO's run-length encoding."""
     distance = boundary_width(*mask["size"])
     x, y, width, height = rle.toBbox(mask).astype(int)
     pixels = rle.decode(mask)
-    box = pixels[y : y + height, x : x + width]  # all around it is outside of the mask, as the picture's outside is
+    box = pixels[y : y + height, x : x + width]  # its surroundings are outside of the mask, as the image's are
     if box.size:
         box &= boundary(box, distance)
     return rle.encode(pixels)
 
 
 class BoundaryEvaluation(COCOeval):
-    """COCO's evaluation with the smaller one of mask IoU and boundary IoU. For crowds, it stays the mask IoU."""
+    """Evaluate as COCO does, with the smaller one of mask and boundary IoU; for crowds, with the mask IoU."""
 
     def computeIoU(self, imgId: int | str, catId: int) -> Any:  # noqa: N802, N803 - pycocotools' names
-        """IoU of all detections, the surest first, and objects of a class in an image."""
+        """Return the IoU of the detections, by falling score, and objects of a class in an image."""
         ious = super().computeIoU(imgId, catId)
         if len(ious) == 0:
             return ious

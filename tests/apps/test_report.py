@@ -11,9 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin import register_all_coco
 from PIL import Image
 
-from dformer.apps.report import read_run
-from dformer.apps.report.analysis import analyse, ranked
-from dformer.apps.report.statistics import Outcome, calibration, quality_by_size
+from dformer.apps.report import analysis, read_run
 from dformer.d2.config import get_cfg
 from dformer.utils.errors import UserError
 from tests import load_script
@@ -37,7 +35,7 @@ from tests.d2.evaluation.oracle import (
     write_annotations,
 )
 
-analyze = load_script("tools/analyze.py")
+cli = load_script("tools/analyze.py")
 
 TRUE_CAT, TRUE_DOG, LOST_CAT = block(CAT, 0, 0), block(DOG, 0, 10), block(CAT, 0, 0)
 TRUTH = [
@@ -97,7 +95,7 @@ def predicted(inputs: list[dict]):
 def test_by_hand(animals, tmp_path):
     results = write_run(tmp_path / "run", "animals", predicted(animals))
     run = read_run(tmp_path / "run")
-    found = analyse(run, "animals")
+    found = analysis.analyze(run, "animals")
     assert found.metrics == results
     expected = np.zeros((5, 5), int)  # the last row and column stand for nothing
     for true, guess in [(CAT, CAT), (DOG, CAT), (SKY, SKY), (SEA, SEA), (CAT, 4), (4, DOG)]:
@@ -105,7 +103,7 @@ def test_by_hand(animals, tmp_path):
     assert found.confusion.tolist() == expected.tolist()
     # Of 3 segments, 2 are right; of 2, one with an IoU of 600 / 800.
     assert list(found.qualities.values()) == pytest.approx([100 * 2 / 3, 100 * 0.75 / 2])
-    assert [Path(file).name for file in ranked(found.qualities)] == ["000002.jpg", "000001.jpg"]
+    assert [Path(file).name for file in analysis.rank_images(found.qualities)] == ["000002.jpg", "000001.jpg"]
     assert found.calibrations["segments"].error == pytest.approx((0.1 + 0.6 + 0.7 + 2 * 0.2) / 5)
     assert found.calibrations["instances"].error == pytest.approx((0.1 + 0.6 + 0.7) / 3)
     assert found.by_size["all"]["PQ"] == pytest.approx(results["panoptic_seg"]["PQ"])
@@ -133,7 +131,7 @@ def test_panoptic_quality_is_panopticapis_on_real_annotations(data_dir, tmp_path
             yield record, perfect_output(changed, segments[0].mask.shape, 133)
 
     results = write_run(tmp_path, name, pairs(), ("panoptic",))["panoptic_seg"]
-    by_size = analyse(read_run(tmp_path), name).by_size
+    by_size = analysis.analyze(read_run(tmp_path), name).by_size
     assert 20 < results["PQ"] < 80
     for metric in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st"):
         assert by_size["all"][metric] == pytest.approx(results[metric], abs=1e-9)
@@ -143,37 +141,18 @@ def test_panoptic_quality_is_panopticapis_on_real_annotations(data_dir, tmp_path
 @pytest.mark.parametrize(("task", "best"), [("instance", [50, 0]), ("semantic", [100 * (1 / 2 + 0 + 1) / 3, 37.5])])
 def test_tasks_alone(animals, tmp_path, task, best):
     write_run(tmp_path / "run", "animals", predicted(animals), (task,))
-    found = analyse(read_run(tmp_path / "run"), "animals")
-    assert found.kind == task
+    found = analysis.analyze(read_run(tmp_path / "run"), "animals")
+    assert found.task == task
     assert list(found.qualities.values()) == pytest.approx(best)
     if task == "semantic":
         assert found.confusion[DOG, CAT] == 100 and found.confusion.sum() == 2 * 800
         assert not found.calibrations and not found.by_size
 
 
-def test_quality_by_size_counts_a_false_segment_by_its_own_size():
-    outcomes = [
-        Outcome(0, 0, 0.8, 0.9, 100),
-        Outcome(0, None, 0.0, None, 5000),
-        Outcome(None, 0, 0.0, 0.5, 20000),
-        Outcome(0, 0, 0.6, 0.9, 20000),
-    ]
-    by_size = quality_by_size(outcomes, {0: {"name": "cat", "isthing": True}})
-    assert [by_size[size]["PQ"] for size in by_size] == pytest.approx([80, 0, 60 / 1.5, 140 / 3])
-    assert [by_size[size]["segments"] for size in by_size] == [1, 1, 1, 3]
-
-
-def test_calibration_by_hand():
-    found = calibration([0.05, 0.91, 0.99, 1.0], [False, True, True, False])
-    assert found.number.tolist() == [1] + 8 * [0] + [3]
-    assert found.score[[0, 9]] == pytest.approx([0.05, 2.9 / 3]) and found.right[[0, 9]] == pytest.approx([0, 2 / 3])
-    assert found.error == pytest.approx((0.05 + 3 * (2.9 / 3 - 2 / 3)) / 4)
-
-
 def page_of(monkeypatch, tmp_path, *arguments: str) -> str:
     page = tmp_path / "report.html"
     monkeypatch.setattr(sys, "argv", ["analyze.py", *arguments, "--output", str(page)])
-    analyze.main()
+    cli.main()
     return page.read_text()
 
 
@@ -215,11 +194,11 @@ def test_what_cannot_be_analysed_is_told(animals, tmp_path, monkeypatch, capsys,
     write_run(Path("other"), "plants", predicted(animals))
     monkeypatch.setattr(sys, "argv", ["analyze.py", *arguments])
     with pytest.raises(SystemExit, match="2"):
-        analyze.main()
+        cli.main()
     assert says in capsys.readouterr().err
 
 
 def test_a_missing_prediction_is_told(animals, tmp_path):
     write_run(tmp_path / "run", "animals", list(predicted(animals))[:1])
     with pytest.raises(UserError, match="predictions are 1 missing"):
-        analyse(read_run(tmp_path / "run"), "animals")
+        analysis.analyze(read_run(tmp_path / "run"), "animals")

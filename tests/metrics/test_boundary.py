@@ -8,9 +8,9 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as rle
 from scipy.ndimage import binary_erosion
 
-from dformer.d2.evaluation.instance import mask_average_precision
-from dformer.d2.evaluation.semantic import boundary_counts, boundary_metrics
 from dformer.metrics.boundary import BoundaryEvaluation, boundary, boundary_width, rle_boundary
+from dformer.metrics.instance import mask_average_precision
+from dformer.metrics.semantic import boundary_counts, boundary_metrics
 
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 

@@ -2,97 +2,104 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dformer.apps.report.comparison import Judged
+from dformer.apps.report.predictions import LabelPair, SegmentPair, open_predictions
 from dformer.apps.report.run import Run
-from dformer.apps.report.statistics import (
-    Calibration,
-    Outcome,
-    detection_calibration,
-    quality,
-    quality_by_size,
-    segment_calibration,
-    segment_confusion,
-)
 from dformer.d2.evaluation import evaluate_saved
-from dformer.d2.evaluation.semantic import confusion_matrix, semantic_metrics
-from dformer.visualize import UInt8
+from dformer.data.images import read_image
+from dformer.metrics.calibration import Calibration, detection_calibration, segment_calibration
+from dformer.metrics.segments import MatchedSegment, image_quality, quality_by_size, segment_confusion
+from dformer.metrics.semantic import confusion_matrix, semantic_metrics
+from dformer.visualize import UInt8, draw_comparison, draw_semantic_comparison, match_segments
 
 
-@dataclass
+@dataclass(frozen=True)
 class Analysis:
-    """Attributes:
-    metrics: task -> metric -> value, as the evaluators have them.
-    kind: "panoptic", "instance" or "semantic".
-    classes: names.
-    confusion: (true, predicted) segments, with "nothing" last; or pixels.
-    by_size: size -> metrics; empty for semantic predictions.
-    calibrations: what has scores -> how far they can be trusted.
-    qualities: image file -> 0..100, nan where nothing is annotated.
-    draw: a picture of an image file's ground truth, prediction and errors.
+    """Hold what a report shows of a run's predictions for a data set.
+
+    Attributes:
+        metrics: task -> metric -> value, as the evaluators return them.
+        task: "panoptic", "instance" or "semantic".
+        class_names: by contiguous class id.
+        confusion: (true, predicted) segments, with "nothing" last; or pixels.
+        qualities: image file -> 0..100, nan where nothing is annotated.
+        by_size: size -> metrics; empty for semantic predictions.
+        calibrations: name of what has scores -> their calibration.
+        draw: returns a picture of an image file's ground truth, prediction and errors.
     """
 
     metrics: dict[str, dict[str, float]]
-    kind: str
-    classes: list[str]
+    task: str
+    class_names: list[str]
     confusion: NDArray[np.int64]
     qualities: dict[str, float]
+    by_size: dict[str, dict[str, float]]
+    calibrations: dict[str, Calibration]
     draw: Callable[[str], UInt8]
-    by_size: dict[str, dict[str, float]] = field(default_factory=dict)
-    calibrations: dict[str, Calibration] = field(default_factory=dict)
 
 
-def analyse(run: Run, dataset_name: str) -> Analysis:
-    """Read all predictions for a data set twice: as the evaluation does, and to see what became of each segment.
+def analyze(run: Run, dataset_name: str) -> Analysis:
+    """Evaluate the predictions for a data set, and compare each segment; return what the report shows.
 
     Raises:
         UserError: as `evaluate_saved`.
     """
     folder = run.predictions[dataset_name]
     metrics = evaluate_saved(run.cfg, dataset_name, folder.parent)
-    judged = Judged(run, dataset_name)
-    records = {record["file_name"]: record for record in judged.records}
-    names, count = judged.class_names, len(judged.class_names)
-    result = Analysis(
-        metrics=metrics,
-        kind=judged.kind,
-        classes=names,
-        confusion=np.zeros((count, count), np.int64),
-        qualities={},
-        draw=lambda file: judged.draw(records[file]),
-    )
-    outcomes: list[Outcome] = []
+    predictions = open_predictions(run, dataset_name)
+    records = {record["file_name"]: record for record in predictions.records}
+    names = [category["name"] for category in predictions.categories.values()]
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    qualities: dict[str, float] = {}
+    segments: list[MatchedSegment] = []
     for file, record in tqdm(records.items(), str(folder)):
-        if judged.kind == "semantic":
-            assert judged.semantic
-            pixels = confusion_matrix(*judged.labels(record), count, judged.semantic.ignore_label)
-            result.confusion += pixels
-            result.qualities[file] = semantic_metrics(pixels, names)["mIoU"]
+        pair = predictions.read(record)
+        if isinstance(pair, LabelPair):
+            pixels = confusion_matrix(pair.truth, pair.prediction, len(names), pair.ignore_label)
+            confusion += pixels
+            qualities[file] = semantic_metrics(pixels, names)["mIoU"]
         else:
-            of_image = [Outcome.of(match) for match in judged.matches(record)]
-            result.qualities[file] = quality(of_image)
-            outcomes += of_image
-    if judged.kind != "semantic":
-        categories: dict[int, dict[str, Any]] = {
-            k: {"name": name, "isthing": is_thing}
-            for k, (name, is_thing) in enumerate(zip(names, judged.is_thing, strict=True))
-        }
-        result.confusion = segment_confusion(outcomes, count)
-        result.by_size = quality_by_size(outcomes, categories)
-    calibrations = {
-        "segments": segment_calibration(outcomes),
-        "instances": detection_calibration(judged.detections) if judged.detections else None,
-    }
-    result.calibrations = {what: c for what, c in calibrations.items() if c and c.number.any()}
-    return result
+            matched = _match(pair)
+            qualities[file] = image_quality(matched)
+            segments += matched
+
+    def draw(file: str) -> UInt8:
+        image, pair = read_image(file), predictions.read(records[file])
+        if isinstance(pair, LabelPair):
+            return draw_semantic_comparison(image, pair.truth, pair.prediction, names)
+        return draw_comparison(image, pair.truth, pair.prediction, names, pair.void)
+
+    is_semantic = predictions.task == "semantic"
+    calibrations = {"segments": segment_calibration(segments)}
+    if predictions.detections:
+        calibrations["instances"] = detection_calibration(predictions.detections)
+    return Analysis(
+        metrics=metrics,
+        task=predictions.task,
+        class_names=names,
+        confusion=confusion if is_semantic else segment_confusion(segments, len(names)),
+        qualities=qualities,
+        by_size={} if is_semantic else quality_by_size(segments, predictions.categories),
+        calibrations={name: c for name, c in calibrations.items() if c.number.any()},
+        draw=draw,
+    )
 
 
-def ranked(qualities: dict[str, float]) -> list[str]:
-    """Image files from the worst to the best; without those where there is nothing to be good at."""
+def rank_images(qualities: dict[str, float]) -> list[str]:
+    """Sort image files from the worst to the best; return them without those that have nothing annotated."""
     return sorted((file for file, value in qualities.items() if not math.isnan(value)), key=lambda f: qualities[f])
+
+
+def _match(pair: SegmentPair) -> list[MatchedSegment]:
+    matched = []
+    for truth, predicted, iou in match_segments(*pair):
+        segment = truth or predicted
+        assert segment
+        score, area = predicted.score if predicted else None, int(segment.mask.sum())
+        matched.append(MatchedSegment(truth and truth.category, predicted and predicted.category, iou, score, area))
+    return matched

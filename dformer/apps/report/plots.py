@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from dformer.apps.report.statistics import BINS, Calibration
+from dformer.metrics.calibration import BINS, Calibration
 
 COLORS = ("#4a7fb5", "#e09a4f")  # of the first and the second run; those of the bars
 STYLES = ("-", "--", ":")
@@ -39,12 +39,14 @@ def calibration_svg(title: str, calibrations: Sequence[Calibration]) -> str:
     axes.plot([0, 1], [0, 1], color="#999", linewidth=1)
     edges = np.arange(BINS) / BINS
     for k, (calibration, color) in enumerate(zip(calibrations, COLORS, strict=False)):
-        seen = calibration.number > 0
+        filled = calibration.number > 0
         width = 0.9 / BINS / len(calibrations)
         share = calibration.number / calibration.number.sum()
         axes.bar(edges + (k + 0.6) * width, share, width, color=color, alpha=0.25)
         label = f"calibration error {calibration.error:.3f}"
-        axes.plot(calibration.score[seen], calibration.right[seen], "o-", color=color, label=label, linewidth=1.3)
+        axes.plot(
+            calibration.confidence[filled], calibration.accuracy[filled], "o-", color=color, label=label, linewidth=1.3
+        )
     axes.set(xlim=(0, 1), ylim=(0, 1.03), xlabel="score; bars: share of the predictions", ylabel="share that is right")
     axes.legend()
     return _svg(figure)

@@ -9,10 +9,10 @@ import numpy as np
 from detectron2.config import CfgNode
 from numpy.typing import NDArray
 
-from dformer.apps.report.analysis import Analysis, analyse, ranked
+from dformer.apps.report.analysis import Analysis, analyze, rank_images
 from dformer.apps.report.plots import calibration_svg, curves_svg
 from dformer.apps.report.run import CURVES, Run
-from dformer.d2.evaluation.summary import TASKS
+from dformer.metrics.summary import SUMMARY
 from dformer.utils.errors import UserError
 from dformer.visualize.html import bars, chart, figure, fold, jpeg, table, write_page
 
@@ -52,9 +52,9 @@ def _key(runs: Sequence[Run]) -> str:
 
 
 def _dataset(name: str, runs: Sequence[Run], images: int) -> str:
-    analyses = [analyse(run, name) for run in runs]
+    analyses = [analyze(run, name) for run in runs]
     first = analyses[0]
-    if any((a.kind, a.classes) != (first.kind, first.classes) for a in analyses):
+    if any((a.task, a.class_names) != (first.task, first.class_names) for a in analyses):
         raise UserError(f"the predictions for {name} are of different tasks or classes and cannot be compared")
     by_size = chart("PQ by size of the segments", _by_size(analyses)) if first.by_size else ""
     charts = chart("Metrics", _metrics(runs, analyses)), f"<div>{chart('By class', _by_class(analyses))}{by_size}</div>"
@@ -77,7 +77,7 @@ def _dataset(name: str, runs: Sequence[Run], images: int) -> str:
 def _metrics(runs: Sequence[Run], analyses: Sequence[Analysis]) -> str:
     head = ["", *(run.name for run in runs), *(["difference"] if len(runs) == 2 else [])]
     rows = []
-    for title, task, metrics in TASKS:
+    for title, task, metrics in SUMMARY:
         for metric in metrics:
             values = [analysis.metrics.get(task, {}).get(metric, math.nan) for analysis in analyses]
             if all(map(math.isnan, values)):
@@ -89,10 +89,10 @@ def _metrics(runs: Sequence[Run], analyses: Sequence[Analysis]) -> str:
 
 def _by_class(analyses: Sequence[Analysis]) -> str:
     first = analyses[0]
-    task, metric = MAIN[first.kind]
+    task, metric = MAIN[first.task]
     name = metric.removeprefix("m")
-    values = [[_known(a.metrics[task].get(f"{name}-{cls}", math.nan)) for a in analyses] for cls in first.classes]
-    rows = sorted(zip(first.classes, values, strict=True), key=lambda row: -(row[1][0] or -1))
+    values = [[_known(a.metrics[task].get(f"{name}-{cls}", math.nan)) for a in analyses] for cls in first.class_names]
+    rows = sorted(zip(first.class_names, values, strict=True), key=lambda row: -(row[1][0] or -1))
     return f"<p>{name}, 0 to 100</p>" + bars(rows, largest=100, digits=1)
 
 
@@ -106,13 +106,13 @@ def _by_size(analyses: Sequence[Analysis]) -> str:
 
 def _confusion(analysis: Analysis) -> str:
     """The matrix of the most frequent classes, its rows in percent, and the most frequent confusions."""
-    confusion, names = analysis.confusion, list(analysis.classes)
+    confusion, names = analysis.confusion, list(analysis.class_names)
     chosen = np.sort(np.argsort(-confusion[: len(names)].sum(1), kind="stable")[:SHOWN_CLASSES])
     left_out = len(names) - len(chosen)
     unit = "pixels"
     rows = columns = chosen
     labels = np.array(names, object)
-    if analysis.kind != "semantic":
+    if analysis.task != "semantic":
         unit, nothing = "segments", len(names)
         rows = columns = np.append(chosen, nothing)
         labels = np.append(labels, "nothing")
@@ -150,12 +150,12 @@ def _frequent(confusion: NDArray[np.int64], labels: NDArray[np.object_], unit: s
 
 
 def _images(runs: Sequence[Run], analyses: Sequence[Analysis], count: int) -> str:
-    order = ranked(analyses[0].qualities)
+    order = rank_images(analyses[0].qualities)
     middle = max(0, (len(order) - count) // 2)
     groups = {"The worst": order[:count], "Median": order[middle : middle + count], "The best": order[::-1][:count]}
     if len(analyses) == 2:
         gains = {f: analyses[1].qualities[f] - analyses[0].qualities[f] for f in order if f in analyses[1].qualities}
-        changed = ranked(gains)
+        changed = rank_images(gains)
         better, worse = changed[::-1][:count], changed[:count]
         first = {f"Better with {runs[1].name}": better, f"Worse with {runs[1].name}": worse}
         groups = first | {f"{title} of {runs[0].name}": files for title, files in groups.items()}
@@ -172,7 +172,7 @@ def _images(runs: Sequence[Run], analyses: Sequence[Analysis], count: int) -> st
 
 def _figure(file: str, runs: Sequence[Run], analyses: Sequence[Analysis]) -> str:
     """What each run made of an image."""
-    what = "mIoU" if analyses[0].kind == "semantic" else "PQ"
+    what = "mIoU" if analyses[0].task == "semantic" else "PQ"
     figures = []
     for run, analysis in zip(runs, analyses, strict=True):
         whose = f", {run.name}" if len(runs) > 1 else ""

@@ -25,9 +25,10 @@ from dformer.d2.data import check_datasets, model_classes, register_custom
 from dformer.d2.data.unreadable import workers_explained
 from dformer.d2.engine.lock import locked
 from dformer.d2.engine.trainer import Trainer
-from dformer.d2.evaluation import build_evaluators, class_table, evaluate_saved, summary_table, write_csv
+from dformer.d2.evaluation import build_evaluators, evaluate_saved
 from dformer.d2.evaluation.evaluate import HEADLINE, Results, evaluate, headline
 from dformer.d2.evaluation.test_time_augmentation import check_augmentation
+from dformer.metrics.summary import class_table, summary_table, write_csv
 from dformer.utils import rng
 from dformer.utils.errors import UserError
 from dformer.utils.files import atomic_write

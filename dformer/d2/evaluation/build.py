@@ -1,4 +1,4 @@
-"""Which evaluators a data set gets."""
+"""The evaluators of a data set."""
 
 import logging
 from functools import partial
@@ -12,14 +12,14 @@ from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
 from dformer.d2.data.datasets import get_metadata, loading
-from dformer.d2.evaluation.ground_truth import PanopticGroundTruth
+from dformer.d2.evaluation.evaluator import TaskEvaluator
 from dformer.d2.evaluation.instance import InstanceEvaluator
-from dformer.d2.evaluation.output import TaskEvaluator
-from dformer.d2.evaluation.panoptic import PanopticEvaluator
-from dformer.d2.evaluation.semantic import Labels, SemanticEvaluator, prediction_names
+from dformer.d2.evaluation.panoptic import PanopticEvaluator, PanopticGroundTruth
+from dformer.d2.evaluation.semantic import SemanticEvaluator, prediction_names
 from dformer.data.coco_format import instances_json
 from dformer.data.images import read_labels, read_panoptic_png
 from dformer.data.panoptic import semantic_from_panoptic
+from dformer.metrics.semantic import Labels
 from dformer.utils.errors import UserError
 from dformer.utils.files import read_json
 from dformer.utils.processes import parallel_map
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_evaluators(cfg: CfgNode, dataset_name: str, folder: str | Path) -> DatasetEvaluators:
-    """Evaluators of the tasks in `cfg.TEST.TASKS` that the data set annotates, for one pass over it.
+    """Build the evaluators of the tasks in `cfg.TEST.TASKS` that the data set annotates; return them for one pass.
 
     `evaluate` returns {"panoptic_seg": {"PQ", "SQ", "RQ", "PQ_th", ..., "PQ-<class>", ...}, "segm": {"AP", "AP50", ...,
     "AP-<class>"}, "sem_seg": {"mIoU", ..., "IoU-<class>"}}, all 0..100, nan for what is not annotated; it is empty on
@@ -39,6 +39,11 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, folder: str | Path) -> Dat
         UserError: the data set is not registered, is of a kind that dformer cannot evaluate, or annotates none of the
             tasks.
     """
+    return DatasetEvaluators(list(task_evaluators(cfg, dataset_name, folder).values()))
+
+
+def task_evaluators(cfg: CfgNode, dataset_name: str, folder: str | Path) -> dict[str, TaskEvaluator]:
+    """Build the evaluators of a data set; return them by their tasks. As `build_evaluators` otherwise."""
     metadata = get_metadata(dataset_name)
     build = BUILDERS.get(metadata.get("evaluator_type"))
     if build is None:
@@ -47,22 +52,22 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, folder: str | Path) -> Dat
             f"not one of {', '.join(BUILDERS)}"
         )
     evaluators = build(cfg, metadata, Path(folder))
-    chosen = [evaluator for task, evaluator in evaluators.items() if task in cfg.TEST.TASKS]
+    chosen = {task: evaluator for task, evaluator in evaluators.items() if task in cfg.TEST.TASKS}
     if not chosen:
         raise UserError(
             f'there is nothing to evaluate: data set "{dataset_name}" has annotations for {", ".join(evaluators)}, '
             f"and TEST.TASKS is {tuple(cfg.TEST.TASKS)}"
         )
-    return DatasetEvaluators(chosen)
+    return chosen
 
 
 def _with_panoptic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -> dict[str, TaskEvaluator]:
     truth = PanopticGroundTruth(_local(metadata.panoptic_json), _local(metadata.panoptic_root))
 
-    def labels_of(image: dict[str, Any]) -> Labels:
+    def read_truth(image: dict[str, Any]) -> Labels:
         annotation = truth[image["image_id"]]
-        picture = read_panoptic_png(truth.png_file(annotation))
-        return semantic_from_panoptic(picture, annotation["segments_info"], metadata)
+        segment_ids = read_panoptic_png(truth.png_root / annotation["file_name"])
+        return semantic_from_panoptic(segment_ids, annotation["segments_info"], metadata)
 
     dataset_ids = _dataset_ids(metadata)
     evaluators: dict[str, TaskEvaluator] = {
@@ -71,9 +76,9 @@ def _with_panoptic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
     if metadata.get("json_file") and PathManager.isfile(metadata.json_file):
         evaluators |= _with_instance_annotations(cfg, metadata, folder)
     else:
-        logger.warning("%s: no instance annotations (%s), AP is left out", metadata.name, metadata.get("json_file"))
+        logger.warning("%s has no instance annotations (%s): no AP", metadata.name, metadata.get("json_file"))
     evaluators["semantic"] = SemanticEvaluator(
-        labels_of=labels_of,
+        read_truth=read_truth,
         name_of=lambda image: truth[image["image_id"]]["file_name"],
         class_names=metadata.stuff_classes,
         label_values=[dataset_ids[k] for k in range(len(metadata.stuff_classes))],
@@ -91,10 +96,10 @@ def _with_instance_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
     things = {contiguous: i for i, contiguous in metadata.thing_dataset_id_to_contiguous_id.items()}
     if metadata.get("json_file"):
         json_file = _local(metadata.json_file)
-        where, truth = str(json_file), partial(read_json, json_file)
+        source, truth = str(json_file), partial(read_json, json_file)
     else:  # annotated in another form
-        where, truth = f'data set "{metadata.name}"', partial(_as_coco_instances, metadata)
-    return {"instance": InstanceEvaluator(truth, where, things, folder, cfg.TEST.BOUNDARY)}
+        source, truth = f'data set "{metadata.name}"', partial(_as_coco_instances, metadata)
+    return {"instance": InstanceEvaluator(truth, source, things, folder, cfg.TEST.BOUNDARY)}
 
 
 def _as_coco_instances(metadata: Metadata) -> dict[str, Any]:
@@ -105,13 +110,13 @@ def _with_semantic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
     with loading(metadata.name):
         records = {record["file_name"]: record for record in DatasetCatalog.get(metadata.name)}
 
-    def labels_of(image: dict[str, Any]) -> Labels:
+    def read_truth(image: dict[str, Any]) -> Labels:
         record = records[image["file_name"]]
         return read_labels(record["sem_seg_file_name"], record.get("label_map"))
 
     names = prediction_names(records)
     evaluator = SemanticEvaluator(
-        labels_of=labels_of,
+        read_truth=read_truth,
         name_of=lambda image: names[image["file_name"]],
         class_names=metadata.stuff_classes,
         label_values=_label_values(metadata),
@@ -123,7 +128,7 @@ def _with_semantic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
 
 
 def _label_values(metadata: Metadata) -> list[int]:
-    """The data set's own label of each contiguous class id, as its test server expects it."""
+    """Return the data set's own label of each contiguous class id, as its test server expects it."""
     num_classes = len(metadata.stuff_classes)
     if metadata.name.startswith("ade20k_sem_seg"):  # published, and to be submitted, with 0 for void
         return list(range(1, num_classes + 1))
@@ -136,7 +141,7 @@ def _local(path: str) -> Path:
 
 
 def _dataset_ids(metadata: Metadata) -> dict[int, int]:
-    """Contiguous class id -> dataset category id, of things and stuff."""
+    """Return the dataset category id of each contiguous class id, of things and stuff."""
     things = {contiguous: i for i, contiguous in metadata.thing_dataset_id_to_contiguous_id.items()}
     stuff = {contiguous: i for i, contiguous in metadata.stuff_dataset_id_to_contiguous_id.items()}
     if any(things.get(contiguous, i) != i for contiguous, i in stuff.items()):
@@ -147,8 +152,8 @@ def _dataset_ids(metadata: Metadata) -> dict[int, int]:
     ids, names = things | stuff, metadata.stuff_classes
     if sorted(ids) != list(range(len(names))):
         raise UserError(
-            f'data set "{metadata.name}": stuff_classes has {len(names)} names; it is to name things and stuff, which '
-            f"are {len(ids)}, in the order of the contiguous ids 0..{len(ids) - 1}"
+            f'data set "{metadata.name}": stuff_classes has {len(names)} names, but there are {len(ids)} things and '
+            f"stuff; name them all, in the order of the contiguous ids 0..{len(ids) - 1}"
         )
     return ids
 

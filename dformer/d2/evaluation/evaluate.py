@@ -1,4 +1,4 @@
-"""A model on the data sets of DATASETS.TEST."""
+"""Evaluation of a model on the data sets of DATASETS.TEST, or of predictions on disk without a model."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.evaluation import inference_on_dataset
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
 from dformer.d2.config import config_text
 from dformer.d2.config.device import inference_autocast
 from dformer.d2.data import build_test_loader
-from dformer.d2.evaluation import build_evaluators, written_whole
+from dformer.d2.data.datasets import loading
+from dformer.d2.evaluation.build import build_evaluators, task_evaluators
+from dformer.d2.evaluation.evaluator import atomic_folder
 from dformer.d2.evaluation.test_time_augmentation import augment
+from dformer.utils.errors import UserError
 
-Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # of data sets, tasks and metrics
+Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # data set -> task -> metric -> value
 
 # What results.json starts with, and where Detectron2's evaluators have it.
 HEADLINE = {
@@ -29,23 +33,45 @@ HEADLINE = {
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
-    """Run `model` on DATASETS.TEST. Returns, in the main process, the metrics: {data set: {task: {metric: value}}}.
+    """Run `model` on DATASETS.TEST. Return the metrics, in the main process: {data set: {task: {metric: value}}}.
 
-    As a `Predictor` does it: on a GPU in the precision of SOLVER.AMP, with TEST.AUG where enabled. The predictions are
-    saved in OUTPUT_DIR/inference/<data set>, with the cfg, whole or not at all.
+    As in a `Predictor`, the model runs in the precision of SOLVER.AMP on a GPU, with TEST.AUG where enabled. The
+    predictions are saved with the cfg in OUTPUT_DIR/inference/<data set>, whole or not at all.
     """
     results = OrderedDict()
     augmented = augment(cfg, model)
     for name in cfg.DATASETS.TEST:
-        folder = Path(cfg.OUTPUT_DIR) / "inference" / name
-        with written_whole(folder) as predictions, inference_autocast(cfg):
-            evaluators = build_evaluators(cfg, name, predictions)
+        with atomic_folder(Path(cfg.OUTPUT_DIR) / "inference" / name) as folder, inference_autocast(cfg):
+            evaluators = build_evaluators(cfg, name, folder)
             results[name] = inference_on_dataset(augmented, build_test_loader(cfg, name), evaluators)
             if comm.is_main_process():
-                (predictions / "config.yaml").write_text(config_text(cfg))
+                (folder / "config.yaml").write_text(config_text(cfg))
     return results
 
 
+def evaluate_saved(cfg: CfgNode, dataset_name: str, root: str | Path) -> dict[str, dict[str, float]]:
+    """Evaluate the predictions for a data set in `root`/<data set>. Return the metrics as `build_evaluators` does.
+
+    They are in the formats that the evaluators write, so OUTPUT_DIR/inference of a run serves as `root`, and the
+    metrics are those of that run, to the last digit.
+
+    Raises:
+        UserError: there are none, they are for other images or data, or are damaged; or as `build_evaluators`.
+    """
+    folder = Path(root) / dataset_name
+    if not folder.is_dir():
+        raise UserError(
+            f'there are no predictions for data set "{dataset_name}": {folder} is not a folder. '
+            "--predictions names the folder that holds one for each data set, such as OUTPUT_DIR/inference of a run"
+        )
+    evaluators = list(task_evaluators(cfg, dataset_name, folder).values())
+    with loading(dataset_name):
+        images = DatasetCatalog.get(dataset_name)
+    for evaluator in evaluators:
+        evaluator.process_saved(images)
+    return DatasetEvaluators(evaluators).evaluate()
+
+
 def headline(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """The metrics of HEADLINE that are among those of a data set."""
+    """Select the metrics of HEADLINE that were evaluated; return them by their names there."""
     return {name: metrics[task].get(metric) for name, (task, metric) in HEADLINE.items() if task in metrics}

@@ -13,13 +13,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 from PIL import Image
-from pycocotools import mask as rle
 
 from dformer.d2.config import get_cfg
 from dformer.d2.engine.launch import launch
-from dformer.d2.evaluation import build_evaluators, class_table, evaluate_saved, summary_table, write_csv
-from dformer.d2.evaluation.instance import mask_average_precision
-from dformer.d2.evaluation.semantic import confusion_matrix, semantic_metrics
+from dformer.d2.evaluation import build_evaluators, evaluate_saved
 from dformer.utils.errors import UserError
 from tests.d2.evaluation.oracle import (
     CAT,
@@ -122,7 +119,6 @@ def test_nothing_annotated(tmp_path: Path) -> None:
     images = write_annotations(tmp_path / "data", [[], []])
     results = evaluate("empty", [(image, perfect_output([], SIZE, 4)) for image in images], tmp_path / "out")
     assert all(math.isnan(value) for metrics in results.values() for value in metrics.values())
-    assert "mIoU     -" in summary_table(results)
 
 
 def test_absent_class_is_left_out_of_means(tmp_path: Path) -> None:
@@ -136,28 +132,6 @@ def test_absent_class_is_left_out_of_means(tmp_path: Path) -> None:
     ):
         assert results[task][mean] == pytest.approx(100)
         assert math.isnan(results[task][of_class])
-
-
-def test_predicted_class_that_is_absent() -> None:
-    """It is no member of the mean, but takes its pixels from the others."""
-    confusion = confusion_matrix(np.array([[0, 0, 0, 255]]), np.array([[0, 0, 1, 1]]), 2, ignore_label=255)
-    assert confusion.tolist() == [[2, 1], [0, 0]]
-    results = semantic_metrics(confusion, ["a", "b"])
-    assert results["mIoU"] == results["pACC"] == pytest.approx(200 / 3)
-    assert math.isnan(results["IoU-b"])
-
-
-def test_more_than_a_hundred_objects() -> None:
-    """COCO's limit of 100 detections of a class in an image holds: of 101 objects one is never found."""
-    masks = rle.encode(np.asfortranarray(np.eye(101, dtype=np.uint8)[None]))
-    objects = [{"image_id": 1, "category_id": 3, "segmentation": m, "area": 1, "score": 1.0} for m in masks]
-    truth = {
-        "images": [{"id": 1, "height": 1, "width": 101}],
-        "annotations": objects,
-        "categories": CATEGORIES[:1],
-    }
-    assert mask_average_precision(truth, objects[:100], [1])["AP"] == pytest.approx(100 * 100 / 101)
-    assert mask_average_precision(truth, objects, [1])["AP"] == pytest.approx(100 * 100 / 101)
 
 
 def test_only_processed_images_count(pets: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -174,45 +148,6 @@ def test_reset_forgets(pets: list[dict[str, Any]], tmp_path: Path) -> None:
     results = evaluators.evaluate()
     means = results["panoptic_seg"]["PQ"], results["segm"]["AP"], results["sem_seg"]["mIoU"]
     assert means == pytest.approx((100, 100, 100))
-
-
-def test_table() -> None:
-    results = {
-        "panoptic_seg": {
-            **{"PQ": 51.14, "SQ": 80, "RQ": 62, "PQ_th": 57, "SQ_th": 81, "RQ_th": 69},
-            **{"PQ_st": 42, "SQ_st": 79, "RQ_st": 51, "PQ-cat": 1},
-        },
-        "segm": {"AP": 42.6, "AP50": 65, "AP75": 45, "APs": math.nan, "APm": 46, "APl": 100, "AP-cat": 1},
-    }
-    lines = [line.split() for line in summary_table(results).splitlines()]
-    assert ["panoptic", "PQ", "51.1", "SQ", "80.0", "RQ", "62.0"] in lines
-    assert ["panoptic,", "things", "PQ", "57.0", "SQ", "81.0", "RQ", "69.0"] in lines
-    assert ["panoptic,", "stuff", "PQ", "42.0", "SQ", "79.0", "RQ", "51.0"] in lines
-    instance = next(line for line in lines if line[:1] == ["instance"])
-    assert instance[1:] == ["AP", "42.6", "AP50", "65.0", "AP75", "45.0", "APs", "-", "APm", "46.0", "APl", "100.0"]
-    assert not any("semantic" in line for line in lines)
-
-
-def test_class_table_and_csv(tmp_path: Path) -> None:
-    results = {
-        "panoptic_seg": {"PQ": 50.25, "PQ-cat": 100 / 3, "PQ-sky-other": math.nan},
-        "segm": {"AP": math.nan, "AP-cat": 12.0},
-    }
-    assert [line.split() for line in class_table(results).splitlines()] == [
-        ["class", "PQ", "AP"],
-        ["---------", "----", "----"],
-        ["cat", "33.3", "12.0"],
-        ["sky-other", "-", "-"],
-    ]
-    write_csv(tmp_path / "results.csv", {"pets": results})
-    assert (tmp_path / "results.csv").read_text().splitlines() == [
-        "dataset,task,metric,class,value",
-        "pets,panoptic_seg,PQ,,50.25",
-        "pets,panoptic_seg,PQ,cat,33.333333333333336",
-        "pets,panoptic_seg,PQ,sky-other,",
-        "pets,segm,AP,,",
-        "pets,segm,AP,cat,12.0",
-    ]
 
 
 # Which evaluators
@@ -281,11 +216,6 @@ def test_annotation_of_another_size(pets: list[dict[str, Any]], tmp_path: Path, 
 def test_model_with_other_classes(pets: list[dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="predicts 7 classes, the data set has 4"):
         evaluate("pets", [(pets[0], {"sem_seg": torch.zeros(7, *SIZE)})], tmp_path / "out", ["semantic"])
-
-
-def test_labels_out_of_range() -> None:
-    with pytest.raises(UserError, match=r"labels 0\.\.4, but classes are 0\.\.3 and 255 is ignored"):
-        confusion_matrix(np.array([[0, 4]]), np.array([[0, 0]]), 4, ignore_label=255)
 
 
 # Saved predictions
@@ -427,7 +357,7 @@ LABELS = "semantic/000002.png"
             lambda out: (out / SEGMENTS).write_bytes((out / SEGMENTS).read_bytes()[:80]),
             r"panoptic/000002\.png, compared with .*data/panoptic/000002\.png: image file is truncated",
         ),
-        (lambda out: resize(out / SEGMENTS), r"000002\.png is 40 x 20 pixels, the prediction.* 20 x 40"),
+        (lambda out: resize(out / SEGMENTS), r"000002\.png.* 40 x 20 .* 20 x 40"),
         (lambda out: Image.open(out / SEGMENTS).convert("L").save(out / SEGMENTS), r"000002\.png.*mode L"),
         (lambda out: (out / INSTANCES).unlink(), r"coco_instances_results\.json"),
         (lambda out: edit(out / INSTANCES, lambda c: c[1].update(image_id=9)), "entry 1: .*no image with id 9"),
@@ -435,7 +365,7 @@ LABELS = "semantic/000002.png"
         (lambda out: edit(out / INSTANCES, lambda c: c[1].pop("score")), "entry 1: .*score.*COCO's results format"),
         (
             lambda out: edit(out / INSTANCES, lambda c: c[1]["segmentation"].update(size=[40, 20])),
-            r"entry 1: its mask has size \[40, 20\], image 1 has \[20, 40\]",
+            r"entry 1: .*\[40, 20\].* 1 \[20, 40\]",
         ),
         (
             lambda out: edit(out / INSTANCES, lambda c: c[1]["segmentation"].update(counts=[800])),
