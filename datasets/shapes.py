@@ -40,7 +40,7 @@ from scipy.ndimage import uniform_filter
 from tqdm import tqdm
 
 from dformer.utils.errors import UserError, exit_on_user_error
-from dformer.visualize.video import save_animation
+from dformer.visualize.files import save_animation
 
 Array = NDArray[np.floating[Any]]
 

@@ -12,8 +12,8 @@ import sys
 
 from dformer.apps.demo import Settings, segment_files
 from dformer.d2.checkpoint.zoo import inference_config
+from dformer.postprocess import TASKS
 from dformer.utils.errors import UserError, exit_on_user_error
-from dformer.visualize.results import TASKS
 
 
 def parse_arguments() -> argparse.Namespace:

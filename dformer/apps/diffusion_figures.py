@@ -25,7 +25,7 @@ from dformer.models.mask_decoder import Prediction, attended_regions
 from dformer.signals.masks import diffuse, downsample, to_signal, to_unit
 from dformer.utils import rng
 from dformer.utils.errors import UserError
-from dformer.visualize import Bools, Color, Floats, UInt8, class_color, draw_segments
+from dformer.visualize import Bools, Color, Floats, UInt8, class_color, draw_segments, result_segments
 from dformer.visualize.diffusion import (
     Layer,
     Step,
@@ -34,8 +34,7 @@ from dformer.visualize.diffusion import (
     draw_corruption,
     draw_denoising,
 )
-from dformer.visualize.results import FORMATS, result_segments, save_picture
-from dformer.visualize.video import CODECS, save_animation
+from dformer.visualize.files import CODECS, FORMATS, save_animation, save_picture
 
 SIDE = 480  # pixels: the long side of a picture of many
 TIMES = (0, 10, 25, 50, 100, 200, 500, 999)

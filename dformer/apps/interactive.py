@@ -22,10 +22,10 @@ from dformer.d2.modeling.meta_arch import DFormer
 from dformer.d2.modeling.meta_arch.segmenter import Segmenter
 from dformer.data.images import read_image, read_size
 from dformer.models.mask_decoder import Prediction
+from dformer.postprocess import TASKS
 from dformer.utils import rng
 from dformer.utils.errors import UserError
-from dformer.visualize import ALPHA, Color, Segment, UInt8, class_color, draw_segments
-from dformer.visualize.results import TASKS, result_segments
+from dformer.visualize import ALPHA, Color, Segment, UInt8, class_color, draw_segments, result_segments
 
 MAX_MEGAPIXELS = 24  # of an image that is read
 MAX_STEPS = 20
@@ -229,9 +229,9 @@ def legend(step: Step, class_names: Sequence[str]) -> list[Entry]:
     instances: Counter[int] = Counter()
     entries = []
     for segment in step.segments:
-        color = class_color(segment.category, instances[segment.category])
-        instances[segment.category] += 1
-        entries.append(Entry(class_names[segment.category], color, segment.score, float(segment.mask.mean())))
+        color = class_color(segment.category_id, instances[segment.category_id])
+        instances[segment.category_id] += 1
+        entries.append(Entry(class_names[segment.category_id], color, segment.score, float(segment.mask.mean())))
     return entries
 
 

@@ -31,8 +31,9 @@ from dformer.apps.interactive import (
     open_image,
     segment,
 )
+from dformer.postprocess import TASKS
 from dformer.utils.errors import UserError
-from dformer.visualize.results import TASKS, save_picture
+from dformer.visualize.files import save_picture
 
 MAX_UPLOAD = "32mb"
 WAITING = 16  # requests in the queue; further ones are turned away

@@ -1,1 +1,3 @@
 """Predictions -> results."""
+
+TASKS = ("panoptic", "instance", "semantic")

@@ -36,9 +36,11 @@ def atomic_write(path: str | Path, keep_interrupted: bool = False) -> Iterator[P
                 _rename(partial, path)
             raise
         _rename(partial, path)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter after the former
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # as torch's writer raises it
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or cause
         raise UserError(f"{path} cannot be written: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -1,44 +1,36 @@
-"""Pictures of results: plain arrays in, a picture out.
+"""Pictures of results: arrays in, a picture out.
 
 H, W: height and width of the image; K classes; N masks. Pictures are uint8 (H * s, W * s, 3) in RGB: small images are
-enlarged by an integer s first (`enlargement`), so that labels can be read.
+enlarged by an integer s (`enlargement`), so that labels are readable. Files are in `dformer.visualize.files`.
 """
 
-from dformer.visualize.arrays import Bools, Color, Floats, Ints, UInt8, fit_size
+from dformer.visualize.arrays import Bools, Color, Floats, UInt8, fit_size
 from dformer.visualize.color import class_color
 from dformer.visualize.comparison import (
-    Error,
     Match,
     draw_comparison,
     draw_errors,
     draw_semantic_comparison,
-    find_errors,
     find_label_errors,
     match_segments,
 )
-from dformer.visualize.overlay import (
-    ALPHA,
-    Region,
+from dformer.visualize.overlay import ALPHA, Region, draw_regions, draw_segments, enlargement
+from dformer.visualize.panels import draw_grid, draw_panels
+from dformer.visualize.segments import (
+    INSTANCE_THRESHOLD,
     Segment,
-    draw_instances,
-    draw_panoptic,
-    draw_regions,
-    draw_segments,
-    draw_semantic,
-    enlargement,
     instance_segments,
     panoptic_segments,
+    result_segments,
     semantic_segments,
 )
-from dformer.visualize.panels import draw_grid, draw_panels
 
 __all__ = [
     "ALPHA",
+    "INSTANCE_THRESHOLD",
     "Bools",
     "Color",
-    "Error",
     "Floats",
-    "Ints",
     "Match",
     "Region",
     "Segment",
@@ -47,19 +39,16 @@ __all__ = [
     "draw_comparison",
     "draw_errors",
     "draw_grid",
-    "draw_instances",
     "draw_panels",
-    "draw_panoptic",
     "draw_regions",
     "draw_segments",
-    "draw_semantic",
     "draw_semantic_comparison",
     "enlargement",
-    "find_errors",
     "find_label_errors",
     "fit_size",
     "instance_segments",
     "match_segments",
     "panoptic_segments",
+    "result_segments",
     "semantic_segments",
 ]

@@ -15,7 +15,7 @@ Box = tuple[slice, slice]  # rows, columns
 
 
 def fit_size(height: int, width: int, max_side: float = math.inf, max_pixels: float = math.inf) -> tuple[int, int]:
-    """Return the height and width of a picture that is made smaller to stay within limits, its proportions kept.
+    """Return height and width reduced to stay within limits, with the same proportions.
 
     Args:
         max_side: limit of the long side, in pixels.
@@ -26,7 +26,7 @@ def fit_size(height: int, width: int, max_side: float = math.inf, max_pixels: fl
 
 
 def tight_box(mask: Bools) -> Box | None:
-    """Return the smallest box that holds all of a mask (H, W), or None where the mask is empty."""
+    """Return the smallest box that contains a mask (H, W), or None if the mask is empty."""
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(ys):
         return None

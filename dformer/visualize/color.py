@@ -1,4 +1,4 @@
-"""Colours of classes and of what is written on them."""
+"""Colours of classes and of their labels."""
 
 import math
 
@@ -7,32 +7,31 @@ import numpy as np
 from dformer.visualize.arrays import Color
 
 
-def class_color(category: int, instance: int = 0) -> Color:
-    """The colour of a class, the same in every picture: one hue a class; lightness and chroma vary over its instances.
+def class_color(category_id: int, instance: int = 0) -> Color:
+    """Return the colour of a class, the same in every picture; lightness and chroma vary over its instances.
 
     Args:
-        category: class id, 0 or more.
-        instance: running number of the instance among those of its class.
-
-    Returns:
-        Red, green and blue, 0 to 255.
+        category_id: 0 or more.
+        instance: number of the instance among those of its class, from 0.
     """
-    golden = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 spread evenly, however many are taken
+    golden = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 spread evenly, however many there are
     spread = (0.5 + instance * golden) % 1 - 0.5  # 0 for the first instance, later ones fill [-0.5, 0.5)
-    vivid = 0.19 - 0.09 * (category * math.sqrt(2) % 1)  # sets classes apart whose hues are close
-    return _oklch_to_rgb(0.70 + 0.26 * spread, vivid * (1 - 0.6 * abs(spread)), 2 * math.pi * (category * golden % 1))
+    vivid = 0.19 - 0.09 * (category_id * math.sqrt(2) % 1)  # separates classes whose hues are close
+    return _oklch_to_rgb(
+        0.70 + 0.26 * spread, vivid * (1 - 0.6 * abs(spread)), 2 * math.pi * (category_id * golden % 1)
+    )
 
 
-def lighter(color: Color) -> Color:
-    """Of rims and labels: stands out from the colour itself, and black can be read on it."""
+def lighten(color: Color) -> Color:
+    """Return the colour of outlines and labels: black text on it is readable, and the area's colour differs from it."""
     red, green, blue = (round(0.5 * channel + 0.5 * 255) for channel in color)
     return red, green, blue
 
 
 def _oklch_to_rgb(lightness: float, chroma: float, hue: float) -> Color:
-    """Oklab in polar form (B. Ottosson, "A perceptual color space for image processing", 2020) to sRGB.
+    """Convert Oklab in polar form (B. Ottosson, "A perceptual color space for image processing", 2020) to sRGB.
 
-    Equal steps look equally far apart, so that no class is paler than another. Chroma is reduced where sRGB ends.
+    Equal lightness and chroma look equal in all hues. Chroma is reduced where sRGB cannot represent the colour.
     """
     while True:
         a, b = chroma * math.cos(hue), chroma * math.sin(hue)

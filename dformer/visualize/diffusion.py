@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dformer.visualize.arrays import Bools, Color, Floats, UInt8
-from dformer.visualize.overlay import ALPHA, Region, draw_regions, enlarged
+from dformer.visualize.overlay import ALPHA, Region, draw_regions, enlarge
 from dformer.visualize.panels import draw_panels
 
 GAP = 4  # pixels between the small pictures of a mosaic
@@ -105,7 +105,7 @@ def denoising_frames(
 
     Arguments as of `draw_denoising`.
     """
-    result = enlarged(image)
+    result = enlarge(image)
     for number, step in enumerate(steps, start=1):
         noisy = _noisy(image, step, colors)
         for k, layer in enumerate(step.layers, start=1):
@@ -129,7 +129,7 @@ def _noisy(image: UInt8, step: Step, colors: Sequence[Color]) -> UInt8:
 
 def _attention(image: UInt8, layer: Layer, colors: Sequence[Color]) -> UInt8:
     """The image, dark where the layer does not look."""
-    picture = enlarged(image)
+    picture = enlarge(image)
     lit = [_map(attended, image) > 127 for attended in layer.attended]
     return _mosaic([np.where(light, picture, picture // 4) for light in lit], colors)
 
@@ -142,7 +142,7 @@ def _masks(image: UInt8, layer: Layer, colors: Sequence[Color], alpha: float) ->
 
 def _map(values: Floats | Bools, image: UInt8) -> UInt8:
     """Values (h, w) in 0..1 as grey cells over all of a picture, (H * s, W * s, 3)."""
-    height, width = enlarged(image).shape[:2]
+    height, width = enlarge(image).shape[:2]
     grey = Image.fromarray(np.rint(255 * values.astype(np.float32)).astype(np.uint8))
     return np.array(grey.resize((width, height), Image.Resampling.NEAREST).convert("RGB"))
 

@@ -1,6 +1,6 @@
-"""Labels: what they look like, and where they hide least.
+"""Labels, placed where they hide little.
 
-R, C: rows and columns of a grid of cells over the picture, on which places are compared.
+R, C: rows and columns of a grid of cells over the picture; candidate places of labels are cells of this grid.
 """
 
 import math
@@ -12,45 +12,45 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dformer.visualize.arrays import Bools, Box, Color, Floats
-from dformer.visualize.color import lighter
+from dformer.visualize.color import lighten
 
 
 class Patch(NamedTuple):
-    """A region of the picture: where it is, its colour, what is written on it, and its stripes (see `Region`)."""
+    """Hold a `Region` at the scale of the picture, cropped to the bounding box of its mask."""
 
     box: Box
     mask: Bools  # of the size of `box`
     area: int
-    color: Color
     text: str
+    color: Color
     is_thing: bool
     slope: int
 
 
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the font of that size in pixels."""
     return ImageFont.load_default(size)
 
 
 def _label(text: str, size: int, color: Color) -> Image.Image:
-    """`text` in black on a box of `color` with round corners, RGBA. Drawn four times as large: letters of this size
-    are unevenly spaced where they are set pixel by pixel."""
-    fine = 4
-    face, pad = font(fine * size), fine * max(2, size // 5)
-    width, height = math.ceil(face.getlength(text) / fine) * fine + 2 * pad, fine * size + 2 * pad
+    """Draw `text` in black on a box of `color` with round corners, RGBA."""
+    scale = 4  # supersampling: small letters on whole pixels would be spaced unevenly
+    face, pad = font(scale * size), scale * max(2, size // 5)
+    width, height = math.ceil(face.getlength(text) / scale) * scale + 2 * pad, scale * size + 2 * pad
     label = Image.new("RGBA", (width, height), (*color, 0))
     painter = ImageDraw.Draw(label)
     painter.rounded_rectangle((0, 0, width - 1, height - 1), pad, fill=color)
     painter.text((pad, height // 2), text, font=face, fill=(0, 0, 0), anchor="lm")
-    return label.resize((width // fine, height // fine), Image.Resampling.BOX)
+    return label.resize((width // scale, height // scale), Image.Resampling.BOX)
 
 
 def draw_labels(picture: Image.Image, patches: Sequence[Patch], font_size: int) -> None:
-    """Write on each region what it is, where it hides least.
+    """Draw the label of each patch where it hides little.
 
-    Places are compared on a grid of cells. A label never leaves the picture nor covers another label; it likes to lie
-    on its own patch, if that stays visible, and away from its rim, else beside it and not on other things. A region
-    for which no such place is left, or that is only a few pixels large, gets no label.
+    Labels stay inside the picture and do not overlap. A place in the middle of the label's own patch is preferred, if
+    enough of the patch stays visible; else one beside the patch, and not on other things. A patch of a few pixels, or
+    without such a place, gets no label.
     """
     cell = max(1, font_size // 4)
     rows, columns = picture.height // cell, picture.width // cell
@@ -59,11 +59,11 @@ def draw_labels(picture: Image.Image, patches: Sequence[Patch], font_size: int) 
     for patch, grid in zip(patches, grids, strict=True):
         things += grid * patch.is_thing
     taken = np.zeros((rows, columns), np.float32)
-    # Things first: stuff has more places to choose from.
+    # Things first: stuff is larger and offers more places.
     labelled = [pair for pair in zip(patches, grids, strict=True) if pair[0].text]
     for patch, grid in sorted(labelled, key=lambda pair: not pair[0].is_thing):
         size = font_size if patch.area > 30 * font_size**2 else max(9, round(0.8 * font_size))
-        label = _label(patch.text, size, lighter(patch.color))
+        label = _label(patch.text, size, lighten(patch.color))
         h, w = math.ceil(label.height / cell), math.ceil(label.width / cell)
         if patch.area < size**2 / 4 or h > rows or w > columns:
             continue
@@ -86,7 +86,7 @@ def draw_labels(picture: Image.Image, patches: Sequence[Patch], font_size: int) 
 
 
 def _on_grid(patch: Patch, cell: int, rows: int, columns: int) -> Floats:
-    """(rows, columns): 1 where the middle of the cell lies on the patch, else 0."""
+    """Return (rows, columns): 1 where the middle of the cell is inside the patch, else 0."""
     grid = np.zeros((rows, columns), np.float32)
     (top, left), middle = (side.start for side in patch.box), cell // 2
     row, column = (max(0, math.ceil((start - middle) / cell)) for start in (top, left))
@@ -97,14 +97,14 @@ def _on_grid(patch: Patch, cell: int, rows: int, columns: int) -> Floats:
 
 
 def _box_mean(grid: Floats, height: int, width: int) -> Floats:
-    """Mean of `grid` (R, C) over each box of `height` x `width` cells: (R - height + 1, C - width + 1)."""
+    """Return the mean of `grid` (R, C) over each box of `height` x `width` cells: (R - height + 1, C - width + 1)."""
     total = np.pad(grid, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
     rows = total[height:] - total[:-height]
     return (rows[:, width:] - rows[:, :-width]) / (height * width)
 
 
 def _around(box: Box, cell: int, size: tuple[int, int], shape: tuple[int, ...]) -> Box:
-    """The part of a grid of `shape` where a label of `size`, in cells, may lie and is not far from `box`, in pixels."""
+    """Return the part of a grid of `shape` where a label of `size`, in cells, would be near `box`, in pixels."""
     margin = 2 * size[0]
     rows, columns = (
         slice(max(0, side.start // cell - length - margin), min(count, side.stop // cell + length + margin))
@@ -114,7 +114,10 @@ def _around(box: Box, cell: int, size: tuple[int, int], shape: tuple[int, ...]) 
 
 
 def _distances(box: Box, cell: int, near: Box, size: tuple[int, int]) -> tuple[Floats, Floats]:
-    """In cells, for all places of a label of `size` in `near`: from its rim to `box` (pixels), and between middles."""
+    """Return, for a label of `size` at each place in `near`, its distance from `box` (pixels) and of their centres.
+
+    Sizes and distances are in cells.
+    """
     gaps, shifts = [], []
     for side, part, length in zip(box, near, size, strict=True):
         start = np.arange(part.start, part.stop - length + 1)

@@ -13,26 +13,24 @@ GAP = 6  # pixels between pictures, and around them
 
 
 def draw_panels(pictures: Sequence[UInt8], captions: Sequence[str], columns: int | None = None) -> UInt8:
-    """Lay pictures out in rows, from left to right, each under its caption.
+    """Arrange pictures in rows, each below its caption, on a white sheet.
 
     Args:
-        pictures: each (h, w, 3) RGB, of any sizes: a row is as high as its highest, columns are as wide as the widest.
-        captions: one each; what is too long for its picture is cut off with an ellipsis.
+        pictures: at least one, (h, w, 3) RGB of any sizes.
+        captions: one for each picture; shortened if wider than the widest picture.
         columns: pictures in a row; by default all.
 
     Returns:
-        The sheet, white where nothing lies.
+        The sheet, (height, width, 3).
 
     Raises:
         ValueError: there is no picture, or another number of captions.
     """
     if not pictures or len(captions) != len(pictures):
-        raise ValueError(
-            f"each of one picture or more needs a caption: {len(pictures)} pictures, {len(captions)} captions"
-        )
+        raise ValueError(f"each picture needs a caption, got {len(pictures)} pictures and {len(captions)} captions")
     columns = min(columns or len(pictures), len(pictures))
     width = max(picture.shape[1] for picture in pictures)
-    size = min(24, max(11, width // 30))  # of the letters
+    size = min(24, max(11, width // 30))  # of the font
     line = size + size // 2
     heights = [max(p.shape[0] for p in pictures[k : k + columns]) for k in range(0, len(pictures), columns)]  # of rows
     tops = [0, *np.cumsum([line + height + GAP for height in heights]).tolist()]
@@ -40,13 +38,13 @@ def draw_panels(pictures: Sequence[UInt8], captions: Sequence[str], columns: int
     painter = ImageDraw.Draw(sheet)
     for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left, top = GAP + k % columns * (width + GAP), tops[k // columns]
-        painter.text((left, top + line // 2), shortened(caption, size, width), "black", font(size), anchor="lm")
+        painter.text((left, top + line // 2), shorten(caption, size, width), "black", font(size), anchor="lm")
         sheet.paste(Image.fromarray(picture), (left, top + line))
     return np.array(sheet)
 
 
-def shortened(text: str, size: int, width: int) -> str:
-    """`text`, its end replaced by an ellipsis where letters of `size` would be wider than `width` pixels."""
+def shorten(text: str, size: int, width: int) -> str:
+    """Return `text`, its end replaced by an ellipsis if it is wider than `width` pixels in font size `size`."""
     if font(size).getlength(text) <= width:
         return text
     while text and font(size).getlength(text + "...") > width:
@@ -54,17 +52,17 @@ def shortened(text: str, size: int, width: int) -> str:
     return text + "..."
 
 
-def draw_grid(masks: Floats, least: int = 96) -> UInt8:
-    """Draw masks side by side, white inside and black outside, with a gap between.
+def draw_grid(masks: Floats, min_side: int = 96) -> UInt8:
+    """Draw masks in grey in a grid, with a gap between them.
 
     Args:
-        masks: (R, C, h, w) in [0, 1], of R rows and C columns.
-        least: pixels that the short side of a mask has at least, by repeating its own.
+        masks: (R, C, h, w) in [0, 1], for R rows and C columns.
+        min_side: masks with a shorter side are enlarged by an integer until it has so many pixels.
 
     Returns:
-        The picture (R * h', C * w', 3), h' and w' with the gap.
+        The picture, (R * h', C * w', 3); h' and w' include the gap.
     """
-    s, gap = math.ceil(least / min(masks.shape[2:])), 2
+    s, gap = math.ceil(min_side / min(masks.shape[2:])), 2
     grey = np.rint(255 * masks).astype(np.uint8).repeat(s, axis=2).repeat(s, axis=3)
     framed = np.pad(grey, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=128)
     rows, columns, height, width = framed.shape

@@ -20,7 +20,7 @@ from dformer.apps.demo.inputs import find_inputs, output_files
 from dformer.d2.engine.predictor import Predictor
 from dformer.utils.errors import UserError
 from dformer.visualize import enlargement
-from dformer.visualize.video import VideoReader, VideoWriter
+from dformer.visualize.files import VideoReader, VideoWriter
 from tests import load_script
 from tests.d2.tiny import tiny_cfg
 

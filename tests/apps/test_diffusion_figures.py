@@ -14,7 +14,7 @@ from dformer.d2.data import register_shapes
 from dformer.d2.engine.predictor import Predictor
 from dformer.diffusion.schedule import alpha_bar_schedule
 from dformer.utils.errors import UserError
-from dformer.visualize.video import VideoReader
+from dformer.visualize.files import VideoReader
 from tests import load_script
 from tests.d2.tiny import tiny_cfg
 

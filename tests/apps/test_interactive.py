@@ -25,7 +25,7 @@ def ask(**changes) -> Answer:
 
 
 def masks(answer: Answer, step: int = -1) -> list[tuple]:
-    return [(s.category, s.score, s.mask.tobytes()) for s in answer.steps[step].segments]
+    return [(s.category_id, s.score, s.mask.tobytes()) for s in answer.steps[step].segments]
 
 
 def test_the_default_request_is_what_the_predictor_gives():
@@ -34,7 +34,7 @@ def test_the_default_request_is_what_the_predictor_gives():
     assert request.task == "panoptic" and request.masks == predictor.num_masks == 20
     predictor.model.tasks = ("panoptic",)
     segment_map, infos = predictor([read_image(EXAMPLE)])[0]["panoptic_seg"]
-    assert [(s.category, s.score) for s in found] == [(i["category_id"], i["score"]) for i in infos]
+    assert [(s.category_id, s.score) for s in found] == [(i["category_id"], i["score"]) for i in infos]
     assert all((s.mask == (segment_map.numpy() == i["id"])).all() for s, i in zip(found, infos, strict=True))
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from dformer.utils.errors import UserError
-from dformer.visualize.video import VideoReader
+from dformer.visualize.files import VideoReader
 from tests.datasets import SCRIPTS, load_script
 
 shapes = load_script("shapes")

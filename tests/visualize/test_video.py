@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dformer.utils.errors import UserError
-from dformer.visualize.video import CODECS, VideoReader, VideoWriter, save_animation
+from dformer.visualize.files import CODECS, VideoReader, VideoWriter, save_animation
 
 WIDTH, HEIGHT = 64, 48
 

@@ -1,4 +1,4 @@
-"""A trained model on images and videos of the user: pictures, videos, and the segments as JSON."""
+"""The demo: a trained model on images and videos, with pictures, videos and JSON as results."""
 
 from dformer.apps.demo.run import Settings, segment_files
 

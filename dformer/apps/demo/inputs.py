@@ -1,4 +1,4 @@
-"""From what the user names to files that are read, and to files that are written."""
+"""Files to be read and files to be written, by the names that the user gives."""
 
 import glob
 import os
@@ -12,25 +12,25 @@ VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wm
 
 
 def is_video(file: Path) -> bool:
-    """Whether a file is one by its name."""
+    """Return whether a file is a video, by its suffix."""
     return file.suffix.lower() in VIDEOS
 
 
 def find_inputs(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Files that `inputs` (files, folders, patterns) stand for, each once, and what was not found.
+    """Return the files that `inputs` (files, folders, patterns) name, each once, and problems of those without files.
 
     Raises:
         UserError: an input is a URL.
     """
-    found: dict[Path, Path] = {}  # by the file itself, however it is written
+    found: dict[Path, Path] = {}  # by resolved path, as a file may be named in many ways
     problems = []
     for name in inputs:
         if "://" in name:
-            raise UserError(f"{name} is a URL; nothing is fetched here: download it and give the file")
+            raise UserError(f"{name} is a URL; download it, and give the file")
         path = Path(name)
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES | VIDEOS and file.is_file())
-            missing = f"folder {name} holds no images or videos ({', '.join(sorted(IMAGES | VIDEOS))})"
+            missing = f"folder {name} has no images or videos ({', '.join(sorted(IMAGES | VIDEOS))})"
         elif path.exists() or not glob.has_magic(name):
             files, missing = [path], ""
         else:
@@ -44,8 +44,8 @@ def find_inputs(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def output_files(files: Sequence[Path], output: Path) -> Iterator[Path]:
-    """Where the result for each of `files` goes: `<output>/<name>.png`, for videos `.mp4`, numbered where that is taken
-    or is an input."""
+    """Yield the file of each result, `<output>/<name>.png` or, for videos, `.mp4`, numbered if it exists as an input or
+    as another result."""
     inputs = {str(file.resolve()).casefold() for file in files}
     taken: set[str] = set()
     for file in files:

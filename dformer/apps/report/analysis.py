@@ -101,5 +101,7 @@ def _match(pair: SegmentPair) -> list[MatchedSegment]:
         segment = truth or predicted
         assert segment
         score, area = predicted.score if predicted else None, int(segment.mask.sum())
-        matched.append(MatchedSegment(truth and truth.category, predicted and predicted.category, iou, score, area))
+        matched.append(
+            MatchedSegment(truth and truth.category_id, predicted and predicted.category_id, iou, score, area)
+        )
     return matched

@@ -11,7 +11,7 @@ from dformer.d2.data.datasets import class_names, get_metadata, num_classes, thi
 from dformer.data.annotations import annotation_reader
 from dformer.data.images import read_image
 from dformer.data.types import Record
-from dformer.visualize import UInt8, draw_instances, draw_panoptic
+from dformer.visualize import UInt8, draw_segments, instance_segments, panoptic_segments
 
 LONG_SIDE = 480  # pixels; below that, names could not be read
 
@@ -37,7 +37,7 @@ def draw_targets(image: UInt8, classes: Sequence[int], masks: NDArray[np.bool_],
     """An RGB image (H, W, 3) with training targets on top: classes (G,) and masks (G, H, W)."""
     names = class_names(name, task)
     if task == "instance":
-        return draw_instances(image, masks, classes, None, names)
+        return draw_segments(image, instance_segments(masks, classes), names)
     ids = np.zeros(image.shape[:2], np.int64)
     for k, mask in enumerate(masks, start=1):
         ids[mask] = k
@@ -45,4 +45,4 @@ def draw_targets(image: UInt8, classes: Sequence[int], masks: NDArray[np.bool_],
     segments: list[dict[str, Any]] = [
         {"id": k, "category_id": cls, "isthing": cls in things} for k, cls in enumerate(classes, start=1)
     ]
-    return draw_panoptic(image, ids, segments, names)
+    return draw_segments(image, panoptic_segments(ids, segments), names)

@@ -18,8 +18,7 @@ from dformer.data.annotations import annotation_reader
 from dformer.models.dformer import DFormerHead, MaskDiffusion
 from dformer.signals.masks import corrupt
 from dformer.utils import rng
-from dformer.visualize import UInt8, draw_grid, draw_segments
-from dformer.visualize.results import INSTANCE_THRESHOLD, result_segments
+from dformer.visualize import INSTANCE_THRESHOLD, UInt8, draw_grid, draw_segments, result_segments
 
 IMAGES = 2
 MASKS = 6  # of an image that are shown with noise

@@ -1,0 +1,74 @@
+"""Segments: the one form of results and ground truth that pictures, comparisons and JSON files are made from."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dformer.visualize.arrays import Bools, Floats, Ints
+
+INSTANCE_THRESHOLD = 0.5  # default min. score of the instances that are shown
+
+
+class Segment(NamedTuple):
+    """Hold a segment of a result or of the ground truth.
+
+    Attributes:
+        mask: (H, W) bool.
+        category_id: class id in 0..K-1.
+        score: in [0, 1], or None.
+        is_thing: whether it is an object (a thing) or an amorphous region (stuff).
+        is_crowd: whether it is a group of objects annotated as one.
+    """
+
+    mask: Bools
+    category_id: int
+    score: float | None = None
+    is_thing: bool = True
+    is_crowd: bool = False
+
+
+def panoptic_segments(segment_map: Ints, infos: Iterable[Mapping[str, Any]]) -> Iterator[Segment]:
+    """Yield the segments of a panoptic map.
+
+    Args:
+        segment_map: (H, W) segment ids.
+        infos: "id" and "category_id" of each segment, and optionally "score", "isthing" and "iscrowd".
+    """
+    for info in infos:
+        is_thing, is_crowd = bool(info.get("isthing", True)), bool(info.get("iscrowd", False))
+        yield Segment(segment_map == info["id"], info["category_id"], info.get("score"), is_thing, is_crowd)
+
+
+def instance_segments(
+    masks: Bools, classes: Sequence[int] | Ints, scores: Sequence[float] | Floats | None = None
+) -> Iterator[Segment]:
+    """Yield segments from masks (N, H, W), N class ids, and N scores or None."""
+    for k, mask in enumerate(masks):
+        yield Segment(mask, int(classes[k]), None if scores is None else float(scores[k]))
+
+
+def semantic_segments(labels: Ints, num_classes: int) -> Iterator[Segment]:
+    """Yield a segment for each class that occurs in `labels` (H, W); labels outside 0..K-1 are ignored."""
+    known = labels[(labels >= 0) & (labels < num_classes)]
+    for category_id in np.flatnonzero(np.bincount(known)).tolist():
+        yield Segment(labels == category_id, category_id, is_thing=False)
+
+
+def result_segments(result: dict[str, Any], task: str) -> list[Segment]:
+    """Return the segments of an image's result, as a model returns it; none of them is empty.
+
+    Args:
+        result: "panoptic_seg", "instances" or "sem_seg" in Detectron2's form.
+        task: "panoptic", "instance" or "semantic".
+    """
+    if task == "panoptic":
+        segment_map, infos = result["panoptic_seg"]
+        return list(panoptic_segments(segment_map.cpu().numpy(), infos))
+    if task == "instance":
+        instances = result["instances"].to("cpu")
+        masks = instances.pred_masks.numpy()
+        segments = instance_segments(masks, instances.pred_classes.tolist(), instances.scores.tolist())
+        return [segment for segment in segments if segment.mask.any()]
+    scores = result["sem_seg"]
+    return list(semantic_segments(scores.argmax(0).cpu().numpy().astype(np.int64), len(scores)))
