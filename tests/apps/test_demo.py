@@ -173,6 +173,17 @@ def test_wrong_arguments_are_named(monkeypatch, cfg, tmp_path, capsys, arguments
     assert named in capsys.readouterr().err
 
 
+def test_weights_without_a_config_need_a_config_file(monkeypatch, cfg, tmp_path, capsys):
+    torch.save({"model": torch.load(cfg.MODEL.WEIGHTS)["model"]}, tmp_path / "bare.pth")
+    (tmp_path / "tiny.yaml").write_text(cfg.dump())
+    usual = ["--input", save_image(tmp_path / "a.jpg"), "--output", tmp_path / "out"]
+    assert run(monkeypatch, *usual, "--weights", tmp_path / "bare.pth", "--config-file", tmp_path / "tiny.yaml") == 0
+    assert run(monkeypatch, *usual, "--weights", tmp_path / "bare.pth") == 2
+    assert "bare.pth" in capsys.readouterr().err
+    assert run(monkeypatch, *usual) == 2
+    assert "--weights" in capsys.readouterr().err
+
+
 def test_the_seed_and_the_steps(monkeypatch, cfg, tmp_path):
     image = save_image(tmp_path / "a.jpg")
     found = []
