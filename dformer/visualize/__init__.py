@@ -4,7 +4,7 @@ H, W: height and width of the image; K classes; N masks. Pictures are uint8 (H *
 enlarged by an integer s (`enlargement`), so that labels are readable. Files are in `dformer.visualize.files`.
 """
 
-from dformer.visualize.arrays import Bools, Color, Floats, UInt8, fit_size
+from dformer.visualize.arrays import Bools, Color, Floats, Ints, UInt8, fit_size
 from dformer.visualize.color import class_color
 from dformer.visualize.comparison import (
     Match,
@@ -31,6 +31,7 @@ __all__ = [
     "Bools",
     "Color",
     "Floats",
+    "Ints",
     "Match",
     "Region",
     "Segment",
