@@ -11,10 +11,9 @@ from dformer.visualize.comparison import (
     draw_comparison,
     draw_errors,
     draw_semantic_comparison,
-    find_label_errors,
     match_segments,
 )
-from dformer.visualize.overlay import ALPHA, Region, draw_regions, draw_segments, enlargement
+from dformer.visualize.overlay import ALPHA, draw_segments, enlargement
 from dformer.visualize.panels import draw_grid, draw_panels
 from dformer.visualize.segments import (
     INSTANCE_THRESHOLD,
@@ -33,7 +32,6 @@ __all__ = [
     "Floats",
     "Ints",
     "Match",
-    "Region",
     "Segment",
     "UInt8",
     "class_color",
@@ -41,11 +39,9 @@ __all__ = [
     "draw_errors",
     "draw_grid",
     "draw_panels",
-    "draw_regions",
     "draw_segments",
     "draw_semantic_comparison",
     "enlargement",
-    "find_label_errors",
     "fit_size",
     "instance_segments",
     "match_segments",

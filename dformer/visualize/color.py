@@ -8,12 +8,7 @@ from dformer.visualize.arrays import Color
 
 
 def class_color(category_id: int, instance: int = 0) -> Color:
-    """Return the colour of a class, the same in every picture; lightness and chroma vary over its instances.
-
-    Args:
-        category_id: 0 or more.
-        instance: number of the instance among those of its class, from 0.
-    """
+    """Return the colour of a class, the same in all pictures; lightness and chroma vary over its instances 0, 1, ..."""
     golden = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 spread evenly, however many there are
     spread = (0.5 + instance * golden) % 1 - 0.5  # 0 for the first instance, later ones fill [-0.5, 0.5)
     vivid = 0.19 - 0.09 * (category_id * math.sqrt(2) % 1)  # separates classes whose hues are close

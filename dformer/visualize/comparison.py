@@ -93,8 +93,7 @@ def match_segments(truth: Sequence[Segment], prediction: Sequence[Segment], void
     of another: that is one of the wrong class, where panoptic quality counts one missed and one false.
 
     Args:
-        truth: segments of masks (H, W).
-        prediction: likewise.
+        truth, prediction: segments with masks (H, W).
         void: (H, W) bool, unlabelled pixels; None if there are none.
     """
     crowds = [segment for segment in truth if segment.is_crowd]
@@ -102,20 +101,15 @@ def match_segments(truth: Sequence[Segment], prediction: Sequence[Segment], void
     ranked = [segment for segment in prediction if segment.mask.any()]
     ranked.sort(key=lambda segment: -1.0 if segment.score is None else -segment.score)
     ious = {k: _ious(segment.mask, [other.mask for other in ranked], void) for k, segment in free.items()}
-    matches, unmatched = [], []
-    for p, segment in enumerate(ranked):
-        same_class = [k for k in free if free[k].category_id == segment.category_id]
-        best = max(same_class, key=lambda k: ious[k][p], default=None)
-        if best is not None and ious[best][p] > 0.5:
-            matches.append(Match(free.pop(best), segment, ious[best][p]))
-        else:
-            unmatched.append((p, segment))
-    for p, segment in unmatched:
-        best = max(free, key=lambda k: ious[k][p], default=None)
-        if best is not None and ious[best][p] > 0.5:
-            matches.append(Match(free.pop(best), segment, ious[best][p]))
-        elif not _is_ignored(segment, crowds, void):
-            matches.append(Match(None, segment))
+    matches = []
+    unmatched = dict(enumerate(ranked))
+    for any_class in (False, True):
+        for p, segment in list(unmatched.items()):
+            candidates = [k for k in free if any_class or free[k].category_id == segment.category_id]
+            best = max(candidates, key=lambda k: ious[k][p], default=None)
+            if best is not None and ious[best][p] > 0.5:
+                matches.append(Match(free.pop(best), unmatched.pop(p), ious[best][p]))
+    matches += [Match(None, segment) for segment in unmatched.values() if not _is_ignored(segment, crowds, void)]
     return matches + [Match(segment, None) for segment in free.values()]
 
 

@@ -18,21 +18,13 @@ ALPHA = 0.55  # default opacity of a segment's colour
 
 
 class Region(NamedTuple):
-    """Describe a region to be drawn.
+    """Describe a region to be drawn."""
 
-    Attributes:
-        mask: (H, W) bool.
-        text: its label, or "".
-        color: of its area, outline and label.
-        is_thing: stuff is drawn paler than things.
-        slope: 0 fills the region; 1 and -1 draw stripes that rise or fall to the right.
-    """
-
-    mask: Bools
-    text: str
+    mask: Bools  # (H, W)
+    text: str  # its label, or ""
     color: Color
-    is_thing: bool = True
-    slope: int = 0
+    is_thing: bool = True  # stuff is drawn paler than things
+    slope: int = 0  # 0 fills the region; 1 and -1 draw stripes that rise or fall to the right
 
 
 def draw_segments(image: UInt8, segments: Iterable[Segment], class_names: Sequence[str], alpha: float = ALPHA) -> UInt8:

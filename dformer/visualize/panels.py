@@ -13,7 +13,7 @@ GAP = 6  # pixels between pictures, and around them
 
 
 def draw_panels(pictures: Sequence[UInt8], captions: Sequence[str], columns: int | None = None) -> UInt8:
-    """Arrange pictures in rows, each below its caption, on a white sheet.
+    """Lay out pictures in rows, each below its caption, on a white sheet.
 
     Args:
         pictures: at least one, (h, w, 3) RGB of any sizes.

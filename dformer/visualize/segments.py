@@ -11,21 +11,13 @@ INSTANCE_THRESHOLD = 0.5  # default min. score of the instances that are shown
 
 
 class Segment(NamedTuple):
-    """Hold a segment of a result or of the ground truth.
+    """Hold a segment of a result or of the ground truth."""
 
-    Attributes:
-        mask: (H, W) bool.
-        category_id: class id in 0..K-1.
-        score: in [0, 1], or None.
-        is_thing: whether it is an object (a thing) or an amorphous region (stuff).
-        is_crowd: whether it is a group of objects annotated as one.
-    """
-
-    mask: Bools
-    category_id: int
-    score: float | None = None
-    is_thing: bool = True
-    is_crowd: bool = False
+    mask: Bools  # (H, W)
+    category_id: int  # in 0..K-1
+    score: float | None = None  # in [0, 1]
+    is_thing: bool = True  # an object (a thing) or an amorphous region (stuff)
+    is_crowd: bool = False  # a group of objects annotated as one
 
 
 def panoptic_segments(segment_map: Ints, infos: Iterable[Mapping[str, Any]]) -> Iterator[Segment]:

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 
 from dformer.visualize import draw_grid, draw_panels
-from dformer.visualize.labels import font
-from dformer.visualize.panels import shorten
 
 
 def solid(height: int, width: int, value: int) -> np.ndarray:
@@ -39,13 +37,6 @@ def test_captions_are_above_their_picture_and_not_wider():
     assert ys.max() < top
     assert xs.min() >= left and ((xs < left + 200) | (xs >= second)).all() and xs.max() < second + 200
     assert (xs > second + 150).any()
-
-
-@pytest.mark.parametrize("width", [0, 5, 40, 100, 1000])
-def test_a_caption_is_shorten_to_fit(width):
-    text = shorten("Fourscore and seven", 12, width)
-    assert text == "Fourscore and seven" if width == 1000 else text.endswith("...")
-    assert font(12).getlength(text) <= max(width, font(12).getlength("..."))
 
 
 def test_each_picture_needs_a_caption():

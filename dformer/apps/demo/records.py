@@ -12,6 +12,7 @@ for semantic results.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,10 @@ def json_list(file: Path, key: str, others: dict[str, Any]) -> Iterator[Callable
     Raises:
         UserError: the file cannot be written.
     """
-    separator = "\n"
+    separators = chain(["\n"], repeat(",\n"))
 
     def append(item: Any) -> None:
-        nonlocal separator
-        stream.write(separator + json.dumps(item))
-        separator = ",\n"
+        stream.write(next(separators) + json.dumps(item))
 
     with atomic_write(file, keep_interrupted=True) as partial, partial.open("w") as stream:
         stream.write(f"{{{json.dumps(key)}: [")
@@ -64,15 +63,13 @@ def coco_file(
     """
     images: list[dict[str, Any]] = []
     categories = [{"id": k, "name": name, "isthing": int(k in things)} for k, name in enumerate(class_names)]
-    num_annotations = 0
+    ids = count(1)
 
     def add(record: dict[str, Any]) -> None:
-        nonlocal num_annotations
         image = {"id": len(images) + 1, "file_name": record["file"]}
         images.append(image | {key: record[key] for key in ("frame", "height", "width") if key in record})
         for segment in record["segments"]:
-            num_annotations += 1
-            annotation = {"id": num_annotations, "image_id": len(images), "iscrowd": 0}
+            annotation = {"id": next(ids), "image_id": len(images), "iscrowd": 0}
             annotation |= {key: segment[key] for key in ("category_id", "segmentation", "area", "bbox")}
             append(annotation if segment["score"] is None else annotation | {"score": segment["score"]})
 

@@ -35,24 +35,14 @@ MAX_PIXELS = 1920 * 1080
 
 @dataclass(frozen=True)
 class Settings:
-    """Hold the settings of `segment_files`.
+    """Hold the settings of `segment_files`."""
 
-    Attributes:
-        task: one of TASKS; by default INPUT.TASK, for which the model was trained.
-        threshold: min. score of a segment, 0 to 1. By default TEST.OBJECT_THRESHOLD for panoptic results and 0.5 for
-            instances.
-        alpha: opacity of the colours, 0 to 1.
-        every: segment each n-th frame of a video only.
-        batch: number of frames of a video in a batch.
-        coco: also write coco.json.
-    """
-
-    task: str | None = None
-    threshold: float | None = None
-    alpha: float = ALPHA
-    every: int = 1
-    batch: int = 4
-    coco: bool = False
+    task: str | None = None  # one of TASKS; by default INPUT.TASK, for which the model was trained
+    threshold: float | None = None  # min. score, 0 to 1; default: panoptic TEST.OBJECT_THRESHOLD, instance 0.5
+    alpha: float = ALPHA  # opacity of the colours, 0 to 1
+    every: int = 1  # segment each n-th frame of a video only
+    batch: int = 4  # frames of a video in a batch
+    coco: bool = False  # also write coco.json
 
 
 def segment_files(
@@ -153,7 +143,7 @@ class Demo:
         return []
 
     def segment(self, images: Sequence[UInt8]) -> list[tuple[UInt8, list[list[Segment]]]]:
-        """Return, for each image, a picture and each model's segments."""
+        """Return a picture of each image, and the segments that each model found in it."""
         sizes = [fit_size(image.shape[0], image.shape[1], max_pixels=MAX_PIXELS) for image in images]
         found = list(zip(*(model(images, sizes) for model in self.models), strict=True))
         drawn = []
