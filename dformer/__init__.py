@@ -1,3 +1,37 @@
-"""Image segmentation by diffusion: DFormer and its siblings on Detectron2."""
+"""Image segmentation by diffusion: DFormer and its siblings on Detectron2.
 
-__version__ = "0.1.0"
+    import dformer
+    model = dformer.load("dformer://shapes")
+    result = model(image)  # (H, W, 3) uint8, RGB
+
+Nothing heavy is imported before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dformer.utils.version import __version__
+
+if TYPE_CHECKING:
+    from dformer.d2.engine.predictor import Predictor
+
+__all__ = ["__version__", "load"]
+
+
+def load(weights: str, config_file: str | None = None, opts: Sequence[str] = ()) -> Predictor:
+    """Load a trained model and return it as a function of images, on the GPU where there is one.
+
+    Args:
+        weights: a checkpoint of ours or of a published model: a file, a URL, or a shipped model ("dformer://shapes").
+        config_file: config of the model; by default the one of the checkpoint.
+        opts: config overrides, "KEY", "VALUE", ...
+
+    Raises:
+        UserError: the checkpoint or the config cannot be used.
+    """
+    from dformer.d2.checkpoint.zoo import inference_config
+    from dformer.d2.engine.predictor import Predictor
+
+    return Predictor(inference_config(weights, config_file, list(opts)))

@@ -11,7 +11,7 @@ python tools/visualize_diffusion.py --config-file configs/... --dataset shapes_v
 
 import argparse
 
-from dformer.apps.diffusion_figures import SUFFIXES, TIMES, show_corruption, show_denoising
+from dformer.apps.diffusion_figures import SUFFIXES, show_denoising, show_noising
 from dformer.d2.checkpoint.zoo import inference_config
 from dformer.utils.errors import UserError, exit_on_user_error
 
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint of a DFormer (MODEL.WEIGHTS)")
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint of a system with diffusion (MODEL.WEIGHTS)")
     parser.add_argument("--config-file", metavar="FILE", help="config of the model; default: the one of the checkpoint")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", metavar="FILE", help="an image")
@@ -32,7 +32,7 @@ def main() -> None:
         "--output", nargs="+", metavar="FILE", required=True, help=f"what to write: {', '.join(SUFFIXES)}"
     )
     parser.add_argument(
-        "--times", type=int, nargs="*", metavar="T", help=f"times of the noise (default: {' '.join(map(str, TIMES))})"
+        "--times", type=float, nargs="*", metavar="T", help="show ground truth with the noise of these times (all)"
     )
     parser.add_argument("--masks", type=int, default=6, metavar="M", help="how many masks are followed (%(default)s)")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second of animations (%(default)s)")
@@ -48,7 +48,7 @@ def main() -> None:
     elif args.dataset is None:
         raise UserError("--times shows ground truth, which --input has not: name a data set with --dataset and --index")
     else:
-        show_corruption(cfg, args.dataset, args.index, args.times or TIMES, args.masks, args.output, args.fps)
+        show_noising(cfg, args.dataset, args.index, args.times or None, args.masks, args.output, args.fps)
     print(*args.output, sep="\n")
 
 

@@ -1,88 +1,91 @@
-"""The diffusion of a model, followed from outside and drawn.
+"""Figures of the diffusion of any system that has one: noise on its way to a result, ground truth on its way to noise.
 
-M masks of N are followed; H, W: size of the picture; K classes.
+M rows of what is denoised (masks, boxes, bits, ...) are followed; H, W: size of the picture; K classes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
 from torch import Tensor
 
 from dformer.d2.data import class_names, get_metadata, num_classes, read_image, register_custom
 from dformer.d2.data.datasets import loading
 from dformer.d2.engine.predictor import Predictor
-from dformer.d2.modeling.meta_arch import DFormer
-from dformer.data.annotations import annotation_reader
-from dformer.data.types import Record
-from dformer.diffusion.schedule import alpha_bar_schedule
-from dformer.models.mask_decoder import Prediction, attended_regions
-from dformer.signals.masks import diffuse, downsample, to_signal, to_unit
-from dformer.utils import rng
+from dformer.d2.modeling.meta_arch import Segmenter
+from dformer.data.annotations import Record, annotation_reader
 from dformer.utils.errors import UserError
-from dformer.visualize import Bools, Color, Floats, UInt8, class_color, draw_segments, result_segments
+from dformer.visualize import Bools, Color, Floats, UInt8, class_color, draw_segments, fit_size, result_segments
 from dformer.visualize.diffusion import (
-    Layer,
-    Step,
-    corruption_frames,
+    LayerMaps,
+    StepMaps,
     denoising_frames,
-    draw_corruption,
     draw_denoising,
+    draw_noising,
+    noising_frames,
 )
 from dformer.visualize.files import CODECS, FORMATS, save_animation, save_picture
 
-SIDE = 480  # pixels: the long side of a picture of many
-TIMES = (0, 10, 25, 50, 100, 200, 500, 999)
+MAX_SIDE = 480  # pixels of the long side of a picture among many
+TIMES = (0, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1)  # shares of the time of pure noise
 SUFFIXES = (*FORMATS, ".gif", *CODECS)
 
 
 def show_denoising(
-    cfg: CfgNode, file: str | None, name: str | None, index: int, most: int, outputs: Sequence[str], fps: float
+    cfg: CfgNode, file: str | None, name: str | None, index: int, max_rows: int, outputs: Sequence[str], fps: float
 ) -> None:
     """Draw the sampling for an image: a sheet, or an animation with a frame a layer, as each output's suffix says.
 
     Args:
-        cfg: config of a DFormer, its trained weights in MODEL.WEIGHTS.
+        cfg: config of a system with diffusion, its trained weights in MODEL.WEIGHTS.
         file: an image, or None for number `index` of data set `name`.
-        most: number of masks that are followed.
+        max_rows: how many masks (boxes, bits, ...) are followed.
         outputs: files to write, each with one of SUFFIXES.
         fps: frames a second of animations.
 
     Raises:
         UserError: image, model or weights cannot be used, or an output cannot be written.
     """
-    _check(outputs)
+    _check_suffixes(outputs)
     if name is not None:
         register_custom(cfg)
         file = image_record(name, index)["file_name"]
     image = read_image(str(file))
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.TEST.TASKS = (cfg.INPUT.TASK,)
-    trace = denoised(Predictor(cfg), image, cfg.INPUT.TASK, most)
-    _write(outputs, lambda: draw_denoising(*trace), lambda: denoising_frames(*trace), fps)
+    maps = follow_denoising(Predictor(cfg), image, cfg.INPUT.TASK, max_rows)
+    _write(outputs, lambda: draw_denoising(*maps), lambda: denoising_frames(*maps), fps)
 
 
-def show_corruption(
-    cfg: CfgNode, name: str, index: int, times: Sequence[int], most: int, outputs: Sequence[str], fps: float
+def show_noising(
+    cfg: CfgNode,
+    name: str,
+    index: int,
+    times: Sequence[float] | None,
+    max_rows: int,
+    outputs: Sequence[str],
+    fps: float,
 ) -> None:
-    """Draw an annotated image's largest masks at `times`; other arguments, and errors, as of `show_denoising`."""
-    _check(outputs)
+    """Draw what training makes of an annotated image's largest objects at `times` (None: from signal to pure noise).
+
+    Other arguments, and errors, as of `show_denoising`; no weights are needed.
+    """
+    _check_suffixes(outputs)
     register_custom(cfg)
-    objects = annotated_objects(name, index, cfg.INPUT.TASK, most)
-    noisy = corrupted(cfg, objects.masks, times)
-    _write(
-        outputs, lambda: draw_corruption(*objects, noisy, times), lambda: corruption_frames(*objects, noisy, times), fps
-    )
+    objects = annotated_objects(name, index, cfg.INPUT.TASK, max_rows)
+    model = build_model(cfg)
+    times = default_times(model) if times is None else times
+    noisy = [noised(model, objects, t) for t in times]
+    _write(outputs, lambda: draw_noising(*objects, noisy, times), lambda: noising_frames(*objects, noisy, times), fps)
 
 
 class Objects(NamedTuple):
-    """An image (H, W, 3) and M of its objects: masks (M, H, W), class names, colours."""
+    """Hold an image (H, W, 3) and M of its objects: masks (M, H, W), class names, colours."""
 
     image: UInt8
     masks: Bools
@@ -90,29 +93,27 @@ class Objects(NamedTuple):
     colors: list[Color]
 
 
-def annotated_objects(name: str, index: int, task: str, most: int) -> Objects:
-    """The largest objects, at most so many, of an image of a data set, made smaller where it is large.
+def annotated_objects(name: str, index: int, task: str, max_rows: int) -> Objects:
+    """Return the largest objects, at most so many, of an image of a data set, made smaller where it is large.
 
     Raises:
         UserError: there is no such data set or image, it is not annotated for `task`, or has no objects.
     """
     record = image_record(name, index)
-    image = read_image(record["file_name"])
-    resizing = T.ResizeTransform(*image.shape[:2], *_fitted(*image.shape[:2]))
-    image = resizing.apply_image(image)
+    image, resizing = _resized(read_image(record["file_name"]))
     ignore_label = get_metadata(name).get("ignore_label", 255)
     annotation = annotation_reader(task, num_classes(name, task), ignore_label)(record, (resizing.h, resizing.w))
     classes, masks = annotation.targets(T.TransformList([resizing]), (resizing.new_h, resizing.new_w))
     if not classes:
         raise UserError(f"{record['file_name']} has no annotated objects; choose another image with --index")
-    largest = masks.flatten(1).sum(1).argsort(descending=True, stable=True)[:most].tolist()
+    largest = masks.flatten(1).sum(1).argsort(descending=True, stable=True)[:max_rows].tolist()
     chosen = [classes[k] for k in largest]
     names = class_names(name, task)
     return Objects(image, masks[largest].numpy(), [names[c] for c in chosen], _colors(chosen))
 
 
 def image_record(name: str, index: int) -> Record:
-    """The record of image `index` (from 0) of a data set.
+    """Return the record of image `index` (from 0) of a data set.
 
     Raises:
         UserError: there is no such data set or image.
@@ -125,116 +126,95 @@ def image_record(name: str, index: int) -> Record:
     return records[index]
 
 
-def corrupted(cfg: CfgNode, masks: Bools, times: Sequence[int]) -> list[Floats]:
-    """Masks (M, H, W) as they are in training at each of `times`, all with the same noise: (M, h, w) in [0, 1] each.
+def default_times(model: Segmenter) -> list[float]:
+    """Return the times at which noise is shown, from 0 to that of pure noise."""
+    max_time = _max_time(model)
+    return [round(share * max_time) if isinstance(max_time, int) else share * max_time for share in TIMES]
 
-    Schedule, signal scale, encoding and stride are those of DIFFUSION, the noise is drawn from DIFFUSION.SEED.
+
+def noised(model: Segmenter, objects: Objects, t: float) -> Floats:
+    """Return the objects as they are in training at time `t`, always with the same noise: (M, h, w) in [0, 1].
 
     Raises:
-        UserError: a time is not in 0..DIFFUSION.TIMESTEPS - 1.
+        UserError: the system has no diffusion, or no such time.
     """
-    diffusion = cfg.DIFFUSION
-    outside = [t for t in times if not 0 <= t < diffusion.TIMESTEPS]
-    if outside:
-        raise UserError(f"times are 0 to {diffusion.TIMESTEPS - 1} (DIFFUSION.TIMESTEPS), got {outside[0]}")
-    alpha_bar = alpha_bar_schedule(diffusion.SCHEDULE, diffusion.TIMESTEPS)
-    small = downsample(torch.from_numpy(masks), diffusion.MASK_STRIDE)
-    return [
-        diffuse(
-            small,
-            alpha_bar_t=float(alpha_bar[t]),
-            scale=diffusion.SIGNAL_SCALE,
-            encoding=diffusion.ENCODING,
-            generator=rng.generator(torch.device("cpu"), diffusion.SEED),
-        ).numpy()
-        for t in times
-    ]
+    _max_time(model)
+    masks = torch.from_numpy(objects.masks)
+    instances = Instances(objects.image.shape[:2], gt_masks=masks, gt_classes=torch.arange(len(masks)))
+    noisy = model.noisy_targets([{"instances": instances}], t)
+    assert noisy is not None
+    return noisy[0].cpu().numpy()
 
 
 @torch.no_grad()
-def denoised(predictor: Predictor, image: UInt8, task: str, most: int) -> tuple[UInt8, list[Step], list[Color]]:
+def follow_denoising(
+    predictor: Predictor, image: UInt8, task: str, max_rows: int
+) -> tuple[UInt8, list[StepMaps], list[Color]]:
     """Follow the prediction for an image through all sampling steps and decoder layers.
 
     Args:
-        predictor: of a DFormer, `task` in its TEST.TASKS.
+        predictor: of a system with diffusion.
         image: (H, W, 3) RGB.
-        most: of the N masks, so many are followed, or all: those that win most of the image.
+        max_rows: at most so many of what is denoised are followed, the most visible ones.
 
     Returns:
-        The image, made smaller where it is large; the steps; and a colour for each mask, of its class in the end.
+        The image, made smaller where it is large; the steps; and a colour for each row that is followed.
 
     Raises:
-        UserError: the model is no DFormer.
+        UserError: the system has no diffusion.
     """
-    model = predictor.model
-    if not isinstance(model, DFormer):
-        raise UserError(f"{type(model).__name__} has no diffusion to show; give the weights of a DFormer")
-    small = T.ResizeTransform(*image.shape[:2], *_fitted(*image.shape[:2])).apply_image(image)
-    images = model.preprocess([{"image": predictor.prepare(image)}])
-    canvas, seen, size = tuple(images.tensor.shape[2:]), images.image_sizes[0], small.shape[:2]
-    with predictor.autocast:
-        features = model.features(images.tensor)
-        steps = list(model.sample(features, [rng.generator(model.device, model.inference_seed)]))
-    levels = [level.shape[-2:] for level in features[:0:-1]]
-    chosen, classes = _most_seen(steps[-1].output[-1], most)
-
-    def on_image(maps: Tensor, mode: str = "nearest") -> Floats:
-        """(1, M, h, w) over the canvas -> (M, H, W): cut to the image, at the size of the picture."""
-        whole = F.interpolate(maps.float(), canvas, mode=mode)[:, :, : seen[0], : seen[1]]
-        return F.interpolate(whole, size, mode=mode)[0].cpu().numpy()
-
+    _max_time(predictor.model)
+    small, _ = _resized(image)
+    request = replace(predictor.model.request, tasks=(task,))
+    steps = list(predictor.steps([image], [small.shape[:2]], request))
+    rows = steps[-1].outputs[0].visible(max_rows)
+    names = [*predictor.class_names, "nothing"]
     followed = []
     for step in steps:
-        noisy = to_unit(step.x_t[:, chosen], model.head.diffusion.scale)
-        predictions = [_only(prediction, chosen) for prediction in step.output]
-        attended = attended_regions(to_signal(noisy, 1.0), predictions, levels)
-        layers = [
-            Layer(
-                on_image(regions) > 0.5,
-                on_image(prediction.masks, "bilinear") > 0,
-                _texts(prediction.logits[0], predictor.class_names),
+        output, view = step.outputs[0], step.views[0]
+        assert output.noisy is not None and step.t is not None
+        layers = output.layers(rows)
+        maps = [
+            LayerMaps(
+                _array(view.resize(layer.attended)) > 0.5,
+                _array(view.resize(layer.masks, "bilinear")) > 0,
+                [f"{names[c]} {100 * p:.0f}%" for p, c in zip(*_best_class(layer.logits), strict=True)],
             )
-            for regions, prediction in zip(attended, predictions, strict=True)
+            for layer in layers
         ]
-        last = step.output[-1]
-        result = model.result(last.logits[0].float(), last.masks[0].float(), canvas, seen, size)
-        drawn = draw_segments(small, result_segments(result, task), predictor.class_names)
-        followed.append(Step(step.t, on_image(noisy), layers, drawn))
-    return small, followed, _colors(classes.tolist())
+        result = draw_segments(small, result_segments(step.results[0], task), predictor.class_names)
+        followed.append(StepMaps(step.t, _array(view.resize(output.noisy[rows])), maps, result))
+    last = [layer.logits[:, :-1].argmax(-1).tolist() for layer in layers[-1:]]
+    return small, followed, _colors(last[0] if last else range(len(rows)))
 
 
-def _most_seen(prediction: Prediction, most: int) -> tuple[Tensor, Tensor]:
-    """Of an image's N queries, the M that win most pixels, as in panoptic inference; and their likeliest class."""
-    scores, classes = prediction.logits[0].float().softmax(-1)[:, :-1].max(-1)
-    winner = (scores[:, None, None] * prediction.masks[0].float().sigmoid()).argmax(0)
-    chosen = torch.bincount(winner.flatten(), minlength=len(scores)).argsort(descending=True, stable=True)[:most]
-    return chosen, classes[chosen]
+def _best_class(logits: Tensor) -> tuple[list[float], list[int]]:
+    """Return the probability of the likeliest class of each of M rows, and that class, from (M, K + 1)."""
+    probability, classes = logits.softmax(-1).max(-1)
+    return probability.tolist(), classes.tolist()
 
 
-def _only(prediction: Prediction, chosen: Tensor) -> Prediction:
-    """Of some of the queries."""
-    return prediction._replace(logits=prediction.logits[:, chosen], mask_embed=prediction.mask_embed[:, chosen])
+def _max_time(model: Segmenter) -> float:
+    if model.max_time is None:
+        raise UserError(f"{type(model).__name__} has no diffusion to show; give the weights of a system that has one")
+    return model.max_time
 
 
-def _texts(logits: Tensor, names: Sequence[str]) -> list[str]:
-    """The likeliest class of each of M queries and its probability, from (M, K + 1)."""
-    probability, classes = logits.float().softmax(-1).max(-1)
-    names = [*names, "nothing"]
-    return [f"{names[c]} {100 * p:.0f}%" for p, c in zip(probability.tolist(), classes.tolist(), strict=True)]
+def _array(maps: Tensor) -> Floats:
+    return maps.cpu().numpy()
 
 
 def _colors(classes: Sequence[int]) -> list[Color]:
-    """A colour each: of the class, and varied where it comes again."""
+    """Return a colour each: of the class, and varied where it comes again."""
     return [class_color(c, list(classes[:k]).count(c)) for k, c in enumerate(classes)]
 
 
-def _fitted(height: int, width: int) -> tuple[int, int]:
-    """The size in the same proportions whose long side is at most SIDE."""
-    scale = min(1.0, SIDE / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+def _resized(image: UInt8) -> tuple[UInt8, T.ResizeTransform]:
+    resizing = T.ResizeTransform(*image.shape[:2], *fit_size(image.shape[0], image.shape[1], MAX_SIDE))
+    return resizing.apply_image(image), resizing
 
 
-def _check(outputs: Sequence[str]) -> None:
+def _check_suffixes(outputs: Sequence[str]) -> None:
     for output in outputs:
         if Path(output).suffix.lower() not in SUFFIXES:
             raise UserError(f"{output}: the suffix of an output says what it is; choose one of {', '.join(SUFFIXES)}")

@@ -10,15 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dformer
 from dformer.utils.env import REQUIRED, cpu_model, installed
+from dformer.utils.version import PACKAGE, __version__
 
 ADDED_BY_TOOL = ("detectron2", "panopticapi-lite")
 
 
 def dformer_state() -> str:
     """dformer's version, its commit where it is a git checkout, and its folder."""
-    folder = Path(dformer.__file__).parent
+    folder = PACKAGE
     commit = ""
     if (folder.parent / ".git").exists():
         git = ["git", "-C", str(folder), "describe", "--always", "--dirty=, modified"]
@@ -26,7 +26,7 @@ def dformer_state() -> str:
             commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
         except (OSError, subprocess.TimeoutExpired):
             commit = "unknown commit"
-    return f"{dformer.__version__}{f' (git {commit})' if commit else ''} in {folder}"
+    return f"{__version__}{f' (git {commit})' if commit else ''} in {folder}"
 
 
 def detectron2_state() -> str | None:

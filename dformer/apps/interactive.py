@@ -4,89 +4,44 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from detectron2.data import transforms as T
-from torch import Tensor, nn
 
 from dformer.apps.demo.records import segment_record
 from dformer.d2.checkpoint.zoo import inference_config
 from dformer.d2.engine.predictor import Predictor
-from dformer.d2.modeling.meta_arch import DFormer
-from dformer.d2.modeling.meta_arch.segmenter import Segmenter
+from dformer.d2.modeling.meta_arch import Request
 from dformer.data.images import read_image, read_size
-from dformer.models.mask_decoder import Prediction
-from dformer.postprocess import TASKS
-from dformer.utils import rng
 from dformer.utils.errors import UserError
-from dformer.visualize import ALPHA, Color, Segment, UInt8, class_color, draw_segments, result_segments
+from dformer.visualize import ALPHA, Color, Segment, UInt8, class_color, draw_segments, fit_size, result_segments
 
 MAX_MEGAPIXELS = 24  # of an image that is read
 MAX_STEPS = 20
 MAX_SIDE = 1280  # of results and pictures; larger images are made smaller
 
 
-@dataclass(frozen=True)
-class Request:
-    """Attributes:
-    task: "panoptic", "instance" or "semantic".
-    masks: of the model's N, so many are used; at least 1.
-    steps: sampling steps, 1 to `MAX_STEPS`; without meaning for models without diffusion.
-    seed: of the noise, 0 or more.
-    confidence: segments of a lower score are left out, 0 to 1; not of semantic results.
-    overlap: panoptic segments of which less than this share stays visible are left out, 0 to 1.
-    alpha: opacity of the colours, 0 to 1.
-    """
+class Stage(NamedTuple):
+    """Hold what was found after a step: time of the noise (None without diffusion), segments, and a picture of them."""
 
-    task: str
-    masks: int
-    steps: int
-    seed: int
-    confidence: float
-    overlap: float
-    alpha: float
-
-    def check(self, predictor: Predictor) -> None:
-        """Raise UserError where a value is outside of what it can be."""
-        if self.task not in TASKS:
-            raise UserError(f'task "{self.task}" does not exist; choose one of {", ".join(TASKS)}')
-        ranges = {
-            "masks": (1, predictor.num_masks),
-            "steps": (1, MAX_STEPS),
-            "seed": (0, 2**31 - 1),
-            "confidence": (0, 1),
-            "overlap": (0, 1),
-            "alpha": (0, 1),
-        }
-        for name, (low, high) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"{name} must be in {low}..{high}, got {getattr(self, name)}")
-
-
-class Step(NamedTuple):
-    """A result on the way: `t` of the noise that it was made from (None without diffusion), its segments, drawn."""
-
-    t: int | None
+    t: float | None
     segments: list[Segment]
     picture: UInt8
 
 
 class Answer(NamedTuple):
-    """All steps, the last with the result; height and width of the image, names of the classes."""
+    """Hold all stages, the last with the result; height and width of the image, names of the classes."""
 
-    steps: list[Step]
+    stages: list[Stage]
     size: tuple[int, int]
     class_names: Sequence[str]
 
 
 class Entry(NamedTuple):
-    """A line of a legend; `share` of the picture, 0 to 1."""
+    """Hold a line of a legend; `share` of the picture, 0 to 1."""
 
     name: str
     color: Color
@@ -94,32 +49,22 @@ class Entry(NamedTuple):
     share: float
 
 
-class Loaded(NamedTuple):
-    """A model, and the request that its config amounts to."""
-
-    predictor: Predictor
-    request: Request
+_lock = threading.Lock()  # models are loaded, and run, for one request at a time
 
 
-@lru_cache(maxsize=2)
-def load_model(weights: str) -> Loaded:
-    """The model of a checkpoint; the last two stay in memory.
+def load_model(weights: str) -> Predictor:
+    """Return the model of a checkpoint; the last two stay in memory.
 
     Raises:
         UserError: it cannot be used.
     """
-    cfg = inference_config(weights, None, [])
-    predictor = Predictor(cfg)
-    request = Request(
-        task=cfg.INPUT.TASK,
-        masks=predictor.num_masks,
-        steps=min(cfg.DIFFUSION.SAMPLING_STEPS, MAX_STEPS),
-        seed=cfg.DIFFUSION.SEED,
-        confidence=cfg.TEST.OBJECT_THRESHOLD,
-        overlap=cfg.TEST.OVERLAP_THRESHOLD,
-        alpha=ALPHA,
-    )
-    return Loaded(predictor, request)
+    with _lock:
+        return _load_model(weights)
+
+
+@lru_cache(maxsize=2)
+def _load_model(weights: str) -> Predictor:
+    return Predictor(inference_config(weights, None, []))
 
 
 def open_image(file: str | Path) -> UInt8:
@@ -138,97 +83,45 @@ def open_image(file: str | Path) -> UInt8:
             )
         return read_image(file)
     except UserError as error:
-        raise UserError(str(error).replace(str(file), name)) from error  # not where it lies on the server
+        raise UserError(str(error).replace(str(file), name)) from error  # without its folder on the server
 
 
-_running = threading.Lock()  # of models: one request at a time is computed
-
-
-@torch.no_grad()
-def segment(predictor: Predictor, image: UInt8, request: Request, seconds: float) -> Answer:
-    """Segment an image, and keep what was there after each sampling step.
+def segment(predictor: Predictor, image: UInt8, request: Request, seconds: float, alpha: float = ALPHA) -> Answer:
+    """Segment an image, and return what was found after each step.
 
     Args:
         image: (H, W, 3) RGB.
+        request: of one task. Instances of a score below its `object_threshold` are left out, too.
         seconds: after which it is given up, between two steps. Time in which others are served does not count.
+        alpha: opacity of the colours, 0 to 1.
 
     Raises:
         UserError: a value of the request is out of range, or it took too long.
     """
-    request.check(predictor)
-    steps = []
-    small = _fitted(image)
-    with _running, _set_up(predictor.model, request), predictor.autocast:
+    if "steps" in predictor.model.options and request.steps > MAX_STEPS:
+        raise UserError(f"steps must be in 1..{MAX_STEPS}, got {request.steps}")
+    (task,) = request.tasks
+    size = fit_size(image.shape[0], image.shape[1], MAX_SIDE)
+    small = T.ResizeTransform(*image.shape[:2], *size).apply_image(image)
+    stages: list[Stage] = []
+    with _lock:
         start = time.monotonic()
-        for t, prediction, canvas, seen in _predictions(predictor, small):
-            steps.append(_step(predictor, small, request, t, prediction, canvas, seen))
-            if time.monotonic() - start > seconds and len(steps) < request.steps:
+        for step in predictor.steps([small], request=request):
+            segments = result_segments(step.results[0], task, request.object_threshold)
+            stages.append(Stage(step.t, segments, draw_segments(small, segments, predictor.class_names, alpha)))
+            if time.monotonic() - start > seconds and len(stages) < request.steps:
                 raise UserError(
-                    f"given up after {seconds:g} seconds, with {len(steps)} of {request.steps} sampling steps done; "
+                    f"given up after {seconds:g} seconds, with {len(stages)} of {request.steps} sampling steps done; "
                     "ask for fewer, or for a smaller image"
                 )
-    return Answer(steps, image.shape[:2], predictor.class_names)
+    return Answer(stages, (image.shape[0], image.shape[1]), predictor.class_names)
 
 
-def _predictions(
-    predictor: Predictor, image: UInt8
-) -> Iterator[tuple[int | None, Prediction, tuple[int, int], tuple[int, int]]]:
-    """After each step: its t, the prediction, and the sizes of the padded and of the resized image."""
-    model = predictor.model
-    images = model.preprocess([{"image": predictor.prepare(image)}])
-    sizes = tuple(images.tensor.shape[2:]), images.image_sizes[0]
-    features, generators = model.features(images.tensor), [rng.generator(model.device, model.inference_seed)]
-    if isinstance(model, DFormer):
-        for step in model.sample(features, generators):
-            yield step.t, step.output[-1], *sizes
-    else:
-        yield None, model.predict(features, generators), *sizes
-
-
-def _step(
-    predictor: Predictor,
-    image: UInt8,
-    request: Request,
-    t: int | None,
-    prediction: Prediction,
-    canvas: tuple[int, int],
-    seen: tuple[int, int],
-) -> Step:
-    logits, masks = prediction.logits[0].float(), prediction.masks[0].float()
-    result = predictor.model.result(logits, masks, canvas, seen, image.shape[:2])
-    segments = result_segments(result, request.task)
-    if request.task == "instance":
-        segments = [segment for segment in segments if (segment.score or 0) >= request.confidence]
-    return Step(t, segments, draw_segments(image, segments, predictor.class_names, request.alpha))
-
-
-@contextmanager
-def _set_up(model: Segmenter, request: Request) -> Iterator[None]:
-    """Set a model up for a request, with as many of its queries as there are to be masks."""
-    model.tasks = (request.task,)
-    model.object_threshold, model.overlap_threshold = request.confidence, request.overlap
-    model.inference_seed = request.seed
-    head: Any = model.head
-    owners: list[tuple[nn.Module, str]] = [(head.mask_decoder, "query_embed")]
-    if isinstance(model, DFormer):
-        model.sampling_steps = request.steps
-    else:
-        owners.append((head, "query_feat"))
-    whole: list[Tensor] = [getattr(owner, name) for owner, name in owners]
-    try:
-        for (owner, name), queries in zip(owners, whole, strict=True):
-            setattr(owner, name, nn.Parameter(queries[: request.masks]))
-        yield
-    finally:
-        for (owner, name), queries in zip(owners, whole, strict=True):
-            setattr(owner, name, queries)
-
-
-def legend(step: Step, class_names: Sequence[str]) -> list[Entry]:
-    """The segments of a step in the order and the colours in which they are drawn."""
+def legend(stage: Stage, class_names: Sequence[str]) -> list[Entry]:
+    """Return the segments of a stage in the order and the colours in which they are drawn."""
     instances: Counter[int] = Counter()
     entries = []
-    for segment in step.segments:
+    for segment in stage.segments:
         color = class_color(segment.category_id, instances[segment.category_id])
         instances[segment.category_id] += 1
         entries.append(Entry(class_names[segment.category_id], color, segment.score, float(segment.mask.mean())))
@@ -236,23 +129,10 @@ def legend(step: Step, class_names: Sequence[str]) -> list[Entry]:
 
 
 def as_json(answer: Answer, request: Request, weights: str) -> str:
-    """The result as `tools/demo.py` writes it for an image, with the settings beside."""
-    content = {
-        "weights": weights,
-        **vars(request),
-        "height": answer.size[0],
-        "width": answer.size[1],
-        "segments": [
-            segment_record(k, segment, answer.size, answer.class_names)
-            for k, segment in enumerate(answer.steps[-1].segments, start=1)
-        ],
-    }
-    return json.dumps(content, indent=1)
-
-
-def _fitted(image: UInt8) -> UInt8:
-    """The image, made smaller where its long side has more than `MAX_SIDE` pixels."""
-    height, width = image.shape[:2]
-    scale = min(1.0, MAX_SIDE / max(height, width))
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    return T.ResizeTransform(height, width, *size).apply_image(image)
+    """Return the result as `tools/demo.py` writes it for an image, with the request beside it."""
+    records = [
+        segment_record(k, segment, answer.size, answer.class_names)
+        for k, segment in enumerate(answer.stages[-1].segments, start=1)
+    ]
+    size = {"height": answer.size[0], "width": answer.size[1]}
+    return json.dumps({"weights": weights, **vars(request), **size, "segments": records}, indent=1)

@@ -2,7 +2,7 @@
 
 import os
 
-# Before Gradio is imported: it reports nothing to anybody.
+# Before Gradio is imported: no telemetry.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -24,20 +23,20 @@ from dformer.apps.interactive import (
     MAX_MEGAPIXELS,
     MAX_STEPS,
     Entry,
-    Request,
     as_json,
     legend,
     load_model,
     open_image,
     segment,
 )
-from dformer.postprocess import TASKS
+from dformer.d2.modeling.meta_arch import Request
 from dformer.utils.errors import UserError
+from dformer.visualize import ALPHA
 from dformer.visualize.files import save_picture
 
 MAX_UPLOAD = "32mb"
 WAITING = 16  # requests in the queue; further ones are turned away
-SESSIONS = 64  # whose sampling steps are remembered
+SESSIONS = 64  # whose steps are kept
 RESULTS = 32  # that are kept on disk, to look at their steps and to download
 STYLE = ".swatch { display: inline-block; width: 1em; height: 1em; border-radius: 3px; vertical-align: -0.15em }"
 
@@ -52,7 +51,7 @@ def serve(
     share: bool = False,
     seconds: float = 60,
 ) -> None:
-    """Show the page until the process is interrupted.
+    """Serve the page until the process is interrupted.
 
     Args:
         weights: checkpoints to choose from; the first is loaded now.
@@ -85,94 +84,125 @@ def serve(
 
 
 def build(weights: Sequence[str], examples: Sequence[str], folder: Path, seconds: float) -> gr.Blocks:
-    """The page; its results go to `folder`."""
-    first = load_model(weights[0])
-    default, results = first.request, Results(folder)
+    """Return the page; its results go to `folder`."""
+    results, first = Results(folder), controls(weights[0])
     with gr.Blocks(title="dformer", analytics_enabled=False, delete_cache=(300, 3600)) as page:
         gr.Markdown(f"# Segmentation by diffusion\nImages of up to {MAX_MEGAPIXELS} megapixels, one after another.")
-        steps = gr.State([])
+        stages = gr.State([])
         with gr.Row():
             with gr.Column(scale=2):
-                # The file as it is: what is wrong with it, `open_image` tells.
+                # The path of the file as uploaded: `open_image` reads and checks it.
                 image = gr.Image(label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"])
                 image.preprocess = lambda payload: payload.path if payload else None
                 if examples:
                     gr.Examples([[file] for file in examples], image)
                 checkpoint = gr.Dropdown(list(weights), value=weights[0], label="Checkpoint", visible=len(weights) > 1)
-                task = gr.Radio(list(TASKS), value=default.task, label="Task")
+                task = gr.Radio(**first["task"])
                 with gr.Row():
-                    sampling = gr.Slider(1, MAX_STEPS, default.steps, step=1, label="Sampling steps")
-                    masks = gr.Slider(1, default.masks, default.masks, step=1, label="Masks")
-                    seed = gr.Number(default.seed, precision=0, minimum=0, label="Seed")
+                    numbers = [gr.Slider(**first["steps"]), gr.Slider(**first["proposals"]), gr.Number(**first["seed"])]
                 with gr.Accordion("Thresholds and drawing", open=False):
-                    confidence = gr.Slider(0, 1, default.confidence, step=0.01, label="Least score")
-                    overlap = gr.Slider(0, 1, default.overlap, step=0.01, label="Least visible share (panoptic)")
-                    alpha = gr.Slider(0, 1, default.alpha, step=0.05, label="Opacity")
+                    thresholds = [gr.Slider(**first["object_threshold"]), gr.Slider(**first["overlap_threshold"])]
+                    alpha = gr.Slider(0, 1, ALPHA, step=0.05, label="Opacity")
                 button = gr.Button("Segment", variant="primary", elem_id="segment")
             with gr.Column(scale=3):
                 picture = gr.Image(label="Result", interactive=False, buttons=["fullscreen"], elem_id="picture")
-                step = gr.Slider(1, 2, 1, step=1, label="Result after sampling step", visible=False, elem_id="step")
+                stage = gr.Slider(1, 2, 1, step=1, label="Result after sampling step", visible=False, elem_id="step")
                 entries = gr.HTML(elem_id="legend")
                 with gr.Row():
                     png = gr.DownloadButton("Picture (PNG)", interactive=False, elem_id="png")
                     json = gr.DownloadButton("Segments (JSON)", interactive=False, elem_id="json")
-        settings = [checkpoint, task, masks, sampling, seed, confidence, overlap, alpha]
-        shown = [picture, entries]
+        asked, shown = [task, *numbers, *thresholds], [picture, entries]
         button.click(
-            told(partial(answer, results, seconds)),
-            [image, *settings],
-            [steps, step, *shown, png, json],
+            show_errors(partial(answer, results, seconds)),
+            [image, checkpoint, *asked, alpha],
+            [stages, stage, *shown, png, json],
             api_name=False,
         )
-        step.input(told(show), [steps, step], shown, concurrency_limit=4, trigger_mode="always_last", api_name=False)
-        checkpoint.change(told(defaults), checkpoint, [task, masks, sampling, confidence, overlap], api_name=False)
+        stage.input(
+            show_errors(show), [stages, stage], shown, concurrency_limit=4, trigger_mode="always_last", api_name=False
+        )
+        checkpoint.change(show_errors(updated_controls), checkpoint, asked, api_name=False)
     return page
 
 
+def controls(weights: str) -> dict[str, dict[str, Any]]:
+    """Return the arguments of the controls that a checkpoint's model has, in the order in which `answer` takes them."""
+    predictor = load_model(weights)
+    options, request = predictor.model.options, predictor.model.request
+
+    def slider(name: str, label: str, value: int, limit: int | None = None) -> dict[str, Any]:
+        low, high = options.get(name, (0, 1))
+        high = min(high, limit or high)
+        bounds = {"minimum": low, "maximum": high, "value": min(value, high)}
+        return {**bounds, "step": 1, "label": label, "visible": name in options}
+
+    share = {"minimum": 0, "maximum": 1, "step": 0.01}
+    return {
+        "task": {"choices": list(predictor.model.tasks), "value": predictor.task, "label": "Task"},
+        "steps": slider("steps", "Sampling steps", request.steps, MAX_STEPS),
+        "proposals": slider("proposals", "Proposals", options.get("proposals", (0, 0))[1]),
+        "seed": {"value": request.seed, "precision": 0, "minimum": 0, "label": "Seed", "visible": "seed" in options},
+        "object_threshold": {**share, "value": request.object_threshold, "label": "Minimum score"},
+        "overlap_threshold": {
+            **share,
+            "value": request.overlap_threshold,
+            "label": "Minimum visible share (panoptic)",
+        },
+    }
+
+
+def updated_controls(weights: str) -> list[Any]:
+    """Return the controls of a checkpoint that has just been chosen."""
+    kinds = {"task": gr.Radio, "seed": gr.Number}
+    return [kinds.get(name, gr.Slider)(**arguments) for name, arguments in controls(weights).items()]
+
+
 class Results:
-    """Files of the last `RESULTS` answers."""
+    """Keep the files of the last `RESULTS` answers."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._last: deque[Path] = deque()
 
     def new(self) -> Path:
-        """A folder for an answer; the oldest makes room for it."""
+        """Return a new folder for an answer; the oldest one is removed."""
         if len(self._last) == RESULTS:
             shutil.rmtree(self._last.popleft(), ignore_errors=True)
         self._last.append(Path(tempfile.mkdtemp(prefix="result-", dir=self._folder)))
         return self._last[-1]
 
 
-def told(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, its UserErrors shown on the page."""
+def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `function`, so that its UserErrors are shown on the page."""
 
-    def telling(*arguments: Any) -> Any:
+    def wrapped(*arguments: Any) -> Any:
         try:
             return function(*arguments)
         except UserError as error:
             raise gr.Error(escape(str(error)), duration=None, print_exception=False) from error
 
-    return telling
+    return wrapped
 
 
 def answer(results: Results, seconds: float, file: str | None, weights: str, *settings: Any) -> tuple[Any, ...]:
-    """What "Segment" shows: values of the steps, their slider, the picture, the legend and both downloads."""
+    """Return what "Segment" shows: the stages, their slider, the picture, the legend and both downloads."""
     if not file:
         raise UserError("drop an image first, or pick an example")
     image = open_image(file)
-    task, masks, steps, seed, *thresholds = settings
-    request = Request(task, int(masks), int(steps), int(seed), *thresholds)
-    predictor = load_model(weights).predictor
-    request = replace(request, masks=min(request.masks, predictor.num_masks))  # of another checkpoint
-    found = segment(predictor, image, request, seconds)
+    task, steps, proposals, seed, object_threshold, overlap_threshold, alpha = settings
+    predictor = load_model(weights)
+    known = {"steps": int(steps), "proposals": int(proposals), "seed": int(seed)}
+    numbers = {name: value for name, value in known.items() if name in predictor.model.options}
+    request = Request((task,), object_threshold=object_threshold, overlap_threshold=overlap_threshold, **numbers)
+    found = segment(predictor, image, request, seconds, alpha)
     folder = results.new()
+    (folder / "steps").mkdir()  # an upload may have any name
     shown: list[Shown] = []
-    for k, result in enumerate(found.steps, start=1):
-        picture = folder / f"step-{k}.png"
-        save_picture(result.picture, picture)
-        title = "" if result.t is None else f"step {k} of {len(found.steps)}, t = {result.t}"
-        shown.append((str(picture), title, legend_html(title, legend(result, found.class_names))))
+    for k, stage in enumerate(found.stages, start=1):
+        picture = folder / "steps" / f"{k}.png"
+        save_picture(stage.picture, picture)
+        title = "" if stage.t is None else f"step {k} of {len(found.stages)}, t = {stage.t:g}"
+        shown.append((str(picture), title, legend_html(title, legend(stage, found.class_names))))
     stem = Path(file).stem
     png, json = folder / f"{stem}.png", folder / f"{stem}.json"
     shutil.copyfile(shown[-1][0], png)
@@ -183,35 +213,28 @@ def answer(results: Results, seconds: float, file: str | None, weights: str, *se
     return shown, slider, *show(shown, count), *downloads
 
 
-def show(steps: list[Shown], number: float) -> tuple[str, str]:
-    """Picture and legend after sampling step `number`, from 1."""
-    if not 1 <= number <= len(steps) or not Path(steps[int(number) - 1][0]).is_file():
+def show(stages: list[Shown], number: float) -> tuple[str, str]:
+    """Return picture and legend after step `number`, from 1."""
+    if not 1 <= number <= len(stages) or not Path(stages[int(number) - 1][0]).is_file():
         raise UserError("this result is no longer kept; segment the image again")
-    picture, _, entries = steps[int(number) - 1]
+    picture, _, entries = stages[int(number) - 1]
     return picture, entries
 
 
-def defaults(weights: str) -> tuple[Any, ...]:
-    """The settings of a checkpoint that has just been chosen."""
-    request = load_model(weights).request
-    masks = gr.Slider(maximum=request.masks, value=request.masks)
-    return request.task, masks, request.steps, request.confidence, request.overlap
-
-
 def legend_html(title: str, entries: Sequence[Entry]) -> str:
-    """A table of segments: colour, class, score, share of the image."""
+    """Return a table of segments: colour, class, score, share of the image."""
     rows = "".join(
         f"<tr><td><span class=swatch style='background: rgb{entry.color}'></span> {escape(entry.name)}</td>"
         f"<td>{'' if entry.score is None else f'{100 * entry.score:.0f} %'}</td><td>{100 * entry.share:.1f} %</td></tr>"
         for entry in entries
     )
     if not entries:
-        return f"<p>{title}</p><p>Nothing was found; a lower least score shows more.</p>"
+        return f"<p>{title}</p><p>Nothing was found; a lower minimum score shows more.</p>"
     return f"<p>{title}</p><table><tr><th>segment</th><th>score</th><th>of the image</th></tr>{rows}</table>"
 
 
 class OwnResourcesOnly:
-    """ASGI middleware that forbids the browser to fetch anything from elsewhere, which Gradio's page would."""
+    """Forbid the browser to fetch anything from elsewhere, which Gradio's page would (ASGI middleware)."""
 
     POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 

@@ -1,7 +1,6 @@
-"""From noise to signal in few steps: DDIM (Song et al. 2021), DDPM (Ho et al. 2020); the denoiser predicts x_0."""
+"""From noise to signal in few steps: DDIM (Song et al. 2021), DDPM (Ho et al. 2020). The denoiser predicts x_0."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -9,22 +8,25 @@ import torch
 from torch import Tensor
 
 from dformer.diffusion.prediction import eps_from_x0
+from dformer.diffusion.schedule import Schedule, broadcast_to
 
 Output = TypeVar("Output")
+Time = float | int
+DrawNoise = Callable[[], Tensor]  # standard normal noise of the signal's shape, new at each call
 
 
 @dataclass(frozen=True)
 class SamplingStep(Generic[Output]):
-    """One step of `sample`: the noisy signal x_t at timestep t, the predicted x_0, and the denoiser's own output."""
+    """Hold one step of `sample`: the noisy signal x_t at time t, the predicted x_0, and the denoiser's own output."""
 
-    t: int
+    t: Time
     x_t: Tensor
     x0: Tensor
     output: Output
 
 
 def time_pairs(timesteps: int, steps: int) -> list[tuple[int, int]]:
-    """Pairs (t, t_next) from T-1 down to -1, which stands for the clean signal (DFormer, Alg. 2).
+    """Return pairs (t, t_next) from T-1 down to -1, the clean signal (DFormer, Alg. 2).
 
     The times are linspace(-1, T-1, steps + 1) in reverse, truncated to integers as published.
     """
@@ -34,41 +36,55 @@ def time_pairs(timesteps: int, steps: int) -> list[tuple[int, int]]:
     return list(zip(times[:-1], times[1:], strict=True))
 
 
-def ddim_step(x_t: Tensor, x0: Tensor, alpha_bar_t: float, alpha_bar_next: float, eta: float, noise: Tensor) -> Tensor:
-    """x at the next, less noisy time (DDIM, Eq. 12 with Eq. 16); `eta` 0: deterministic, 1: as DDPM."""
-    sigma = eta * math.sqrt((1 - alpha_bar_next) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_next))
-    direction = math.sqrt(1 - alpha_bar_next - sigma**2)
-    return math.sqrt(alpha_bar_next) * x0 + direction * eps_from_x0(x_t, x0, alpha_bar_t) + sigma * noise
+def ddim_step(
+    x_t: Tensor, x0: Tensor, alpha_bar_t: Tensor, alpha_bar_next: Tensor, draw_noise: DrawNoise, eta: float = 0.0
+) -> Tensor:
+    """Return x at the next, less noisy time (DDIM, Eq. 12 with Eq. 16); `eta` 0: deterministic, 1: as DDPM."""
+    sigma = eta * ((1 - alpha_bar_next) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_next)).sqrt()
+    direction = broadcast_to((1 - alpha_bar_next - sigma**2).sqrt(), x_t)
+    x_next = broadcast_to(alpha_bar_next.sqrt(), x_t) * x0 + direction * eps_from_x0(x_t, x0, alpha_bar_t)
+    return x_next + broadcast_to(sigma, x_t) * draw_noise() if eta > 0 else x_next
 
 
-def ddpm_step(x_t: Tensor, x0: Tensor, alpha_bar_t: float, alpha_bar_next: float, noise: Tensor) -> Tensor:
-    """x at the next time by the posterior q(x_next | x_t, x_0) (DDPM, Eq. 6 and 7), for any two times."""
+def ddpm_step(x_t: Tensor, x0: Tensor, alpha_bar_t: Tensor, alpha_bar_next: Tensor, draw_noise: DrawNoise) -> Tensor:
+    """Return x at the next time by the posterior q(x_next | x_t, x_0) (DDPM, Eq. 6 and 7), for any two times."""
     alpha = alpha_bar_t / alpha_bar_next
-    mean = math.sqrt(alpha_bar_next) * (1 - alpha) * x0 + math.sqrt(alpha) * (1 - alpha_bar_next) * x_t
+    x0_weight = alpha_bar_next.sqrt() * (1 - alpha) / (1 - alpha_bar_t)
+    x_t_weight = alpha.sqrt() * (1 - alpha_bar_next) / (1 - alpha_bar_t)
     variance = (1 - alpha_bar_next) / (1 - alpha_bar_t) * (1 - alpha)
-    return mean / (1 - alpha_bar_t) + math.sqrt(variance) * noise
+    mean = broadcast_to(x0_weight, x_t) * x0 + broadcast_to(x_t_weight, x_t) * x_t
+    return mean + broadcast_to(variance.sqrt(), x_t) * draw_noise()
 
 
 def sample(
-    denoise: Callable[[Tensor, int], tuple[Tensor, Output]],
-    draw_noise: Callable[[], Tensor],
-    alpha_bar: Tensor,
-    steps: int,
-    eta: float,
+    denoise: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Output]],
+    draw_noise: DrawNoise,
+    times: Sequence[tuple[Time, Time]],
+    alpha_bar: Schedule,
+    step: Callable[[Tensor, Tensor, Tensor, Tensor, DrawNoise], Tensor] = ddim_step,
+    renew: Callable[[Tensor, SamplingStep[Output], Time], Tensor] | None = None,
 ) -> Iterator[SamplingStep[Output]]:
-    """Denoise from pure noise in `steps` DDIM steps; the last item holds the result.
+    """Denoise from pure noise and yield each step; the last one has the result.
 
     Args:
-        denoise: (x_t, t) -> (predicted x_0 of x_t's shape, anything else that the caller wants back).
-        draw_noise: standard normal noise of the signal's shape, new at each call.
-        alpha_bar: the schedule (T,).
-        steps: 1..T.
-        eta: 0 (deterministic after the first noise) to 1 (DDPM).
+        denoise: (x_t (B, ...), t (B,), the x_0 predicted before or None) -> (predicted x_0, of x_t's shape; anything
+            else that the caller wants back).
+        draw_noise: of the first x_t and of stochastic steps.
+        times: pairs (t, t_next). At t the signal is denoised, to t_next it is stepped; nothing follows the last t.
+            The next pair may begin elsewhere than at t_next (asymmetric steps).
+        alpha_bar: the schedule.
+        step: (x_t, x_0, alpha_bar at t, alpha_bar at t_next, draw_noise) -> x at t_next.
+        renew: (x at t_next, the step before, t_next) -> x at t_next, with rows renewed or known parts pasted in.
     """
-    x_t = draw_noise()
-    for t, t_next in time_pairs(len(alpha_bar), steps):
-        x0, output = denoise(x_t, t)
-        yield SamplingStep(t, x_t, x0, output)
-        if t_next >= 0:
-            noise = draw_noise() if eta > 0 else torch.zeros_like(x_t)
-            x_t = ddim_step(x_t, x0, float(alpha_bar[t]), float(alpha_bar[t_next]), eta, noise)
+    x_t, x0 = draw_noise(), None
+
+    def at(t: Time) -> Tensor:
+        return torch.full((len(x_t),), t, device=x_t.device)
+
+    for k, (t, t_next) in enumerate(times, start=1):
+        x0, output = denoise(x_t, at(t), x0)
+        taken = SamplingStep(t, x_t, x0, output)
+        yield taken
+        if k < len(times):
+            x_t = step(x_t, x0, alpha_bar(at(t)), alpha_bar(at(t_next)), draw_noise)
+            x_t = renew(x_t, taken, t_next) if renew else x_t

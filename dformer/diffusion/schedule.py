@@ -1,8 +1,10 @@
-"""Noise schedules t -> alpha_bar, and the forward process q(x_t | x_0).
+"""Noise schedules alpha_bar(t), and the forward process q(x_t | x_0).
 
-Symbols: T timesteps; t in 0..T-1, 0 the least noise; beta_t the variance added at t;
-alpha_bar_t = prod_{s<=t} (1 - beta_s).
-Schedules are float64 vectors on the CPU; what is computed from them for a tensor takes that tensor's dtype.
+A schedule is a function of the time: a tensor t of any shape -> alpha_bar, float64, of that shape and device. It falls
+from about 1 (signal) to about 0 (noise). It looks t up in a table (`table_schedule`, t in 0..T-1, 0 the least noise),
+or computes alpha_bar from a continuous t.
+
+Symbols: T timesteps; beta_t the variance added at t; alpha_bar_t = prod_{s<=t} (1 - beta_s).
 """
 
 import math
@@ -11,37 +13,73 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Schedule = Callable[[Tensor], Tensor]
+
 
 def cosine_betas(timesteps: int, s: float = 0.008, max_beta: float = 0.999) -> Tensor:
-    """Betas (T,) of the cosine schedule (Nichol and Dhariwal 2021, Eq. 17): alpha_bar ~ cos^2, offset s near t = 0."""
+    """Return the cosine schedule's betas (T,), float64 (Nichol and Dhariwal 2021, Eq. 17; `s`: offset near t = 0)."""
     u = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
     f = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(0, max_beta)
 
 
 def linear_betas(timesteps: int, start: float = 1e-4, end: float = 2e-2) -> Tensor:
-    """Betas (T,) growing linearly (Ho et al. 2020, Sec. 4); the ends are for T = 1000 and scale with 1000 / T."""
+    """Return betas (T,), float64, that grow linearly (Ho et al. 2020, Sec. 4); both ends scale with 1000 / T."""
     return torch.linspace(start, end, timesteps, dtype=torch.float64).mul(1000 / timesteps).clamp(0, 0.999)
 
 
 def scaled_linear_betas(timesteps: int, start: float = 8.5e-4, end: float = 1.2e-2) -> Tensor:
-    """Betas (T,) whose square roots grow linearly, as in latent diffusion (Rombach et al. 2022)."""
+    """Return betas (T,), float64, whose square roots grow linearly (latent diffusion, Rombach et al. 2022)."""
     root = torch.linspace(math.sqrt(start), math.sqrt(end), timesteps, dtype=torch.float64)
     return root.square().mul(1000 / timesteps).clamp(0, 0.999)
 
 
-SCHEDULES: dict[str, Callable[[int], Tensor]] = {
+BETAS: dict[str, Callable[[int], Tensor]] = {
     "cosine": cosine_betas,
     "linear": linear_betas,
     "scaled_linear": scaled_linear_betas,
 }
 
 
-def alpha_bar_schedule(name: str, timesteps: int) -> Tensor:
-    """alpha_bar (T,), float64, decreasing from about 1 to about 0, of a schedule in `SCHEDULES`."""
-    return torch.cumprod(1 - SCHEDULES[name](timesteps), dim=0)
+def alpha_bar_table(name: str, timesteps: int) -> Tensor:
+    """Return alpha_bar (T,), float64, decreasing, of a schedule in `BETAS`."""
+    return torch.cumprod(1 - BETAS[name](timesteps), dim=0)
 
 
-def q_sample(x0: Tensor, noise: Tensor, alpha_bar_t: float | Tensor) -> Tensor:
-    """x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I), `noise` standard normal (DFormer, Eq. 1)."""
-    return alpha_bar_t**0.5 * x0 + (1 - alpha_bar_t) ** 0.5 * noise
+def table_schedule(alpha_bar: Tensor) -> Schedule:
+    """Return the schedule that looks integer times up in `alpha_bar` (T,)."""
+    copies = {alpha_bar.device: alpha_bar}  # one a device: a copy at each look-up would make the host wait
+
+    def schedule(t: Tensor) -> Tensor:
+        if t.device not in copies:
+            copies[t.device] = alpha_bar.to(t.device)
+        return copies[t.device].take(t)
+
+    return schedule
+
+
+def add_noise(x0: Tensor, noise: Tensor, alpha_bar_t: Tensor) -> Tensor:
+    """Return x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) (DFormer, Eq. 1).
+
+    Args:
+        x0: signal (B, ...).
+        noise: standard normal, of the same shape.
+        alpha_bar_t: (B,), or a scalar for all.
+    """
+    a, s = signal_and_noise_rates(alpha_bar_t, x0)
+    return a * x0 + s * noise
+
+
+def signal_and_noise_rates(alpha_bar_t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) in the dtype of `x`, shaped to multiply it.
+
+    Args:
+        alpha_bar_t: (B,) or a scalar, on the device of `x`; float64 keeps 1 - alpha_bar_t exact near the signal.
+        x: (B, ...).
+    """
+    return broadcast_to(alpha_bar_t.sqrt(), x), broadcast_to((1 - alpha_bar_t).sqrt(), x)
+
+
+def broadcast_to(factor: Tensor, x: Tensor) -> Tensor:
+    """Return `factor` (B,) or a scalar as (B, 1, ...) in the dtype of `x` (B, ...)."""
+    return factor.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) if factor.ndim else factor.to(x.dtype)

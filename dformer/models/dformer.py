@@ -1,40 +1,43 @@
 """DFormer (Wang et al. 2023): segmentation as denoising of N masks.
 
 Shapes: B images of H x W (padded), N masks, noise h x w = H/stride x W/stride, C channels.
-Units: noisy masks given to the decoder are in [0, 1], as published; the diffusion itself runs on the signal in [-b, b].
+Units: the diffusion runs on the signal in [-b, b]; only `DFormerHead.denoise` maps it to [0, 1], as published.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dformer.diffusion.sampler import SamplingStep, sample
-from dformer.diffusion.schedule import alpha_bar_schedule
+from dformer.diffusion.sampler import SamplingStep, ddim_step, sample, time_pairs
+from dformer.diffusion.schedule import Schedule, alpha_bar_table, table_schedule
 from dformer.layers.embedding import TimeModulation
 from dformer.layers.resize import resize
 from dformer.models.mask_decoder import ImageMemory, MaskDecoder, Prediction
 from dformer.models.pixel_decoder import PixelDecoder
-from dformer.signals.masks import corrupt, to_signal, to_unit
+from dformer.signals.masks import downsample, noise_masks, pad_and_shuffle, to_signal, to_unit
 
 
 class MaskDiffusion(NamedTuple):
-    """The settings: alpha_bar (T,), signal scale b, encoding "binary" or "random", image pixels a noise pixel."""
+    """Hold the settings of the diffusion: the schedule over 0..T-1 and T, the signal scale b, the encoding of masks
+    ("binary" or "random"), and how many image pixels wide a noise pixel is."""
 
-    alpha_bar: Tensor
+    alpha_bar: Schedule
+    timesteps: int
     scale: float
     encoding: str
     stride: int
 
     @classmethod
     def create(cls, schedule: str, timesteps: int, scale: float, encoding: str, stride: int) -> "MaskDiffusion":
-        """With the noise schedule of that name."""
-        return cls(alpha_bar_schedule(schedule, timesteps), scale, encoding, stride)
+        """Return the settings with the schedule of that name."""
+        return cls(table_schedule(alpha_bar_table(schedule, timesteps)), timesteps, scale, encoding, stride)
 
 
 class DFormerHead(nn.Module):
-    """Backbone features and noisy masks -> predictions."""
+    """Predict masks and classes from backbone features and noisy masks."""
 
     def __init__(self, *, pixel_decoder: PixelDecoder, mask_decoder: MaskDecoder, diffusion: MaskDiffusion) -> None:
         super().__init__()
@@ -46,81 +49,77 @@ class DFormerHead(nn.Module):
         self.time_modulation = TimeModulation(mask_decoder.hidden_dim)
         self.diffusion = diffusion
 
-    def forward(self, features: list[Tensor], noisy_masks: Tensor, t: Tensor) -> list[Prediction]:
-        """Maps of strides 4, 8, 16, 32, noisy masks (B, N, h, w) in [0, 1], t (B,) -> predictions after each layer."""
-        return self.denoise(self.encode(features), noisy_masks, t)
-
-    def encode(self, features: list[Tensor]) -> ImageMemory:
-        """Maps of strides 4, 8, 16, 32 -> what is the same for all sampling steps."""
-        return self.mask_decoder.encode_memory(self.pixel_decoder(features))
-
-    def denoise(self, image: ImageMemory, noisy_masks: Tensor, t: Tensor) -> list[Prediction]:
-        """As `forward`, for an encoded image."""
-        queries = pool_queries(image.mask_features, noisy_masks)
-        return self.mask_decoder(queries, image, to_signal(noisy_masks, 1.0), self.time_modulation(t))
-
-    def corrupt(self, gt_masks: list[Tensor], generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Noisy masks (B, N, h, w) in [0, 1] and t (B,) for training, one t an image (Alg. 1).
+    def forward(self, features: list[Tensor], x_t: Tensor, t: Tensor) -> list[Prediction]:
+        """Return the predictions after each layer.
 
         Args:
-            gt_masks: B times (G, H, W) bool, on the padded canvas.
+            features: maps of strides 4, 8, 16, 32.
+            x_t: noisy signal (B, N, h, w).
+            t: (B,), 0..T-1.
+        """
+        return self.denoise(self.encode(features), x_t, t)
+
+    def encode(self, features: list[Tensor]) -> ImageMemory:
+        """Return what all sampling steps share, from maps of strides 4, 8, 16, 32."""
+        return self.mask_decoder.encode_memory(self.pixel_decoder(features))
+
+    def denoise(self, memory: ImageMemory, x_t: Tensor, t: Tensor) -> list[Prediction]:
+        """Return the predictions after each layer, for an encoded image; other arguments as of `forward`."""
+        noisy_masks = to_unit(x_t, self.diffusion.scale)  # (B, N, h, w) in [0, 1]
+        queries = pool_queries(memory.mask_features, noisy_masks)  # (B, N, C)
+        return self.mask_decoder(queries, memory, to_signal(noisy_masks, 1.0), self.time_modulation(t))
+
+    def corrupt(self, gt_masks: list[Tensor], generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Return the noisy signal (B, N, h, w) for training and its random times t (B,), one an image (Alg. 1).
+
+        Args:
+            gt_masks: B times (G, H, W) bool, on the padded canvas. With G > N a random subset of N is noised.
             generators: one an image.
         """
-        _, scale, encoding, stride = self.diffusion
-        alpha_bar = self.diffusion.alpha_bar.to(gt_masks[0].device)
+        alpha_bar, timesteps, scale, encoding, stride = self.diffusion
         noisy, times = [], []
         for masks, generator in zip(gt_masks, generators, strict=True):
-            t = torch.randint(len(alpha_bar), (), generator=generator, device=masks.device)
-            times.append(t)
+            t = torch.randint(timesteps, (), generator=generator, device=masks.device)
+            padded = pad_and_shuffle(downsample(masks, stride), len(self.mask_decoder.query_embed), generator)
             noisy.append(
-                corrupt(
-                    masks,
-                    num_masks=len(self.mask_decoder.query_embed),
-                    alpha_bar_t=alpha_bar[t],
-                    scale=scale,
-                    encoding=encoding,
-                    stride=stride,
-                    generator=generator,
-                )
+                noise_masks(padded, alpha_bar_t=alpha_bar(t), scale=scale, encoding=encoding, generator=generator)
             )
+            times.append(t)
         return torch.stack(noisy), torch.stack(times)
 
-    def noise_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(N, h, w) of the noise for a padded image of that size."""
+    def noise_shape(self, height: int, width: int, num_masks: int | None = None) -> tuple[int, int, int]:
+        """Return (N, h, w) of the noise for a padded image of that size; `num_masks` may be fewer than in training."""
         stride = self.diffusion.stride
-        return len(self.mask_decoder.query_embed), -(-height // stride), -(-width // stride)
+        return num_masks or len(self.mask_decoder.query_embed), -(-height // stride), -(-width // stride)
 
     def sample(
         self, features: list[Tensor], draw_noise: Callable[[], Tensor], steps: int, eta: float
     ) -> Iterator[SamplingStep[list[Prediction]]]:
-        """Predictions from noise alone (Alg. 2), a step at a time; the last step's last prediction is the result.
+        """Yield the sampling steps from noise alone (Alg. 2); the last one's last prediction is the result.
 
         Args:
             features: maps of strides 4, 8, 16, 32.
             draw_noise: standard normal noise (B, N, h, w), new at each call.
-            steps, eta: see `dformer.diffusion.sampler.sample`.
+            steps: 1..T.
+            eta: 0 (deterministic after the first noise) to 1 (DDPM).
         """
-        image = self.encode(features)
-        alpha_bar, scale, _, _ = self.diffusion
+        memory = self.encode(features)
+        alpha_bar, timesteps, scale, _, _ = self.diffusion
 
-        def denoise(x_t: Tensor, t: int) -> tuple[Tensor, list[Prediction]]:
-            times = torch.full((len(x_t),), t, device=x_t.device)
-            predictions = self.denoise(image, to_unit(x_t, scale), times)
-            probability = predictions[-1].masks.float().sigmoid()
+        def denoise(x_t: Tensor, t: Tensor, _: Tensor | None) -> tuple[Tensor, list[Prediction]]:
+            predictions = self.denoise(memory, x_t, t)
+            probability = predictions[-1].masks.float().sigmoid()  # (B, N, H/4, W/4)
             return to_signal(resize(probability, x_t.shape[-2:]), scale), predictions
 
-        return sample(denoise, draw_noise, alpha_bar, steps, eta)
+        return sample(denoise, draw_noise, time_pairs(timesteps, steps), alpha_bar, partial(ddim_step, eta=eta))
 
 
 def pool_queries(mask_features: Tensor, masks: Tensor) -> Tensor:
-    """The mean of the mask features weighted by each mask (DFormer, Eq. 3).
+    """Average the mask features over each mask (DFormer, Eq. 3): queries (B, N, C).
 
     Args:
         mask_features: (B, C, h, w).
         masks: (B, N, h', w'), non-negative weights; an empty one gives zeros.
-
-    Returns:
-        (B, N, C).
     """
     weights = resize(masks, mask_features.shape[-2:]).flatten(2)
     total = weights.sum(dim=2, keepdim=True)

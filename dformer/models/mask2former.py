@@ -16,8 +16,13 @@ class Mask2FormerHead(nn.Module):
         self.mask_decoder = mask_decoder
         self.query_feat = nn.Parameter(torch.randn_like(mask_decoder.query_embed))
 
-    def forward(self, features: list[Tensor]) -> list[Prediction]:
-        """Maps of strides 4, 8, 16, 32 -> predictions of the queries alone and after each layer."""
+    def forward(self, features: list[Tensor], num_queries: int | None = None) -> list[Prediction]:
+        """Return the predictions of the queries alone and after each layer.
+
+        Args:
+            features: maps of strides 4, 8, 16, 32.
+            num_queries: the first so many are used; None: all.
+        """
         image = self.mask_decoder.encode_memory(self.pixel_decoder(features))
-        queries = self.query_feat.expand(len(features[0]), -1, -1)  # (B, N, C)
+        queries = self.query_feat[:num_queries].expand(len(features[0]), -1, -1)  # (B, N, C)
         return self.mask_decoder(queries, image)

@@ -36,6 +36,14 @@ class Prediction(NamedTuple):
         products = torch.bmm(self.mask_embed, self.mask_features.flatten(2))
         return products.unflatten(2, self.mask_features.shape[-2:])
 
+    def of_image(self, index: int) -> "Prediction":
+        """Return the prediction for one image of the batch, as a batch of one."""
+        return Prediction(*(x[index : index + 1] for x in self))
+
+    def of_queries(self, rows: Tensor) -> "Prediction":
+        """Return the prediction of some queries (M,)."""
+        return Prediction(self.logits[:, rows], self.mask_embed[:, rows], self.mask_features)
+
 
 class ImageMemory(NamedTuple):
     """An image as the decoder's layers look at it, the same for all queries."""

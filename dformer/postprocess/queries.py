@@ -1,37 +1,22 @@
-"""Predictions of one image -> semantic, panoptic and instance results (MaskFormer, Cheng et al. 2021, Sec. 3.4).
+"""Class and mask logits of an image -> semantic, panoptic and instance results (MaskFormer, Cheng et al. 2021, 3.4).
 
-Masks at the size of the result are the largest tensors of all. So they are resized a strip of rows at a time, and each
-result takes from a strip what it needs: `collect([SemanticScores(...), ...], resized_strips(masks, ...))`.
+All results come from one pass over strips of rows: `collect([SemanticScores(...), ...], resized_strips(masks, view))`.
 
 Shapes: N masks of h x w, results of H x W, strips of R rows, K classes. `logits` are (N, K + 1), the last for "no
 object".
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-Size = tuple[int, int]
-
-ELEMENTS = (
-    2**21
-)  # numbers in a strip: 8 MB, which the caches of a CPU hold; a GPU, with few launches, takes 32 times that
-
-
-class Segment(NamedTuple):
-    """A segment of a panoptic map: its value there (from 1), class in 0..K-1, class score in [0, 1], pixels."""
-
-    id: int
-    category: int
-    score: float
-    area: int
+from dformer.postprocess.view import Size
 
 
 class InstanceResult(NamedTuple):
-    """n objects, the surest first: `masks` (n, H, W) bool, `boxes` (n, 4) x0 y0 x1 y1 in pixels, x1 and y1 exclusive,
+    """Hold n objects by falling score: `masks` (n, H, W) bool, `boxes` (n, 4) x0 y0 x1 y1 in pixels (x1, y1 exclusive),
     `scores` (n,) in [0, 1], `classes` (n,) int64."""
 
     masks: Tensor
@@ -41,15 +26,15 @@ class InstanceResult(NamedTuple):
 
 
 class Result(Protocol):
-    """What `collect` fills: `add` gets the rows of a strip, its mask logits (N, R, W) and their sigmoid."""
+    """Accumulate a result: `add` gets the rows of a strip, its mask logits (N, R, W) and their sigmoid."""
 
     def add(self, rows: slice, masks: Tensor, probability: Tensor) -> None: ...
 
     def result(self) -> Any: ...
 
 
-def collect(results: Sequence[Result], strips: Iterator[tuple[slice, Tensor]]) -> list[Any]:
-    """Each of `results` from one pass over the strips of all rows."""
+def collect(results: Sequence[Result], strips: Iterable[tuple[slice, Tensor]]) -> list[Any]:
+    """Return each of `results`, from one pass over the strips of all rows."""
     for rows, masks in strips:
         probability = masks.sigmoid()
         for result in results:
@@ -58,7 +43,7 @@ def collect(results: Sequence[Result], strips: Iterator[tuple[slice, Tensor]]) -
 
 
 class SemanticScores:
-    """Class scores (K, H, W): the masks' probabilities, weighted by their class probabilities."""
+    """Compute class scores (K, H, W): the masks' probabilities, weighted by their class probabilities."""
 
     def __init__(self, logits: Tensor, size: Size) -> None:
         self.weights = logits.softmax(-1)[:, :-1].T  # (K, N)
@@ -72,7 +57,10 @@ class SemanticScores:
 
 
 class PanopticMap:
-    """A map (H, W) int32 of segment ids, 0 for none, and its segments. Segments of a stuff class are merged.
+    """Compute a map (H, W) int32 of segment ids, 0 for none, and its segments in Detectron2's form.
+
+    A segment is a dict of `id` (from 1), `isthing`, `category_id` in 0..K-1, `score` (of the class, in [0, 1]) and
+    `area` in pixels. Segments of a stuff class are merged.
 
     Args:
         things: (K,) bool, which classes are things.
@@ -101,35 +89,35 @@ class PanopticMap:
         self.winner[rows] = (self.scores[:, None, None] * probability).argmax(0)
         self.visible[rows] = inside.gather(0, self.winner[None, rows])[0]
 
-    def result(self) -> tuple[Tensor, list[Segment]]:
+    def result(self) -> tuple[Tensor, list[dict[str, Any]]]:
         if len(self.kept) == 0:
             return self.winner.int(), []
         won_areas = torch.bincount(self.winner.flatten(), minlength=len(self.kept))
         visible_areas = torch.bincount(self.winner[self.visible], minlength=len(self.kept))
         is_thing = self.things[self.classes].long()
         statistics = torch.stack([won_areas, self.areas, visible_areas, self.classes, is_thing], dim=1)
-        segments: list[Segment] = []
-        stuff: dict[int, int] = {}  # class -> position in `segments`
+        segments: list[dict[str, Any]] = []
+        stuff: dict[int, dict[str, Any]] = {}  # class -> its segment
         ids = [0] * len(self.kept)  # of the segment that a mask becomes
         rows = zip(statistics.tolist(), self.scores.tolist(), strict=True)
         for k, ((won_area, area, visible_area, category, thing), score) in enumerate(rows):
             if visible_area == 0 or won_area / area < self.overlap_threshold:
                 continue
-            if not thing and category in stuff:
-                first = segments[stuff[category]]
-                merged = first._replace(score=max(first.score, score), area=first.area + visible_area)
-                segments[stuff[category]] = merged
-                ids[k] = first.id
-                continue
-            if not thing:
-                stuff[category] = len(segments)
-            segments.append(Segment(len(segments) + 1, category, score, visible_area))
-            ids[k] = segments[-1].id
+            segment = None if thing else stuff.get(category)
+            if segment is None:
+                segment = {"id": len(segments) + 1, "isthing": bool(thing), "category_id": category}
+                segment |= {"score": score, "area": 0}
+                segments.append(segment)
+                if not thing:
+                    stuff[category] = segment
+            segment["score"] = max(segment["score"], score)
+            segment["area"] += visible_area
+            ids[k] = segment["id"]
         return torch.tensor(ids, dtype=torch.int32, device=self.winner.device)[self.winner] * self.visible, segments
 
 
 class Instances:
-    """The `top_k` surest pairs of mask and class, things only: an `InstanceResult`.
+    """Compute the `top_k` most certain pairs of mask and class, things only: an `InstanceResult`.
 
     The score is the class probability x the mean mask probability inside. As published, the `top_k` are taken among
     all classes, and what is not a thing is then dropped.
@@ -159,56 +147,8 @@ class Instances:
         return InstanceResult(self.inside[position], boxes_of(self.inside)[position], scores, self.classes[order])
 
 
-def resized_strips(masks: Tensor, canvas: Size, image: Size, size: Size) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the masks (N, h, w) at the size of the result, a few at a time: slices of 0..H, and logits (N, R, W).
-
-    As published, they are resized to the `canvas` that the model saw, cut to the `image` in its upper left corner, and
-    resized to `size`, bilinearly each time.
-    """
-    elements = ELEMENTS if masks.device.type == "cpu" else 32 * ELEMENTS
-    height = max(1, elements // max(1, len(masks) * size[1]))
-    to_canvas, to_size = Rows.between(masks.shape[1], canvas[0]), Rows.between(image[0], size[0])
-    for top in range(0, size[0], height):
-        rows = slice(top, min(top + height, size[0]))
-        wanted = to_size.some(rows)
-        seen = slice(int(wanted.low[0]), int(wanted.high[-1]) + 1)  # rows of the canvas
-        strip = wanted.of(to_canvas.some(seen).of(masks), first=seen.start)  # (N, R, w)
-        yield rows, widen(widen(strip, canvas[1])[..., : image[1]], size[1])
-
-
-class Rows(NamedTuple):
-    """Rows between two rows of a map: (1 - weight) x row `low` + weight x row `high`, each (R,)."""
-
-    low: Tensor
-    high: Tensor
-    weight: Tensor
-
-    @classmethod
-    def between(cls, source: int, target: int) -> "Rows":
-        """Those that a map of `source` rows has when it is resized to `target` rows."""
-        place = ((torch.arange(target) + 0.5) * (source / target) - 0.5).clamp(min=0)
-        low = place.long().clamp(max=source - 1)
-        return cls(low, (low + 1).clamp(max=source - 1), place - low)
-
-    def some(self, rows: slice) -> "Rows":
-        """Of these, the ones at `rows`."""
-        return Rows(self.low[rows], self.high[rows], self.weight[rows])
-
-    def of(self, maps: Tensor, first: int = 0) -> Tensor:
-        """These rows of maps (N, h, w) that begin with row `first`."""
-        low, high, weight = (x.to(maps.device) for x in (self.low - first, self.high - first, self.weight))
-        return torch.lerp(maps[:, low], maps[:, high], weight.to(maps.dtype)[:, None])
-
-
-def widen(strip: Tensor, width: int) -> Tensor:
-    """(N, R, w) -> (N, R, width), bilinearly."""
-    if strip.shape[2] == width:
-        return strip
-    return F.interpolate(strip[None], (strip.shape[1], width), mode="bilinear", align_corners=False)[0]
-
-
 def boxes_of(masks: Tensor) -> Tensor:
-    """The tightest boxes (n, 4) float32, x0 y0 x1 y1, of masks (n, H, W) bool; empty ones give zeros."""
+    """Return the tightest boxes (n, 4) float32, x0 y0 x1 y1, of masks (n, H, W) bool; empty masks give zeros."""
     ends = []
     for dim in (1, 2):  # is any pixel set in a column, in a row
         occupied = masks.any(dim)

@@ -6,7 +6,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import dformer
+from dformer.utils.version import PACKAGE, __version__
 
 # Distribution -> its module, which may also have come by another distribution (opencv-python, a checkout, ...).
 REQUIRED = {
@@ -35,7 +35,7 @@ def installed(name: str) -> str | None:
 
 def versions() -> dict[str, str | None]:
     """Of all that dformer needs, and its own."""
-    return {"dformer": dformer.__version__} | {name: installed(name) for name in REQUIRED}
+    return {"dformer": __version__} | {name: installed(name) for name in REQUIRED}
 
 
 def git_state() -> dict[str, str]:
@@ -43,7 +43,7 @@ def git_state() -> dict[str, str]:
 
     Empty where it is not a checkout or there is no git.
     """
-    folder = Path(dformer.__file__).parent.parent
+    folder = PACKAGE.parent
     if not (folder / ".git").exists():
         return {}
     questions = {"commit": ("rev-parse", "HEAD"), "status": ("status", "--short"), "diff": ("diff", "HEAD")}

@@ -1,11 +1,11 @@
-"""The diffusion of masks: ground truth as it sinks into noise (DFormer, Fig. 4), and noise as it becomes a result.
+"""Pictures of a diffusion: noise as it becomes a result, and ground truth as it becomes noise (DFormer, Fig. 4).
 
-M: masks that are followed, each in its colour; h, w: size of a map, which may be coarser than the picture.
+M: maps (masks, bits, ...) that are followed, each in its colour; h, w: size of a map, which may be coarser.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,34 +17,32 @@ from dformer.visualize.panels import draw_panels
 GAP = 4  # pixels between the small pictures of a mosaic
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A decoder layer: where it looked, (M, h, w); the masks that it predicted, (M, H, W); their classes, in words."""
+class LayerMaps(NamedTuple):
+    """Hold a decoder layer: where it looked, (M, h, w) bool; masks that it predicted, (M, H, W) bool; their classes."""
 
     attended: Bools
     masks: Bools
     texts: Sequence[str]
 
 
-@dataclass(frozen=True)
-class Step:
-    """A sampling step: its time, the noisy masks (M, h, w) in [0, 1] before it, layers, a picture of the result."""
+class StepMaps(NamedTuple):
+    """Hold a sampling step: time, noisy maps (M, h, w) in [0, 1], decoder layers if any, a picture of the result."""
 
-    t: int
+    t: float
     noisy: Floats
-    layers: Sequence[Layer]
+    layers: Sequence[LayerMaps]
     result: UInt8
 
 
-def draw_corruption(
+def draw_noising(
     image: UInt8,
     masks: Bools,
     texts: Sequence[str],
     colors: Sequence[Color],
     noisy: Sequence[Floats],
-    times: Sequence[int],
+    times: Sequence[float],
 ) -> UInt8:
-    """A row a mask: its place in the image, and what becomes of it at each time.
+    """Draw a row a mask: its place in the image, and what noise makes of it at each time.
 
     Args:
         image: (H, W, 3) RGB.
@@ -60,26 +58,26 @@ def draw_corruption(
     for k, mask in enumerate(masks):
         whole = draw_regions(image, [Region(mask, "", colors[k])])
         pictures += [_halved(picture) for picture in (whole, *(_map(at[k], image) for at in noisy))]
-        captions += [texts[k], *(f"t = {t}" for t in times)]
+        captions += [texts[k], *(f"t = {t:g}" for t in times)]
     return draw_panels(pictures, captions, columns=1 + len(times))
 
 
-def corruption_frames(
+def noising_frames(
     image: UInt8,
     masks: Bools,
     texts: Sequence[str],
     colors: Sequence[Color],
     noisy: Sequence[Floats],
-    times: Sequence[int],
+    times: Sequence[float],
 ) -> Iterator[UInt8]:
-    """A frame a time: all masks in the image, and what has become of them. Arguments as of `draw_corruption`."""
+    """Yield a frame a time: all masks in the image, and what noise makes of them. Arguments as of `draw_noising`."""
     whole = draw_regions(image, [Region(*region) for region in zip(masks, texts, colors, strict=True)])
     for at, t in zip(noisy, times, strict=True):
-        yield draw_panels([whole, _mosaic([_map(x, image) for x in at], colors)], ["ground truth", f"t = {t}"])
+        yield draw_panels([whole, _mosaic([_map(x, image) for x in at], colors)], ["ground truth", f"t = {t:g}"])
 
 
-def draw_denoising(image: UInt8, steps: Sequence[Step], colors: Sequence[Color], alpha: float = ALPHA) -> UInt8:
-    """Two rows a sampling step: the noisy masks and where each layer looks; the step's result and each layer's masks.
+def draw_denoising(image: UInt8, steps: Sequence[StepMaps], colors: Sequence[Color], alpha: float = ALPHA) -> UInt8:
+    """Draw two rows a sampling step: noisy maps and where each layer looks; the step's result and each layer's masks.
 
     Args:
         image: (H, W, 3) RGB.
@@ -90,7 +88,7 @@ def draw_denoising(image: UInt8, steps: Sequence[Step], colors: Sequence[Color],
     pictures, captions = [], []
     for number, step in enumerate(steps, start=1):
         pictures += [_noisy(image, step, colors), *(_attention(image, layer, colors) for layer in step.layers)]
-        captions += [f"step {number}: noisy masks, t = {step.t}"]
+        captions += [f"step {number}: noise, t = {step.t:g}"]
         captions += [f"where layer {k} looks" for k in range(1, len(step.layers) + 1)]
         pictures += [step.result, *(_masks(image, layer, colors, alpha) for layer in step.layers)]
         captions += [f"result of step {number}"]
@@ -99,42 +97,39 @@ def draw_denoising(image: UInt8, steps: Sequence[Step], colors: Sequence[Color],
 
 
 def denoising_frames(
-    image: UInt8, steps: Sequence[Step], colors: Sequence[Color], alpha: float = ALPHA
+    image: UInt8, steps: Sequence[StepMaps], colors: Sequence[Color], alpha: float = ALPHA
 ) -> Iterator[UInt8]:
-    """A frame a layer: noisy masks, where the layer looks, its masks and classes, and the result so far.
+    """Yield a frame a layer: noisy maps, where the layer looks, its masks and classes, and the result so far.
 
-    Arguments as of `draw_denoising`.
+    Without layers it is a frame a step: noisy maps and result. Arguments as of `draw_denoising`.
     """
     result = enlarge(image)
     for number, step in enumerate(steps, start=1):
-        noisy = _noisy(image, step, colors)
+        noisy, caption = _noisy(image, step, colors), f"step {number} of {len(steps)}, t = {step.t:g}"
         for k, layer in enumerate(step.layers, start=1):
             if k == len(step.layers):
                 result = step.result
             yield draw_panels(
                 [noisy, _attention(image, layer, colors), _masks(image, layer, colors, alpha), result],
-                [
-                    f"step {number} of {len(steps)}, t = {step.t}",
-                    f"where layer {k} looks",
-                    "masks and classes",
-                    "result",
-                ],
+                [caption, f"where layer {k} looks", "masks and classes", "result"],
                 columns=2,
             )
+        if not step.layers:
+            yield draw_panels([noisy, step.result], [caption, "result"])
 
 
-def _noisy(image: UInt8, step: Step, colors: Sequence[Color]) -> UInt8:
+def _noisy(image: UInt8, step: StepMaps, colors: Sequence[Color]) -> UInt8:
     return _mosaic([_map(mask, image) for mask in step.noisy], colors)
 
 
-def _attention(image: UInt8, layer: Layer, colors: Sequence[Color]) -> UInt8:
+def _attention(image: UInt8, layer: LayerMaps, colors: Sequence[Color]) -> UInt8:
     """The image, dark where the layer does not look."""
     picture = enlarge(image)
     lit = [_map(attended, image) > 127 for attended in layer.attended]
     return _mosaic([np.where(light, picture, picture // 4) for light in lit], colors)
 
 
-def _masks(image: UInt8, layer: Layer, colors: Sequence[Color], alpha: float) -> UInt8:
+def _masks(image: UInt8, layer: LayerMaps, colors: Sequence[Color], alpha: float) -> UInt8:
     return draw_regions(
         image, [Region(*region) for region in zip(layer.masks, layer.texts, colors, strict=True)], alpha
     )

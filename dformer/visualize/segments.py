@@ -47,18 +47,20 @@ def semantic_segments(labels: Ints, num_classes: int) -> Iterator[Segment]:
         yield Segment(labels == category_id, category_id, is_thing=False)
 
 
-def result_segments(result: dict[str, Any], task: str) -> list[Segment]:
+def result_segments(result: dict[str, Any], task: str, min_score: float = 0.0) -> list[Segment]:
     """Return the segments of an image's result, as a model returns it; none of them is empty.
 
     Args:
         result: "panoptic_seg", "instances" or "sem_seg" in Detectron2's form.
         task: "panoptic", "instance" or "semantic".
+        min_score: instances of a lower score are left out.
     """
     if task == "panoptic":
         segment_map, infos = result["panoptic_seg"]
         return list(panoptic_segments(segment_map.cpu().numpy(), infos))
     if task == "instance":
         instances = result["instances"].to("cpu")
+        instances = instances[instances.scores >= min_score]
         masks = instances.pred_masks.numpy()
         segments = instance_segments(masks, instances.pred_classes.tolist(), instances.scores.tolist())
         return [segment for segment in segments if segment.mask.any()]

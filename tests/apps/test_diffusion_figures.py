@@ -9,11 +9,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
-from dformer.apps.diffusion_figures import annotated_objects, corrupted, denoised
+from dformer.apps.diffusion_figures import TIMES, annotated_objects, default_times, follow_denoising, noised
 from dformer.d2.data import register_shapes
 from dformer.d2.engine.predictor import Predictor
-from dformer.diffusion.schedule import alpha_bar_schedule
-from dformer.utils.errors import UserError
 from dformer.visualize.files import VideoReader
 from tests import load_script
 from tests.d2.tiny import tiny_cfg
@@ -60,7 +58,7 @@ def test_the_regions_shown_are_those_that_the_layers_attend_to(predictor):
         layer.register_forward_pre_hook(lambda _, inputs: called.append(inputs[-1][0]))
         for layer in predictor.model.head.mask_decoder.layers
     ]
-    _, steps, colors = denoised(predictor, IMAGE, "panoptic", most=8)
+    _, steps, colors = follow_denoising(predictor, IMAGE, "panoptic", max_rows=8)
     for hook in hooks:
         hook.remove()
     assert len(steps) == 3 and len(called) == 3 * 2 and len(colors) == 8
@@ -76,8 +74,8 @@ def test_the_regions_shown_are_those_that_the_layers_attend_to(predictor):
 
 
 def test_the_last_masks_are_those_of_the_result(predictor):
-    picture, steps, _ = denoised(predictor, IMAGE, "panoptic", most=8)
-    segment_map, infos = predictor([IMAGE])[0]["panoptic_seg"]
+    picture, steps, _ = follow_denoising(predictor, IMAGE, "panoptic", max_rows=8)
+    segment_map, infos = predictor(IMAGE)["panoptic_seg"]
     assert (picture == IMAGE).all() and [step.t for step in steps] == [999, 665, 332]
     covered = steps[-1].layers[-1].masks.any(axis=0)
     assert infos and covered[segment_map.numpy() > 0].mean() > 0.98, "all but for one resizing instead of two"
@@ -86,30 +84,22 @@ def test_the_last_masks_are_those_of_the_result(predictor):
     assert ((steps[0].noisy >= 0) & (steps[0].noisy <= 1)).all() and 0.4 < steps[0].noisy.mean() < 0.6
 
 
-def test_corrupted_masks_are_the_forward_process():
-    cfg = tiny_cfg()
-    cfg.DIFFUSION.MASK_STRIDE = 2
-    masks = np.zeros((2, 64, 64), bool)
-    masks[0, :32] = True
-    at = dict(zip([0, 50, 51, 999], corrupted(cfg, masks, [0, 50, 51, 999]), strict=True))
-    assert at[0].shape == (2, 32, 32) and np.abs(at[0] - masks[:, ::2, ::2]).max() < 0.5
-    assert np.corrcoef(at[999].ravel(), masks[:, ::2, ::2].ravel())[0, 1] < 0.1
-    # x_t = sqrt(a) x_0 + sqrt(1 - a) eps with the same eps at all times, where it is not clamped
-    alpha_bar = alpha_bar_schedule(cfg.DIFFUSION.SCHEDULE, 1000).numpy()
-    free = ((at[50] > 0) & (at[50] < 1) & (at[51] > 0) & (at[51] < 1)).nonzero()
-    x0 = np.where(masks[:, ::2, ::2], 0.1, -0.1)[free]
-    noise = [(0.1 * (2 * at[t][free] - 1) - np.sqrt(alpha_bar[t]) * x0) / np.sqrt(1 - alpha_bar[t]) for t in (50, 51)]
-    assert len(free[0]) > 100
-    np.testing.assert_allclose(*noise, atol=1e-4)
-    with pytest.raises(UserError, match="times are 0 to 999"):
-        corrupted(cfg, masks, [1000])
+def test_objects_are_noised_as_in_training(predictor, shapes):
+    objects = annotated_objects(shapes, 0, "panoptic", max_rows=3)
+    times = default_times(predictor.model)
+    assert times == [0, 10, 25, 50, 100, 200, 500, 999] and len(times) == len(TIMES)
+    noisy = [noised(predictor.model, objects, t) for t in times]
+    truth = objects.masks[:, ::4, ::4].astype(float)
+    assert all(maps.shape == truth.shape and 0 <= maps.min() <= maps.max() <= 1 for maps in noisy)
+    correlation = [np.corrcoef(maps.ravel(), truth.ravel())[0, 1] for maps in noisy]
+    assert correlation[0] > 0.8 > 0.2 > correlation[-1] and correlation[1] > correlation[4] > correlation[-1]
 
 
 def test_the_largest_objects_are_shown(shapes):
-    objects = annotated_objects(shapes, 0, "panoptic", most=3)
+    objects = annotated_objects(shapes, 0, "panoptic", max_rows=3)
     areas = objects.masks.sum(axis=(1, 2))
     assert len(objects.texts) == len(objects.colors) == 3 and (np.diff(areas) <= 0).all()
-    everything = annotated_objects(shapes, 0, "panoptic", most=99)
+    everything = annotated_objects(shapes, 0, "panoptic", max_rows=99)
     assert everything.masks.any(axis=0).mean() > 0.9 and (everything.masks.sum(axis=0) <= 1).all()
 
 
@@ -138,17 +128,17 @@ def test_the_tool_writes_what_the_suffix_says(monkeypatch, shapes, tmp_path):
     assert run(monkeypatch, *data, "--output", str(tmp_path / "data.png")) == 0 and (tmp_path / "data.png").exists()
 
 
-def test_what_cannot_be_shown_is_told(monkeypatch, tmp_path, capsys, shapes):
+def test_what_cannot_be_shown_is_refused(monkeypatch, tmp_path, capsys, shapes):
     weights = trained(tmp_path).MODEL.WEIGHTS
     out = str(tmp_path / "a.png")
     Image.fromarray(IMAGE).save(out)
-    for arguments, says in [
-        (["--weights", trained(tmp_path, "Mask2Former").MODEL.WEIGHTS, "--input", out], "Mask2Former has no diffusion"),
-        (["--weights", weights, "--input", out, "--times"], "name a data set"),
-        (["--weights", weights, "--dataset", shapes, "--index", "2"], "has the images 0 to 1"),
-        (["--weights", weights, "--dataset", shapes, "--times", "-1"], "times are 0 to 999, got -1"),
-        (["--weights", weights, "--input", out, "--output", str(tmp_path / "a.tga")], "a.tga: the suffix"),
-        (["--weights", weights, "--input", out, "--masks", "0"], "--masks must be 1 or more"),
+    for arguments, name in [
+        (["--weights", trained(tmp_path, "Mask2Former").MODEL.WEIGHTS, "--input", out], "Mask2Former"),
+        (["--weights", weights, "--input", out, "--times"], "--dataset"),
+        (["--weights", weights, "--dataset", shapes, "--index", "2"], "--index 2"),
+        (["--weights", weights, "--dataset", shapes, "--times", "-1"], "DIFFUSION.TIMESTEPS"),
+        (["--weights", weights, "--input", out, "--output", str(tmp_path / "a.tga")], "a.tga"),
+        (["--weights", weights, "--input", out, "--masks", "0"], "--masks"),
     ]:
         assert run(monkeypatch, *arguments, *([] if "--output" in arguments else ["--output", out])) == 2
-        assert says.replace("999,", "999 (DIFFUSION.TIMESTEPS),") in capsys.readouterr().err
+        assert name in capsys.readouterr().err

@@ -6,34 +6,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dformer.diffusion import prediction
-from dformer.diffusion.schedule import SCHEDULES, alpha_bar_schedule, q_sample
+from dformer.diffusion.schedule import BETAS, add_noise, alpha_bar_table, table_schedule
 
 ALPHA_BAR = st.floats(1e-4, 1 - 1e-4)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", BETAS)
 @pytest.mark.parametrize("timesteps", [10, 1000])
 def test_alpha_bar_falls_from_signal_to_noise(name, timesteps):
-    alpha_bar = alpha_bar_schedule(name, timesteps)
+    alpha_bar = alpha_bar_table(name, timesteps)
     assert alpha_bar.shape == (timesteps,) and alpha_bar.dtype == torch.float64
     assert (alpha_bar.diff() < 0).all()
     assert alpha_bar[0] > 0.8 and 0 < alpha_bar[-1] < 0.02
 
 
+def test_a_table_is_looked_up_for_times_of_any_shape():
+    table = alpha_bar_table("cosine", 10)
+    schedule = table_schedule(table)
+    assert torch.equal(schedule(torch.tensor([[3, 9], [0, 3]])), table[[3, 9, 0, 3]].view(2, 2))
+    assert schedule(torch.tensor(4)) == table[4]
+
+
 @given(ALPHA_BAR, st.integers(0, 99))
-def test_q_sample_has_the_moments_of_eq_1(alpha_bar, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x_t = q_sample(torch.full((20000,), 2.0), torch.randn(20000, generator=generator), alpha_bar)
-    assert abs(x_t.mean().item() - 2 * alpha_bar**0.5) < 0.05
-    assert abs(x_t.var().item() - (1 - alpha_bar)) < 0.05
+def test_noise_has_the_moments_of_eq_1(alpha_bar, seed):
+    noise = torch.randn(2, 20000, generator=torch.Generator().manual_seed(seed))
+    x_t = add_noise(torch.full((2, 20000), 2.0), noise, torch.tensor([alpha_bar, 0.5]))
+    for x, a in zip(x_t, (alpha_bar, 0.5), strict=True):
+        assert abs(x.mean().item() - 2 * a**0.5) < 0.05
+        assert abs(x.var().item() - (1 - a)) < 0.05
 
 
 @given(ALPHA_BAR, st.integers(0, 99))
 def test_parameterisations_agree(alpha_bar, seed):
     generator = torch.Generator().manual_seed(seed)
-    x0, eps = torch.randn(2, 50, generator=generator, dtype=torch.float64)
-    x_t = q_sample(x0, eps, alpha_bar)
-    v = alpha_bar**0.5 * eps - (1 - alpha_bar) ** 0.5 * x0
+    x0, eps = torch.randn(2, 2, 50, generator=generator, dtype=torch.float64)
+    alpha_bar = torch.tensor([alpha_bar, 0.3], dtype=torch.float64)  # one time an image
+    x_t = add_noise(x0, eps, alpha_bar)
+    v = alpha_bar.sqrt()[:, None] * eps - (1 - alpha_bar).sqrt()[:, None] * x0
     for value, expected in (
         (prediction.eps_from_x0(x_t, x0, alpha_bar), eps),
         (prediction.x0_from_eps(x_t, eps, alpha_bar), x0),

@@ -42,6 +42,11 @@ def features(batch=2, height=64, width=96):
     ]
 
 
+def noise(batch=2):
+    """A noisy signal within [-0.1, 0.1]."""
+    return 0.2 * torch.rand(batch, 6, 16, 24) - 0.1
+
+
 def dformer(stride=4, name="msdeform"):
     torch.manual_seed(0)
     diffusion = MaskDiffusion.create("cosine", 100, 0.1, "binary", stride)
@@ -51,7 +56,7 @@ def dformer(stride=4, name="msdeform"):
 @pytest.mark.parametrize("name", ["msdeform", "fpn"])
 def test_predictions_of_every_layer(name):
     head = dformer(name=name)
-    predictions = head(features(), torch.rand(2, 6, 16, 24), torch.tensor([3, 99]))
+    predictions = head(features(), noise(), torch.tensor([3, 99]))
     assert len(predictions) == 4
     torch.manual_seed(0)
     learned = Mask2FormerHead(pixel_decoder=pixel_decoder(name, mask_dim=32), mask_decoder=mask_decoder())
@@ -64,7 +69,7 @@ def test_each_layer_looks_where_the_masks_before_it_are(monkeypatch):
     """Computed at the level's resolution, they are the full masks resized to it."""
     seen = []
     monkeypatch.setattr(mask_decoder_module, "attention_mask", lambda x: seen.append(x) or attention_mask(x))
-    predictions = dformer()(features(), torch.rand(2, 6, 16, 24), torch.tensor([3, 99]))
+    predictions = dformer()(features(), noise(), torch.tensor([3, 99]))
     for i, (prediction, logits) in enumerate(zip(predictions, seen[1:], strict=False), start=1):
         size = [(2, 3), (4, 6), (8, 12)][i % 3]
         resized = F.interpolate(prediction.masks, size, mode="bilinear", align_corners=False)
@@ -73,9 +78,9 @@ def test_each_layer_looks_where_the_masks_before_it_are(monkeypatch):
 
 def test_masks_and_time_matter():
     head = dformer()
-    noisy, t = torch.rand(2, 6, 16, 24), torch.tensor([50, 50])
+    noisy, t = noise(), torch.tensor([50, 50])
     base = head(features(), noisy, t)[-1].masks
-    assert not torch.allclose(base, head(features(), 1 - noisy, t)[-1].masks)
+    assert not torch.allclose(base, head(features(), -noisy, t)[-1].masks)
     assert not torch.allclose(base[0], head(features(), noisy, torch.tensor([5, 50]))[-1].masks[0])
     torch.testing.assert_close(base[1], head(features(), noisy, torch.tensor([5, 50]))[-1].masks[1])
 
@@ -83,7 +88,7 @@ def test_masks_and_time_matter():
 def test_every_parameter_gets_a_gradient():
     """With find_unused_parameters off, a parameter without one would stop distributed training."""
     for head, args in (
-        (dformer(), (features(), torch.rand(2, 6, 16, 24), torch.tensor([1, 2]))),
+        (dformer(), (features(), noise(), torch.tensor([1, 2]))),
         (Mask2FormerHead(pixel_decoder=pixel_decoder(), mask_decoder=mask_decoder()), (features(),)),
     ):
         sum(p.logits.square().sum() + p.masks.square().sum() for p in head(*args)).backward()

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from dformer.postprocess import queries as postprocess
-from dformer.postprocess.queries import Instances, PanopticMap, SemanticScores, boxes_of, collect, resized_strips
+from dformer.postprocess.queries import Instances, PanopticMap, SemanticScores, boxes_of, collect
+from dformer.postprocess.view import View, resized_strips
 
 
-def of_size(kind, logits, masks, *settings):
+def of_size(kind, logits, masks, *settings, max_elements=None):
     """The result of a kind, of masks that have its size."""
     size = tuple(masks.shape[1:])
-    return collect([kind(logits, size, *settings)], resized_strips(masks, size, size, size))[0]
+    return collect([kind(logits, size, *settings)], resized_strips(masks, View(size, size, size), max_elements))[0]
 
 
 semantic, panoptic, instances = (partial(of_size, kind) for kind in (SemanticScores, PanopticMap, Instances))
@@ -32,12 +32,12 @@ def test_golden(golden_dir):
 
     segment_map, segments = panoptic(logits, masks, things, 0.3, 0.6)
     assert torch.equal(segment_map, golden["panoptic_seg"])
-    assert [[s.id, s.category, int(things[s.category])] for s in segments] in (
+    assert [[s["id"], s["category_id"], int(s["isthing"])] for s in segments] in (
         golden["segments"].tolist(),
         golden["segments"][:, [0, 2, 1]].tolist(),
     )
     for segment in segments:
-        assert segment.area == int((segment_map == segment.id).sum())
+        assert segment["area"] == int((segment_map == segment["id"]).sum())
 
     result = instances(logits, masks, things, 10)
     order = golden["instance_scores"].argsort(descending=True)
@@ -66,16 +66,16 @@ def test_stuff_is_merged_and_things_are_not():
         masks[i, i] = 9.0
     thing, stuff = [9.0, 0.0, 0.0], [0.0, 9.0, 0.0]
     segment_map, segments = panoptic(torch.tensor([thing, stuff, thing, stuff]), masks, THINGS, 0.5, 0.5)
-    assert [s.category for s in segments] == [0, 1, 0]
+    assert [s["category_id"] for s in segments] == [0, 1, 0]
     assert segment_map[:, 0].tolist() == [1, 2, 3, 2]
-    assert segments[1].area == 8
+    assert segments[1]["area"] == 8
 
 
 def test_hidden_mask_is_dropped():
     """The surer of two equal masks wins all pixels; the other has none left."""
     masks = torch.full((2, 3, 3), 9.0)
     _, segments = panoptic(torch.tensor([[9.0, 0.0, 0.0], [5.0, 0.0, 0.0]]), masks, THINGS, 0.5, 0.8)
-    assert [s.score > 0.99 for s in segments] == [True]
+    assert [s["score"] > 0.99 for s in segments] == [True]
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.data())
@@ -89,21 +89,22 @@ def test_boxes_enclose_their_masks(height, width, data):
     assert (x1, y1) == (max(x for _, x in cells) + 1, max(y for y, _ in cells) + 1)
 
 
-def test_strips_change_nothing(monkeypatch):
+def test_strips_change_nothing():
     """A row at a time, all results are those of all rows at once."""
     generator = torch.Generator().manual_seed(0)
     logits = 4 * torch.randn(20, 6, generator=generator)
     masks = F.interpolate(3 * torch.randn(1, 20, 6, 8, generator=generator), (24, 40))[0]
     things = torch.tensor([True, True, False, False, True])
 
-    def results():
-        segment_map, segments = panoptic(logits, masks, things, 0.3, 0.1)
-        return [semantic(logits, masks), segment_map, torch.tensor(segments), *instances(logits, masks, things, 15)]
+    def results(max_elements=None):
+        segment_map, segments = panoptic(logits, masks, things, 0.3, 0.1, max_elements=max_elements)
+        segments = torch.tensor([list(segment.values()) for segment in segments])
+        others = instances(logits, masks, things, 15, max_elements=max_elements)
+        return [semantic(logits, masks, max_elements=max_elements), segment_map, segments, *others]
 
     whole = results()
     assert len(whole[2]) > 3 and (whole[1] == 0).any()
-    monkeypatch.setattr(postprocess, "ELEMENTS", 1)
-    for a, b in zip(results(), whole, strict=True):
+    for a, b in zip(results(max_elements=1), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
     probability = masks.sigmoid()
     torch.testing.assert_close(whole[0], torch.einsum("nk,nhw->khw", logits.softmax(-1)[:, :-1], probability))
@@ -119,8 +120,7 @@ def test_strips_are_rows_of_the_resized_masks(data):
     masks = torch.randn(3, height, width, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
     resize = partial(F.interpolate, mode="bilinear", align_corners=False)
     expected = resize(resize(masks[None], canvas)[..., : image[0], : image[1]], size)[0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(postprocess, "ELEMENTS", data.draw(st.sampled_from([1, 300, 2**21])))
-        rows, strips = zip(*resized_strips(masks, canvas, image, size), strict=True)
+    max_elements = data.draw(st.sampled_from([1, 300, None]))
+    rows, strips = zip(*resized_strips(masks, View(canvas, image, size), max_elements), strict=True)
     assert [row for part in rows for row in range(part.start, part.stop)] == list(range(size[0]))
     torch.testing.assert_close(torch.cat(strips, dim=1), expected, rtol=1e-4, atol=1e-5)

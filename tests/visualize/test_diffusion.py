@@ -3,12 +3,12 @@
 import numpy as np
 
 from dformer.visualize.diffusion import (
-    Layer,
-    Step,
-    corruption_frames,
+    LayerMaps,
+    StepMaps,
     denoising_frames,
-    draw_corruption,
     draw_denoising,
+    draw_noising,
+    noising_frames,
 )
 
 IMAGE = np.full((240, 480, 3), (200, 100, 40), np.uint8)
@@ -21,10 +21,13 @@ def masks() -> np.ndarray:
     return left
 
 
-def step(t: int) -> Step:
+def step(t: int) -> StepMaps:
     attended = np.array([[[True, False]], [[False, True]]])  # (2, 1, 2)
-    layers = [Layer(attended, masks(), ["cat 40%", "dog 60%"]), Layer(~attended, masks(), ["cat 90%", "dog 80%"])]
-    return Step(t, np.array([[[0.0, 1.0]], [[0.5, 0.5]]]), layers, np.full((240, 480, 3), (t, 0, 250), np.uint8))
+    layers = [
+        LayerMaps(attended, masks(), ["cat 40%", "dog 60%"]),
+        LayerMaps(~attended, masks(), ["cat 90%", "dog 80%"]),
+    ]
+    return StepMaps(t, np.array([[[0.0, 1.0]], [[0.5, 0.5]]]), layers, np.full((240, 480, 3), (t, 0, 250), np.uint8))
 
 
 def share(picture: np.ndarray, color: tuple[int, int, int]) -> float:
@@ -55,9 +58,9 @@ def test_attention_is_the_image_dark_where_a_layer_does_not_look():
     assert x[x < middle].min() > dark_x[dark_x < middle].max(), "the next layer looks elsewhere"
 
 
-def test_corruption_has_a_row_a_mask_and_a_column_a_time():
+def test_noising_has_a_row_a_mask_and_a_column_a_time():
     noisy = [masks()[:, ::60, ::60].astype(float), np.full((2, 4, 8), 0.5), 1 - masks()[:, ::60, ::60]]
-    sheet = draw_corruption(IMAGE, masks(), ["cat", "dog"], COLORS, noisy, [0, 5, 9])
+    sheet = draw_noising(IMAGE, masks(), ["cat", "dog"], COLORS, noisy, [0, 5, 9])
     column, row = sheet.shape[1] // 4, sheet.shape[0] // 2
     for k in range(2):
         cells = [sheet[k * row : (k + 1) * row, c * column + 3 : (c + 1) * column + 3] for c in range(4)]
@@ -73,6 +76,14 @@ def test_frames_have_one_size_and_the_result_comes_with_the_last_layer():
     assert [share(frame, (7, 0, 250)) > 0.2 for frame in frames] == [False, True, True, False]
     assert share(frames[3], (9, 0, 250)) > 0.2
     noisy = [np.zeros((2, 4, 8)), np.ones((2, 4, 8))]
-    frames = list(corruption_frames(IMAGE, masks(), ["cat", "dog"], COLORS, noisy, [0, 5]))
+    frames = list(noising_frames(IMAGE, masks(), ["cat", "dog"], COLORS, noisy, [0, 5]))
     assert len(frames) == 2 and frames[0].shape == frames[1].shape
     assert share(frames[0], (0, 0, 0)) > 0.15 > share(frames[1], (0, 0, 0))
+
+
+def test_a_system_without_layers_shows_noise_and_result():
+    steps = [step(7)._replace(layers=[]), step(9)._replace(layers=[])]
+    sheet = draw_denoising(IMAGE, steps, COLORS)
+    assert share(sheet, (7, 0, 250)) > 0.2 and share(sheet, (9, 0, 250)) > 0.2
+    frames = list(denoising_frames(IMAGE, steps, COLORS))
+    assert len(frames) == 2 and share(frames[1], (9, 0, 250)) > 0.4

@@ -13,6 +13,7 @@ from dformer.models.dformer import DFormerHead, MaskDiffusion
 from dformer.models.mask2former import Mask2FormerHead
 from dformer.models.mask_decoder import MaskDecoder
 from dformer.models.pixel_decoder import MSDeformAttnPixelDecoder
+from dformer.signals.masks import to_signal
 from dformer.weights.checkpoint import read_checkpoint
 from dformer.weights.published.convert import from_published, our_system, published_system, to_published
 from dformer.weights.published.dformer import DFORMER
@@ -71,7 +72,7 @@ def test_heads(golden_dir, system):
     if system == "dformer":
         diffusion = MaskDiffusion.create("cosine", 1000, 0.1, "binary", 1)
         head = DFormerHead(pixel_decoder=pixel_decoder, mask_decoder=mask_decoder, diffusion=diffusion)
-        inputs = (features, golden["noisy_masks"], golden["timesteps"])
+        inputs = (features, to_signal(golden["noisy_masks"], diffusion.scale), golden["timesteps"])
     else:
         head = Mask2FormerHead(pixel_decoder=pixel_decoder, mask_decoder=mask_decoder)
         inputs = (features,)

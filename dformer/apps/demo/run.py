@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dformer.apps.demo.inputs import find_inputs, is_video, output_files
 from dformer.apps.demo.records import Size, coco_file, json_list, resize, segment_record
-from dformer.d2.data import model_classes, read_image
+from dformer.d2.data import read_image
 from dformer.d2.engine.predictor import Predictor
 from dformer.postprocess import TASKS
 from dformer.utils.errors import UserError
@@ -167,7 +167,7 @@ class Demo:
 
 
 class Model:
-    """A trained model for one task.
+    """Segment images with a trained model, for one task.
 
     Attributes:
         class_names, things: names of its classes, and the ids of those that are things.
@@ -183,16 +183,13 @@ class Model:
         self.task = task
         self.threshold = INSTANCE_THRESHOLD if threshold is None else threshold
         self.predictor = Predictor(cfg)
-        self.class_names, self.things = model_classes(cfg)
+        self.class_names, self.things = self.predictor.class_names, self.predictor.things
         self.weights = "/".join(Path(cfg.MODEL.WEIGHTS).parts[-2:])
 
     def __call__(self, images: Sequence[UInt8], sizes: Sequence[Size]) -> list[list[Segment]]:
-        """Segments of each image, their masks of the size asked for."""
-        results = self.predictor(images, sizes)
-        if self.task == "instance":
-            for result in results:
-                result["instances"] = result["instances"][result["instances"].scores >= self.threshold]
-        return [result_segments(result, self.task) for result in results]
+        """Return the segments of each image, their masks of the size asked for."""
+        results = self.predictor.predict(images, sizes)
+        return [result_segments(result, self.task, self.threshold) for result in results]
 
 
 def _check(task: str, settings: Settings) -> None:

@@ -18,9 +18,8 @@ from detectron2.data.datasets import register_coco_panoptic
 
 from dformer.d2.data.ade20k import register_ade20k
 from dformer.d2.data.custom import register_custom
+from dformer.postprocess import TASKS
 from dformer.utils.errors import UserError, did_you_mean
-
-TASKS = ("panoptic", "instance", "semantic")
 
 
 def register_shapes(root: str | Path, prefix: str = "shapes") -> None:

@@ -1,6 +1,6 @@
 """A trained model, from images to results."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,69 +15,91 @@ from dformer.d2.config.device import inference_autocast
 from dformer.d2.data import model_classes
 from dformer.d2.data.augmentations import test_augmentations
 from dformer.d2.evaluation.test_time_augmentation import augment
+from dformer.d2.modeling.meta_arch import Request, Segmenter, Step
 from dformer.utils.errors import UserError
 from dformer.utils.memory import keep_pages
 
+Image = NDArray[np.uint8]  # (H, W, 3) RGB
+Size = tuple[int, int]  # height, width
+
 
 class Predictor:
-    """The model of a cfg with the weights of MODEL.WEIGHTS, on MODEL.DEVICE.
+    """Run the model of a cfg with the weights of MODEL.WEIGHTS, on MODEL.DEVICE.
 
     Images are resized as for evaluation (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST; TEST.AUG). On a GPU it runs in mixed
-    precision where SOLVER.AMP.ENABLED says so. The same image gives the same result at each call, as the noise is drawn
-    from DIFFUSION.SEED.
+    precision where SOLVER.AMP.ENABLED says so. The same image and request give the same result at each call.
 
     Attributes:
-        model: the model, in evaluation mode.
-        class_names: of the model's classes (see `model_classes`).
-        num_masks: N, the masks that the model predicts.
-        autocast: context of the precision that the model runs in.
+        model: the model, in evaluation mode; `model.request` is what a cfg asks for.
+        class_names, things: names of the model's classes, and the ids of those that are things (see `model_classes`).
+        task: the one that it was trained for.
 
     Raises:
         UserError: MODEL.WEIGHTS is empty, is not a checkpoint or does not fit the model, the data set is unknown, or
-            DIFFUSION.SAMPLING_STEPS is not in 1..DIFFUSION.TIMESTEPS.
+            the model cannot do what the cfg asks for.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        steps, timesteps = cfg.DIFFUSION.SAMPLING_STEPS, cfg.DIFFUSION.TIMESTEPS
-        if not 1 <= steps <= timesteps:
-            raise UserError(f"sampling steps (DIFFUSION.SAMPLING_STEPS) must be in 1..{timesteps}, got {steps}")
         if not cfg.MODEL.WEIGHTS:
             raise UserError("the model needs trained weights: give a checkpoint with MODEL.WEIGHTS <file>")
         keep_pages()
-        self.class_names, _ = model_classes(cfg)
-        self.num_masks: int = cfg.MODEL.MASK_DECODER.NUM_QUERIES
-        self.model = build_model(cfg).eval()
+        self.class_names, self.things = model_classes(cfg)
+        self.task: str = cfg.INPUT.TASK
+        self.model: Segmenter = build_model(cfg).eval()
+        self.model.check(self.model.request)
         checkpoint = fetch_checkpoint(cfg.MODEL.WEIGHTS, averaged=cfg.MODEL.EMA_DECAY > 0)
         load_weights(self.model, checkpoint, cfg.MODEL.WEIGHTS)
         self._is_bgr = cfg.INPUT.FORMAT == "BGR"
         self._augmentations = T.AugmentationList(test_augmentations(cfg))
         self._augmented = augment(cfg, self.model)
-        self.autocast = inference_autocast(cfg)
+        self._autocast = inference_autocast(cfg)
+
+    def __call__(self, image: Image, request: Request | None = None) -> dict[str, Any]:
+        """Return the results of an image (H, W, 3) RGB, see `Segmenter.forward`."""
+        return self.predict([image], request=request)[0]
 
     @torch.no_grad()
-    def __call__(
-        self, images: Sequence[NDArray[np.uint8]], sizes: Sequence[tuple[int, int]] | None = None
+    def predict(
+        self, images: Sequence[Image], sizes: Sequence[Size] | None = None, request: Request | None = None
     ) -> list[dict[str, Any]]:
-        """Results of a batch of images.
+        """Return the results of a batch of images.
 
         Args:
             images: each (H, W, 3) RGB.
             sizes: height and width of each result; by default those of the image.
+            request: by default what the cfg asks for.
 
-        Returns:
-            A dict an image, with the results of cfg.TEST.TASKS: "panoptic_seg", "instances", "sem_seg" (see
-            `Segmenter.forward`).
+        Raises:
+            UserError: the model cannot do what is asked for.
         """
-        sizes = sizes or [image.shape[:2] for image in images]
-        inputs = [
-            {"image": self.prepare(image), "height": height, "width": width}
+        if self._augmented is not self.model:
+            with self._autocast:
+                return self._augmented(self._batch(images, sizes))
+        for step in self.steps(images, sizes, request):  # noqa: B007
+            pass
+        return step.results
+
+    def steps(
+        self, images: Sequence[Image], sizes: Sequence[Size] | None = None, request: Request | None = None
+    ) -> Iterator[Step]:
+        """Yield what is known after each step, without test-time augmentation; arguments and errors as of `predict`."""
+        steps = self.model.steps(self._batch(images, sizes), request)
+        while True:
+            with self._autocast:  # not while the caller has a step
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
+
+    def _batch(self, images: Sequence[Image], sizes: Sequence[Size] | None) -> list[dict[str, Any]]:
+        sizes = sizes or [(image.shape[0], image.shape[1]) for image in images]
+        return [
+            {"image": self._prepare(image), "height": height, "width": width}
             for image, (height, width) in zip(images, sizes, strict=True)
         ]
-        with self.autocast:
-            return self._augmented(inputs)
 
-    def prepare(self, image: NDArray[np.uint8]) -> torch.Tensor:
-        """An image (H, W, 3) RGB as the model takes it: resized, (3, h, w), in the order of channels of the config."""
+    def _prepare(self, image: Image) -> torch.Tensor:
+        """Return an image as the model takes it: resized, (3, h, w), in the config's order of channels."""
         augmented = T.AugInput(image[:, :, ::-1] if self._is_bgr else image)
         self._augmentations(augmented)
         return torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))

@@ -1,10 +1,14 @@
 """Each meta-architecture end to end on the CPU, with the awkward inputs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
+from dformer.d2.modeling.meta_arch import Request
+from dformer.diffusion.schedule import alpha_bar_table
 from dformer.utils.errors import UserError
 from tests.d2.tiny import tiny_batch, tiny_cfg
 
@@ -71,8 +75,77 @@ def test_same_seed_same_output_whatever_the_batch(steps):
         (alone,) = model([item])
         assert torch.equal(a["sem_seg"], b["sem_seg"])
         torch.testing.assert_close(a["sem_seg"], alone["sem_seg"], rtol=0, atol=1e-4)
-    model.inference_seed = 1
-    assert not torch.equal(model(batch)[0]["sem_seg"], together[0]["sem_seg"])
+    *_, other = model.steps(batch, replace(model.request, seed=1))
+    assert not torch.equal(other.results[0]["sem_seg"], together[0]["sem_seg"])
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_last_step_is_the_result(system):
+    model = build(system, DIFFUSION__SAMPLING_STEPS=3).eval()
+    batch = [image(64, 64, image_id=0), image(40, 90, image_id=1), image(64, 64, image_id=2)]  # two padded sizes
+    steps = list(model.steps(batch))
+    assert [step.t for step in steps] == ([999, 665, 332] if system == "DFormer" else [None])
+    for a, b in zip(steps[-1].results, model(batch), strict=True):
+        assert torch.equal(a["sem_seg"], b["sem_seg"])
+    for step in steps:
+        assert [result["sem_seg"].shape[1:] for result in step.results] == [(64, 64), (40, 90), (64, 64)]
+        for output, canvas in zip(step.outputs, [(16, 16), (16, 24), (16, 16)], strict=True):
+            if system == "DFormer":
+                assert output.noisy.shape == (8, *canvas) and 0 <= output.noisy.min() <= output.noisy.max() <= 1
+            else:
+                assert output.noisy is None
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_request_changes_nothing_for_the_next(system):
+    model = build(system).eval()
+    batch = tiny_batch((1,))
+    before = model(batch)[0]
+    asked = Request(("semantic",), steps=2, seed=5, proposals=3, object_threshold=0.1, overlap_threshold=0.2)
+    *_, step = model.steps(batch, asked)
+    (output,) = step.outputs
+    assert list(step.results[0]) == ["sem_seg"] and output.predictions[-1].logits.shape[1] == 3
+    after = model(batch)[0]
+    assert list(after) == list(before) and torch.equal(after["sem_seg"], before["sem_seg"])
+
+
+@pytest.mark.parametrize(
+    ("system", "asked", "key"),
+    [
+        ("DFormer", {"tasks": ("video",)}, "video"),
+        ("DFormer", {"steps": 0}, "DIFFUSION.SAMPLING_STEPS"),
+        ("DFormer", {"steps": 1001}, "DIFFUSION.SAMPLING_STEPS"),
+        ("DFormer", {"seed": -1}, "DIFFUSION.SEED"),
+        ("Mask2Former", {"proposals": 9}, "MODEL.MASK_DECODER.NUM_QUERIES"),
+        ("Mask2Former", {"object_threshold": float("nan")}, "TEST.OBJECT_THRESHOLD"),
+    ],
+)
+def test_what_a_system_does_not_know_is_refused(system, asked, key):
+    model = build(system).eval()
+    with pytest.raises(UserError, match=key):
+        next(model.steps(tiny_batch((1,)), replace(model.request, **asked)))
+
+
+def test_noisy_targets_are_the_forward_process():
+    """x_t = sqrt(a) x_0 + sqrt(1 - a) eps with the same eps at all times, where it is not clamped."""
+    model = build("DFormer", DIFFUSION__MASK_STRIDE=2)
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[0, :32] = True
+    batch = [{"instances": Instances((64, 64), gt_masks=masks)}]
+    at = {t: model.noisy_targets(batch, t)[0] for t in (0, 50, 51, 999)}
+    truth = masks[:, ::2, ::2].float()
+    assert at[0].shape == (2, 32, 32) and (at[0] - truth).abs().max() < 0.5
+    assert torch.corrcoef(torch.stack([at[999].flatten(), truth.flatten()]))[0, 1] < 0.1
+    free = (at[50] > 0) & (at[50] < 1) & (at[51] > 0) & (at[51] < 1)
+    alpha_bar = alpha_bar_table("cosine", 1000)
+    noise = [
+        (0.1 * (2 * at[t] - 1) - alpha_bar[t] ** 0.5 * 0.1 * (2 * truth - 1))[free] / (1 - alpha_bar[t]) ** 0.5
+        for t in (50, 51)
+    ]
+    assert free.sum() > 100
+    torch.testing.assert_close(*noise, atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match="DIFFUSION.TIMESTEPS"):
+        model.noisy_targets(batch, 1000)
 
 
 def test_training_noise_depends_on_seed_iteration_and_image_alone():

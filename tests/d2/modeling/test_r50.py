@@ -1,5 +1,7 @@
 """The COCO panoptic DFormer with ResNet-50, as configured, runs whole on the CPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -62,9 +64,10 @@ def test_a_training_step(model, image, dtype):
 @both_precisions
 @pytest.mark.parametrize("steps", [1, 4])
 def test_inference(model, image, steps, dtype):
-    model.sampling_steps = steps
+    request = replace(model.request, steps=steps)
     with autocast(dtype):
-        (result,) = model.eval()([image])
+        *_, last = model.eval().steps([image], request)
+    (result,) = last.results
     assert result["sem_seg"].shape == (133, SIZE, SIZE) and result["sem_seg"].isfinite().all()
     assert result["panoptic_seg"][0].shape == (SIZE, SIZE)
     assert result["instances"].pred_masks.shape[1:] == (SIZE, SIZE)

@@ -2,5 +2,7 @@
 
 from dformer.d2.modeling.meta_arch.dformer import DFormer
 from dformer.d2.modeling.meta_arch.mask2former import Mask2Former
+from dformer.d2.modeling.meta_arch.segmenter import Segmenter
+from dformer.d2.modeling.meta_arch.step import Layer, Output, Request, Step
 
-__all__ = ["DFormer", "Mask2Former"]
+__all__ = ["DFormer", "Layer", "Mask2Former", "Output", "Request", "Segmenter", "Step"]

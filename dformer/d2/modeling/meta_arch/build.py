@@ -8,6 +8,7 @@ from detectron2.modeling import build_backbone
 
 from dformer.d2.data.datasets import model_classes
 from dformer.d2.modeling.backbones import fold_frozen_norms
+from dformer.d2.modeling.meta_arch.step import Request
 from dformer.losses.criterion import Criterion
 from dformer.losses.matcher import LossWeights
 from dformer.models.mask_decoder import MaskDecoder
@@ -16,7 +17,7 @@ from dformer.utils.errors import UserError
 
 
 def build_pixel_decoder(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> PixelDecoder:
-    """The pixel decoder that MODEL.PIXEL_DECODER.NAME names, for a backbone with maps `res2` .. `res5`."""
+    """Return the pixel decoder named by MODEL.PIXEL_DECODER.NAME, for a backbone with maps `res2` .. `res5`."""
     strides = tuple(shapes[key].stride for key in ("res2", "res3", "res4", "res5"))
     if strides != STRIDES:
         raise UserError(f"MODEL.BACKBONE.NAME: the backbone's strides are {strides}, but {STRIDES} are needed")
@@ -41,7 +42,7 @@ def build_pixel_decoder(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> PixelDeco
 
 
 def build_mask_decoder(cfg: CfgNode, classes: int) -> MaskDecoder:
-    """The masked-attention decoder of MODEL.MASK_DECODER."""
+    """Return the masked-attention decoder of MODEL.MASK_DECODER."""
     decoder = cfg.MODEL.MASK_DECODER
     return MaskDecoder(
         in_channels=cfg.MODEL.PIXEL_DECODER.CONV_DIM,
@@ -56,7 +57,7 @@ def build_mask_decoder(cfg: CfgNode, classes: int) -> MaskDecoder:
 
 
 def build_criterion(cfg: CfgNode, classes: int) -> Criterion:
-    """The criterion of MODEL.CRITERION."""
+    """Return the criterion of MODEL.CRITERION."""
     criterion = cfg.MODEL.CRITERION
     return Criterion(
         num_classes=classes,
@@ -68,24 +69,40 @@ def build_criterion(cfg: CfgNode, classes: int) -> Criterion:
     )
 
 
+def build_request(cfg: CfgNode) -> Request:
+    """Return what a cfg's model is asked for by default."""
+    return Request(
+        tasks=tuple(cfg.TEST.TASKS),
+        steps=cfg.DIFFUSION.SAMPLING_STEPS,
+        seed=cfg.DIFFUSION.SEED,
+        object_threshold=cfg.TEST.OBJECT_THRESHOLD,
+        overlap_threshold=cfg.TEST.OVERLAP_THRESHOLD,
+    )
+
+
+def segmenter_settings(cfg: CfgNode) -> dict[str, Any]:
+    """Return the keywords of `Segmenter`, the same for all systems."""
+    return {
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "size_divisibility": cfg.MODEL.SIZE_DIVISIBILITY,
+        "training_seed": max(cfg.SEED, 0),
+        "request": build_request(cfg),
+    }
+
+
 def build_parts(cfg: CfgNode) -> tuple[dict[str, Any], PixelDecoder, MaskDecoder]:
-    """Keywords of `Segmenter` but `head`, the pixel decoder, and the mask decoder."""
+    """Return the keywords of `QuerySegmenter` but `head`, the pixel decoder, and the mask decoder."""
     names, things = model_classes(cfg)
     classes = len(names)
     backbone = build_backbone(cfg)
     fold_frozen_norms(backbone)
     parts = {
+        **segmenter_settings(cfg),
         "backbone": backbone,
         "criterion": build_criterion(cfg, classes),
         "things": [index in things for index in range(classes)],
-        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-        "pixel_std": cfg.MODEL.PIXEL_STD,
-        "size_divisibility": cfg.MODEL.SIZE_DIVISIBILITY,
-        "tasks": tuple(cfg.TEST.TASKS),
-        "object_threshold": cfg.TEST.OBJECT_THRESHOLD,
-        "overlap_threshold": cfg.TEST.OVERLAP_THRESHOLD,
+        "num_queries": cfg.MODEL.MASK_DECODER.NUM_QUERIES,
         "top_k": cfg.TEST.DETECTIONS_PER_IMAGE,
-        "training_seed": max(cfg.SEED, 0),
-        "inference_seed": cfg.DIFFUSION.SEED,
     }
     return parts, build_pixel_decoder(cfg, backbone.output_shape()), build_mask_decoder(cfg, classes)

@@ -9,28 +9,34 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from dformer.d2.modeling.meta_arch.build import build_parts
-from dformer.d2.modeling.meta_arch.segmenter import Segmenter
-from dformer.diffusion.sampler import SamplingStep
+from dformer.d2.modeling.meta_arch.query_segmenter import QuerySegmenter
+from dformer.d2.modeling.meta_arch.segmenter import Batch
+from dformer.d2.modeling.meta_arch.step import Request
 from dformer.losses.criterion import Target
 from dformer.models.dformer import DFormerHead, MaskDiffusion
 from dformer.models.mask_decoder import Prediction
+from dformer.signals.masks import downsample, noise_masks, to_unit
+from dformer.utils import rng
+from dformer.utils.errors import UserError
 
 
 @META_ARCH_REGISTRY.register()
-class DFormer(Segmenter):
-    """Segmentation by denoising masks (Wang et al. 2023)."""
+class DFormer(QuerySegmenter):
+    """Segment by denoising masks (Wang et al. 2023)."""
 
     head: DFormerHead
 
     @configurable
-    def __init__(self, *, sampling_steps: int, eta: float, **parts: Any) -> None:
+    def __init__(self, *, eta: float, **parts: Any) -> None:
         super().__init__(**parts)
-        self.sampling_steps = sampling_steps
         self.eta = eta
+        timesteps = self.head.diffusion.timesteps
+        self.max_time = timesteps - 1
+        self.options = {**self.options, "steps": (1, timesteps), "seed": (0, 2**31 - 1)}
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Keywords of `__init__`."""
+        """Return the keywords of `__init__`."""
         parts, pixel_decoder, mask_decoder = build_parts(cfg)
         diffusion = MaskDiffusion.create(
             schedule=cfg.DIFFUSION.SCHEDULE,
@@ -40,29 +46,42 @@ class DFormer(Segmenter):
             stride=cfg.DIFFUSION.MASK_STRIDE,
         )
         head = DFormerHead(pixel_decoder=pixel_decoder, mask_decoder=mask_decoder, diffusion=diffusion)
-        return {**parts, "head": head, "sampling_steps": cfg.DIFFUSION.SAMPLING_STEPS, "eta": cfg.DIFFUSION.ETA}
+        return {**parts, "head": head, "eta": cfg.DIFFUSION.ETA}
 
     def training_predictions(
         self, features: list[Tensor], targets: list[Target], generators: list[torch.Generator]
     ) -> list[Prediction]:
-        """Predictions from ground truth corrupted at a random time (Alg. 1)."""
-        noisy_masks, t = self.head.corrupt([target.masks for target in targets], generators)
-        return self.head(features, noisy_masks, t)
+        """Return the predictions from ground truth noised at random times (Alg. 1)."""
+        x_t, t = self.head.corrupt([target.masks for target in targets], generators)
+        return self.head(features, x_t, t)
 
-    def predict(self, features: list[Tensor], generators: list[torch.Generator]) -> Prediction:
-        """The prediction of the last sampling step (Alg. 2)."""
-        for step in self.sample(features, generators):  # one at a time: each holds the masks of all queries
-            prediction = step.output[-1]
-        return prediction
-
-    def sample(
-        self, features: list[Tensor], generators: list[torch.Generator]
-    ) -> Iterator[SamplingStep[list[Prediction]]]:
-        """The sampling steps, one by one, with the predictions of all layers."""
+    def predict(
+        self, features: list[Tensor], generators: list[torch.Generator], request: Request
+    ) -> Iterator[tuple[float | None, Tensor | None, list[Prediction]]]:
+        """Yield time, noisy signal and predictions of each sampling step (Alg. 2)."""
         height, width = (4 * side for side in features[0].shape[-2:])
-        shape = self.head.noise_shape(height, width)
+        shape = self.head.noise_shape(height, width, request.proposals)
 
         def draw_noise() -> Tensor:
             return torch.stack([torch.randn(shape, generator=g, device=self.device) for g in generators])
 
-        return self.head.sample(features, draw_noise, self.sampling_steps, self.eta)
+        for step in self.head.sample(features, draw_noise, request.steps, self.eta):
+            yield step.t, step.x_t, step.output
+
+    def to_masks(self, x_t: Tensor) -> Tensor:
+        """Map a noisy signal to masks in [0, 1]."""
+        return to_unit(x_t, self.head.diffusion.scale)
+
+    def noisy_targets(self, batch: Batch, t: float) -> list[Tensor]:
+        """Return each image's masks noised at time `t`, in their order and without padding to N."""
+        alpha_bar, timesteps, scale, encoding, stride = self.head.diffusion
+        if not 0 <= t < timesteps:
+            raise UserError(f"times are 0 to {timesteps - 1} (DIFFUSION.TIMESTEPS), got {t}")
+        alpha_bar_t = alpha_bar(torch.tensor(int(t), device=self.device))
+        noisy = []
+        for item in batch:
+            masks = downsample(item["instances"].gt_masks.to(self.device), stride)
+            generator = rng.generator(self.device, self.request.seed)
+            x_t = noise_masks(masks, alpha_bar_t=alpha_bar_t, scale=scale, encoding=encoding, generator=generator)
+            noisy.append(self.to_masks(x_t))
+        return noisy

@@ -1,5 +1,6 @@
 """The meta-architecture "Mask2Former"."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,15 +9,16 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from dformer.d2.modeling.meta_arch.build import build_parts
-from dformer.d2.modeling.meta_arch.segmenter import Segmenter
+from dformer.d2.modeling.meta_arch.query_segmenter import QuerySegmenter
+from dformer.d2.modeling.meta_arch.step import Request
 from dformer.losses.criterion import Target
 from dformer.models.mask2former import Mask2FormerHead
 from dformer.models.mask_decoder import Prediction
 
 
 @META_ARCH_REGISTRY.register()
-class Mask2Former(Segmenter):
-    """Segmentation by learned queries (Cheng et al. 2022)."""
+class Mask2Former(QuerySegmenter):
+    """Segment by learned queries (Cheng et al. 2022)."""
 
     head: Mask2FormerHead
 
@@ -26,16 +28,18 @@ class Mask2Former(Segmenter):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Keywords of `__init__`."""
+        """Return the keywords of `__init__`."""
         parts, pixel_decoder, mask_decoder = build_parts(cfg)
         return {**parts, "head": Mask2FormerHead(pixel_decoder=pixel_decoder, mask_decoder=mask_decoder)}
 
     def training_predictions(
         self, features: list[Tensor], targets: list[Target], generators: list[torch.Generator]
     ) -> list[Prediction]:
-        """Predictions of the queries and of each layer."""
+        """Return the predictions of the queries and of each layer."""
         return self.head(features)
 
-    def predict(self, features: list[Tensor], generators: list[torch.Generator]) -> Prediction:
-        """The prediction of the last layer."""
-        return self.head(features)[-1]
+    def predict(
+        self, features: list[Tensor], generators: list[torch.Generator], request: Request
+    ) -> Iterator[tuple[float | None, Tensor | None, list[Prediction]]]:
+        """Yield the predictions of all layers, once."""
+        yield None, None, self.head(features, request.proposals)

@@ -1,185 +1,165 @@
-"""What all meta-architectures share: images in, losses or results out."""
+"""The base of all meta-architectures: images in, losses or steps out."""
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from dformer.losses.criterion import Criterion, MaskProducts, Target
-from dformer.models.mask_decoder import Prediction
-from dformer.postprocess import queries as postprocess
-from dformer.postprocess.queries import Size
+from dformer.d2.modeling.meta_arch.step import CONFIG_KEYS, Output, Request, Step
+from dformer.postprocess import TASKS
+from dformer.postprocess.view import View
 from dformer.utils import rng
+from dformer.utils.errors import UserError
+
+Batch = list[dict[str, Any]]
 
 
 class Segmenter(nn.Module, ABC):
-    """A backbone, a head, a criterion and the post-processing, on Detectron2's inputs and outputs.
+    """Prepare images, group them by padded size and seed generators, for a system that computes losses and samples.
 
-    What is drawn at random in training depends on `seed`, `iteration` and the image's id alone; at inference on `seed`.
+    A system is a subclass with `compute_losses` and `sample`. What it draws at random depends in training on seed,
+    `iteration` and image id alone, at inference on the seed of the request.
 
     Attributes:
+        tasks: what the system can be asked for.
+        request: what is asked for by default.
+        options: the numbers of a `Request` that the system knows -> lowest and highest value.
+        max_time: the time of pure noise; None without diffusion.
         iteration: training forwards so far; a resumed run sets it.
     """
 
-    things: Tensor
+    tasks: Sequence[str] = TASKS
+    options: Mapping[str, tuple[int, int]] = {}
+    max_time: float | None = None
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(
         self,
         *,
-        backbone: nn.Module,
-        head: nn.Module,
-        criterion: Criterion,
-        things: list[bool],
         pixel_mean: list[float],
         pixel_std: list[float],
         size_divisibility: int,
-        tasks: tuple[str, ...],
-        object_threshold: float,
-        overlap_threshold: float,
-        top_k: int,
         training_seed: int,
-        inference_seed: int,
+        request: Request,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.head = head
-        self.criterion = criterion
         self.size_divisibility = size_divisibility
-        self.tasks = tasks
-        self.object_threshold = object_threshold
-        self.overlap_threshold = overlap_threshold
-        self.top_k = top_k
         self.training_seed = training_seed
-        self.inference_seed = inference_seed
+        self.request = request
         self.iteration = 0
-        self.register_buffer("things", torch.tensor(things), persistent=False)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Return where the model is."""
         return self.pixel_mean.device
 
     @abstractmethod
-    def training_predictions(
-        self, features: list[Tensor], targets: list[Target], generators: list[torch.Generator]
-    ) -> list[Prediction]:
-        """Predictions to be supervised, from features of strides 4, 8, 16, 32."""
-
-    @abstractmethod
-    def predict(self, features: list[Tensor], generators: list[torch.Generator]) -> Prediction:
-        """The result, from features of strides 4, 8, 16, 32 and one generator an image."""
-
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Losses when training, results otherwise.
+    def compute_losses(self, images: Tensor, batch: Batch, generators: list[torch.Generator]) -> dict[str, Tensor]:
+        """Return weighted losses by name, to be summed.
 
         Args:
-            batched_inputs: an item an image: `image` (3, H, W) in 0..255; `height` and `width` of the result, if not H
-                and W; for training `instances` with `gt_classes` (G,) and `gt_masks` (G, H, W) bool, and `image_id`.
+            images: normalised and padded (B, 3, H, W).
+            batch: as of `forward`.
+            generators: one an image, for all that is random.
+        """
+
+    @abstractmethod
+    def sample(
+        self, images: Tensor, generators: list[torch.Generator], request: Request
+    ) -> Iterator[tuple[float | None, list[Output]]]:
+        """Yield time and outputs after each step; arguments as of `compute_losses`."""
+
+    def noisy_targets(self, batch: Batch, t: float) -> list[Tensor] | None:
+        """Return what training makes of each image's ground truth at time `t`: maps (M, h, w) in [0, 1] over the image.
+
+        The noise is that of the default request's seed, the same at each time. None without diffusion.
+        """
+        return None
+
+    def forward(self, batch: Batch) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Return losses in training, and else the results of the last step.
+
+        Args:
+            batch: an item an image: `image` (3, H, W) in 0..255; `height` and `width` of the result, if not H and W;
+                for training `image_id` and the targets that the mapper delivers (INPUT.TARGET).
 
         Returns:
-            Training: losses by name, weighted, to be summed. Inference: an item an image, of the results asked for:
+            Training: weighted losses by name, to be summed. Inference: an item an image, of the results asked for:
             `sem_seg` (K, height, width) class scores; `panoptic_seg`, a map (height, width) int32 and its segments
             (dicts of `id`, `isthing`, `category_id`, `score`, `area`); `instances` with `pred_masks`, `pred_boxes`,
             `scores`, `pred_classes`.
         """
-        return self.losses(batched_inputs) if self.training else self.infer(batched_inputs)
+        if self.training:
+            return self.losses(batch)
+        for step in self.steps(batch):  # noqa: B007 (one at a time: each holds the predictions of a step)
+            pass
+        return step.results
 
-    def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Weighted losses of a batch."""
-        images = self.preprocess(batched_inputs)
-        targets = [self.target(item["instances"], images.tensor.shape[-2:]) for item in batched_inputs]
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted losses of a batch."""
+        images = self.preprocess(batch)
         generators = [
             rng.generator(self.device, self.training_seed, self.iteration, item.get("image_id", index))
-            for index, item in enumerate(batched_inputs)
+            for index, item in enumerate(batch)
         ]
         self.iteration += 1
-        predictions = self.training_predictions(self.features(images.tensor), targets, generators)
-        logits = torch.stack([prediction.logits for prediction in predictions])
-        queries = torch.stack([prediction.mask_embed for prediction in predictions])
-        masks = MaskProducts(queries, predictions[0].mask_features.permute(0, 2, 3, 1).unbind())
-        return self.criterion(logits, masks, targets, generators)
+        return self.compute_losses(images.tensor, batch, generators)
 
     @torch.no_grad()
-    def infer(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Results of a batch. Only images of one padded size share a forward, so that none depends on the others."""
+    def steps(self, batch: Batch, request: Request | None = None) -> Iterator[Step]:
+        """Yield what is known after each step; the last one has the result.
+
+        Only images of one padded size share a forward, so that no result depends on the other images.
+
+        Raises:
+            UserError: as `check`.
+        """
+        request = request or self.request
+        self.check(request)
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, item in enumerate(batched_inputs):
-            padded = tuple(-(-side // self.size_divisibility) for side in item["image"].shape[1:])
-            groups[padded].append(index)
-        results: dict[int, dict[str, Any]] = {}
-        for group in groups.values():
-            images = self.preprocess([batched_inputs[index] for index in group])
-            generators = [rng.generator(self.device, self.inference_seed) for _ in group]
-            prediction = self.predict(self.features(images.tensor), generators)
-            logits, masks = prediction.logits.float(), prediction.masks.float()
-            for position, index in enumerate(group):
-                size = images.image_sizes[position]
-                item = batched_inputs[index]
-                results[index] = self.result(
-                    logits[position],
-                    masks[position],
-                    (images.tensor.shape[2], images.tensor.shape[3]),
-                    size,
-                    (item.get("height", size[0]), item.get("width", size[1])),
-                )
-        return [results[index] for index in range(len(batched_inputs))]
+        for index, item in enumerate(batch):
+            groups[tuple(-(-side // self.size_divisibility) for side in item["image"].shape[1:])].append(index)
+        order = sorted((index, place) for place, index in enumerate(sum(groups.values(), [])))
+        sampled = [self._steps_of_one_size([batch[index] for index in group], request) for group in groups.values()]
+        for parts in zip(*sampled, strict=True):
+            outputs = [output for part in parts for output in part.outputs]
+            views = [view for part in parts for view in part.views]
+            yield Step(parts[0].t, [outputs[place] for _, place in order], [views[place] for _, place in order])
 
-    def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalised images, padded with zeros at the right and the bottom to one size."""
-        images = [(item["image"].to(self.device) - self.pixel_mean) / self.pixel_std for item in batched_inputs]
+    def _steps_of_one_size(self, batch: Batch, request: Request) -> Iterator[Step]:
+        images = self.preprocess(batch)
+        canvas = images.tensor.shape[2], images.tensor.shape[3]
+        views = [
+            View(canvas, size, (item.get("height", size[0]), item.get("width", size[1])))
+            for item, size in zip(batch, images.image_sizes, strict=True)
+        ]
+        generators = [rng.generator(self.device, request.seed) for _ in batch]
+        for t, outputs in self.sample(images.tensor, generators, request):
+            yield Step(t, outputs, views)
+
+    def check(self, request: Request) -> None:
+        """Check that the system can do what is asked for.
+
+        Raises:
+            UserError: a task or a number is outside of what it knows.
+        """
+        for task in request.tasks:
+            if task not in self.tasks:
+                raise UserError(f'task "{task}": {type(self).__name__} has {", ".join(self.tasks)}; choose among them')
+        thresholds = {"object_threshold": (0, 1), "overlap_threshold": (0, 1)}
+        for name, (low, high) in {**self.options, **thresholds}.items():
+            value = getattr(request, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"{name} ({CONFIG_KEYS[name]}) must be in {low}..{high}, got {value}")
+
+    def preprocess(self, batch: Batch) -> ImageList:
+        """Normalise images, and pad them with zeros at the right and the bottom to one size."""
+        images = [(item["image"].to(self.device) - self.pixel_mean) / self.pixel_std for item in batch]
         return ImageList.from_tensors(images, self.size_divisibility)
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Maps of strides 4, 8, 16, 32, channels last where the backbone keeps that: convolutions are faster so."""
-        maps = self.backbone(images.contiguous(memory_format=torch.channels_last))
-        return [maps[key] for key in ("res2", "res3", "res4", "res5")]
-
-    def target(self, instances: Instances, canvas: torch.Size) -> Target:
-        """Ground truth of an image, its masks padded to the canvas."""
-        masks = instances.gt_masks.to(self.device)
-        padding = (0, canvas[1] - masks.shape[2], 0, canvas[0] - masks.shape[1])
-        return Target(instances.gt_classes.to(self.device), F.pad(masks, padding))
-
-    def result(self, logits: Tensor, masks: Tensor, canvas: Size, image_size: Size, size: Size) -> dict[str, Any]:
-        """Results of one image of `size`, from class logits (N, K + 1) and mask logits (N, canvas/4)."""
-        parts: dict[str, postprocess.Result] = {}
-        if "semantic" in self.tasks:
-            parts["sem_seg"] = postprocess.SemanticScores(logits, size)
-        if "panoptic" in self.tasks:
-            thresholds = self.object_threshold, self.overlap_threshold
-            parts["panoptic_seg"] = postprocess.PanopticMap(logits, size, self.things, *thresholds)
-        if "instance" in self.tasks:
-            parts["instances"] = postprocess.Instances(logits, size, self.things, self.top_k)
-        strips = postprocess.resized_strips(masks, canvas, image_size, size)
-        result = dict(zip(parts, postprocess.collect(list(parts.values()), strips), strict=True))
-        if "panoptic_seg" in result:
-            segment_map, segments = result["panoptic_seg"]
-            result["panoptic_seg"] = segment_map, [self.segment_info(segment) for segment in segments]
-        if "instances" in result:
-            objects = result["instances"]
-            result["instances"] = Instances(
-                size,
-                pred_masks=objects.masks,
-                pred_boxes=Boxes(objects.boxes),
-                scores=objects.scores,
-                pred_classes=objects.classes,
-            )
-        return result
-
-    def segment_info(self, segment: postprocess.Segment) -> dict[str, Any]:
-        """A segment in Detectron2's form."""
-        return {
-            "id": segment.id,
-            "isthing": bool(self.things[segment.category]),
-            "category_id": segment.category,
-            "score": segment.score,
-            "area": segment.area,
-        }

@@ -1,0 +1,153 @@
+"""The base of systems that predict masks and classes from queries: DFormer and Mask2Former."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from dformer.d2.modeling.meta_arch.segmenter import Batch, Segmenter
+from dformer.d2.modeling.meta_arch.step import Layer, Output, Request
+from dformer.losses.criterion import Criterion, MaskProducts, Target
+from dformer.models.mask_decoder import Prediction, attended_regions
+from dformer.postprocess import queries
+from dformer.postprocess.view import View, resized_strips
+
+FEATURES = ("res2", "res3", "res4", "res5")  # strides 4, 8, 16, 32
+
+
+class QuerySegmenter(Segmenter):
+    """Compute losses and results of a backbone, a head that makes `Prediction`s, and a criterion."""
+
+    things: Tensor
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        head: nn.Module,
+        criterion: Criterion,
+        things: list[bool],
+        num_queries: int,
+        top_k: int,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.backbone = backbone
+        self.head = head
+        self.criterion = criterion
+        self.top_k = top_k
+        self.options = {"proposals": (1, num_queries)}
+        self.register_buffer("things", torch.tensor(things), persistent=False)
+
+    @abstractmethod
+    def training_predictions(
+        self, features: list[Tensor], targets: list[Target], generators: list[torch.Generator]
+    ) -> list[Prediction]:
+        """Return the predictions to be supervised, from features of strides 4, 8, 16, 32."""
+
+    @abstractmethod
+    def predict(
+        self, features: list[Tensor], generators: list[torch.Generator], request: Request
+    ) -> Iterator[tuple[float | None, Tensor | None, list[Prediction]]]:
+        """Yield time, noisy signal (B, N, h, w) and the predictions of all layers after each step."""
+
+    def to_masks(self, x_t: Tensor) -> Tensor:
+        """Map a noisy signal to masks in [0, 1]."""
+        raise TypeError(f"{type(self).__name__} has no noisy signal")
+
+    def compute_losses(self, images: Tensor, batch: Batch, generators: list[torch.Generator]) -> dict[str, Tensor]:
+        targets = [self.target(item["instances"], images.shape[-2:]) for item in batch]
+        predictions = self.training_predictions(self.features(images), targets, generators)
+        logits = torch.stack([prediction.logits for prediction in predictions])
+        mask_embed = torch.stack([prediction.mask_embed for prediction in predictions])
+        masks = MaskProducts(mask_embed, predictions[0].mask_features.permute(0, 2, 3, 1).unbind())
+        return self.criterion(logits, masks, targets, generators)
+
+    def sample(
+        self, images: Tensor, generators: list[torch.Generator], request: Request
+    ) -> Iterator[tuple[float | None, list[Output]]]:
+        features = self.features(images)
+        sizes = [feature.shape[-2:] for feature in features[:0:-1]]
+        for t, x_t, predictions in self.predict(features, generators, request):
+            signals = [None] * len(images) if x_t is None else x_t
+            yield (
+                t,
+                [
+                    QueryOutput(self, request, [p.of_image(b) for p in predictions], signal, sizes)
+                    for b, signal in enumerate(signals)
+                ],
+            )
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return maps of strides 4, 8, 16, 32; channels last, where convolutions are faster."""
+        maps = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        return [maps[key] for key in FEATURES]
+
+    def target(self, instances: Instances, canvas: torch.Size) -> Target:
+        """Return the ground truth of an image, its masks padded to the canvas."""
+        masks = instances.gt_masks.to(self.device)
+        padding = (0, canvas[1] - masks.shape[2], 0, canvas[0] - masks.shape[1])
+        return Target(instances.gt_classes.to(self.device), F.pad(masks, padding))
+
+
+class QueryOutput(Output):
+    """Hold the predictions of all layers for one image (B = 1), the noisy signal, and the sizes of the levels."""
+
+    def __init__(
+        self,
+        model: QuerySegmenter,
+        request: Request,
+        predictions: list[Prediction],
+        x_t: Tensor | None,
+        sizes: Sequence[torch.Size],
+    ) -> None:
+        self.model, self.request, self.predictions, self.x_t, self.sizes = model, request, predictions, x_t, sizes
+
+    @property
+    def noisy(self) -> Tensor | None:
+        return None if self.x_t is None else self.model.to_masks(self.x_t)
+
+    @cached_property
+    def last(self) -> tuple[Tensor, Tensor]:
+        """Return the last layer's class logits (N, K + 1) and mask logits (N, h, w), float32."""
+        return self.predictions[-1].logits[0].float(), self.predictions[-1].masks[0].float()
+
+    def result(self, view: View) -> dict[str, Any]:
+        (logits, masks), size, things = self.last, view.size, self.model.things
+        parts: dict[str, queries.Result] = {}
+        if "semantic" in self.request.tasks:
+            parts["sem_seg"] = queries.SemanticScores(logits, size)
+        if "panoptic" in self.request.tasks:
+            thresholds = self.request.object_threshold, self.request.overlap_threshold
+            parts["panoptic_seg"] = queries.PanopticMap(logits, size, things, *thresholds)
+        if "instance" in self.request.tasks:
+            parts["instances"] = queries.Instances(logits, size, things, self.model.top_k)
+        results = queries.collect(list(parts.values()), resized_strips(masks, view))
+        result = dict(zip(parts, results, strict=True))
+        if "instances" in result:
+            masks, boxes, scores, classes = result["instances"]
+            fields = {"pred_masks": masks, "pred_boxes": Boxes(boxes), "scores": scores, "pred_classes": classes}
+            result["instances"] = Instances(size, **fields)
+        return result
+
+    def visible(self, max_rows: int) -> Tensor:
+        """Return the queries that win most pixels, as in panoptic inference."""
+        logits, masks = self.last
+        scores = logits.softmax(-1)[:, :-1].amax(-1)
+        winner = (scores[:, None, None] * masks.sigmoid()).argmax(0)
+        return torch.bincount(winner.flatten(), minlength=len(scores)).argsort(descending=True, stable=True)[:max_rows]
+
+    def layers(self, rows: Tensor) -> list[Layer]:
+        """Return what each layer did with these queries; they begin with the noisy masks."""
+        assert self.x_t is not None
+        chosen = [prediction.of_queries(rows) for prediction in self.predictions]
+        attended = attended_regions(2 * self.model.to_masks(self.x_t[None, rows]) - 1, chosen, list(self.sizes))
+        return [
+            Layer(regions[0], prediction.masks[0].float(), prediction.logits[0].float())
+            for regions, prediction in zip(attended, chosen, strict=True)
+        ]
