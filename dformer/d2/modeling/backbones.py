@@ -18,10 +18,10 @@ STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 class TimmBackbone(Backbone):
-    """A timm model with `features_only`: maps `res2` .. `res5` of strides 4, 8, 16, 32.
+    """Wrap a timm model with `features_only`, which returns maps `res2` .. `res5` of strides 4, 8, 16, 32.
 
-    Swin and its kin give maps (B, H, W, C) without a norm; these get a LayerNorm each, as the published Swin backbones
-    have. Swin takes any input size: its windows are padded, never shrunk, as in the published code.
+    Swin and similar models return maps (B, H, W, C) without a norm; these get a LayerNorm each, as the published Swin
+    backbones have. Swin takes sides that 4 divides: its windows are padded, never shrunk, as in the published code.
 
     Raises:
         UserError: no timm model has that name, or it lacks one of the strides.
@@ -48,11 +48,11 @@ class TimmBackbone(Backbone):
         )
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each map."""
+        """Return channels and stride of each map."""
         return {key: ShapeSpec(channels=self.channels[key], stride=stride) for key, stride in STRIDES.items()}
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) -> `res2` .. `res5`, each (B, C_i, ceil(H / stride), ceil(W / stride))."""
+        """Return `res2` .. `res5`, each (B, C_i, ceil(H / stride), ceil(W / stride)), of images (B, 3, H, W)."""
         maps = self.body(image)
         features = {key: maps[index] for key, index in self.index.items()}
         if self.channels_last:
@@ -61,7 +61,7 @@ class TimmBackbone(Backbone):
 
 
 def attend_padded(attend: Callable[[Tensor], Tensor], window: tuple[int, int], x: Tensor) -> Tensor:
-    """Windowed attention over a map (B, H, W, C) padded with zeros to whole windows first, as published.
+    """Apply windowed attention to a map (B, H, W, C), padded with zeros to whole windows first, as published.
 
     timm shifts the windows before it pads, which gives other numbers wherever a side does not divide by the window.
     """
@@ -71,10 +71,10 @@ def attend_padded(attend: Callable[[Tensor], Tensor], window: tuple[int, int], x
 
 
 class FoldedConv2d(Conv2d):
-    """A convolution and the frozen batch norm after it, as one convolution; parameters and buffers stay as they are."""
+    """Run a convolution and the frozen batch norm after it as one convolution, with the parameters of both."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the two after each other."""
+        """Return what the two return one after the other."""
         norm = self.norm
         scale = (norm.weight * (norm.running_var + norm.eps).rsqrt())[:, None, None]
         shift = norm.bias[:, None, None] - norm.running_mean[:, None, None] * scale
@@ -88,7 +88,7 @@ class FoldedConv2d(Conv2d):
 
 
 def fold_frozen_norms(backbone: Backbone) -> None:
-    """Let frozen batch norms cost nothing: else they are two passes over each map, and three in training."""
+    """Let frozen batch norms cost nothing: they would be two passes over each map, and three in training."""
     for module in backbone.modules():
         if type(module) is Conv2d and isinstance(module.norm, FrozenBatchNorm2d) and module.bias is None:
             module.__class__ = FoldedConv2d
@@ -96,5 +96,5 @@ def fold_frozen_norms(backbone: Backbone) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """The backbone named by MODEL.TIMM, for images of three channels."""
+    """Return the backbone named by MODEL.TIMM, for images of three channels."""
     return TimmBackbone(name=cfg.MODEL.TIMM.NAME, drop_path_rate=cfg.MODEL.TIMM.DROP_PATH_RATE)
