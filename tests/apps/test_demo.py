@@ -224,24 +224,14 @@ def test_inputs_may_be_files_folders_and_patterns(tmp_path):
     assert str(tmp_path / "bare") in problem
 
 
-def test_videos(cfg, tmp_path):
-    video, image = save_video(tmp_path / "a.mp4"), save_image(tmp_path / "a.jpg")
-    assert segment_files(cfg, [str(tmp_path)], tmp_path / "out", Settings(every=3)) == []
-    assert sorted(os.listdir(tmp_path / "out")) == ["a.mp4", "a.png", "segments.json"]
-    with VideoReader(tmp_path / "out" / "a.mp4") as result:
-        assert result.fps == pytest.approx(20 / 3, abs=0.01), "it takes as long as the original"
-        frames = list(result)
-    found = records(tmp_path / "out")
-    assert [(record["file"], record.get("frame")) for record in found[1:]] == [(str(video), k) for k in (0, 3, 6, 9)]
-    assert found[0]["file"] == str(image) and "frame" not in found[0]
-    assert len(frames) == 4 and frames[0][1].shape == (48 * enlargement(48, 80), 80 * enlargement(48, 80), 3)
-
-
-def test_frames_of_a_batch_have_the_results_of_single_images(cfg, tmp_path):
+def test_frames_of_a_video_have_the_results_of_images(cfg, tmp_path):
     video = save_video(tmp_path / "a.mp4")
-    segment_files(cfg, [str(video)], tmp_path / "video", Settings(batch=4))
+    assert segment_files(cfg, [str(video)], tmp_path / "video", Settings(batch=4)) == []
     found = records(tmp_path / "video")
-    assert [record["frame"] for record in found] == list(range(10))
+    assert [(record["file"], record["frame"]) for record in found] == [(str(video), k) for k in range(10)]
+    with VideoReader(tmp_path / "video" / "a.mp4") as result:
+        shapes = [frame.shape for _, frame in result]
+        assert result.fps == 20 and shapes == 10 * [(48 * enlargement(48, 80), 80 * enlargement(48, 80), 3)]
     with VideoReader(video) as reader:
         frames = [frame for _, frame in reader]
     for k in (0, 7, 9):
