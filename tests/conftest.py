@@ -28,3 +28,12 @@ def golden_dir() -> Path:
 def data_dir() -> Path:
     """Folder of the small real data sets."""
     return _shared_folder("DFORMER_DATA", "data")
+
+
+@pytest.fixture
+def empty_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detectron2's catalogs without any data set: all names are free."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    monkeypatch.setattr(DatasetCatalog, "data", {})
+    monkeypatch.setattr(MetadataCatalog, "data", {})

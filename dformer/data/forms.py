@@ -131,7 +131,7 @@ def _coco_panoptic(source: Source) -> Annotated:
 
 
 def _semantic(source: Source) -> Annotated:
-    pairs = _pairs(source, (".png", ".tif", ".tiff", ".bmp"))
+    pairs = _pairs(source)
     classes = source.classes
     if classes is None:
         found = set().union(*parallel_map(_values, [label for _, label in pairs.values()])) - set(source.void)
@@ -160,7 +160,7 @@ def _semantic(source: Source) -> Annotated:
 
 
 def _instance_ids(source: Source) -> Annotated:
-    pairs = _pairs(source, (".png", ".tif", ".tiff", ".bmp"))
+    pairs = _pairs(source)
     names = list((source.classes or {1: "object"}).values())
     if len(names) > 1:
         raise UserError(
@@ -179,7 +179,7 @@ def _read_instance_ids(file: Path) -> tuple[tuple[int, int], list[dict[str, Any]
 
 
 def _labelme(source: Source) -> Annotated:
-    pairs = _pairs(source, (".json",))
+    pairs = _pairs(source)
     contents = {name: read_json(file) for name, (_, file) in pairs.items()}
     names = list((source.classes or {}).values())
     if not names:
@@ -211,7 +211,7 @@ def _labelme_polygon(shape: Mapping[str, Any], file: Path) -> list[float]:
 
 
 def _yolo_segment(source: Source) -> Annotated:
-    pairs = _pairs(source, (".txt",), optional=True)
+    pairs = _pairs(source)
     if not source.classes:
         raise UserError(f"{source.annotations}: YOLO's files have no names of classes; declare `classes`")
     names = list(source.classes.values())
@@ -239,20 +239,30 @@ def _read_yolo(files: tuple[Path, Path | None], num_classes: int) -> tuple[tuple
 
 
 class Form(NamedTuple):
-    """How a form is read, and the keys of a declaration that it has beside form, images, annotations and split."""
+    """Describe a form.
+
+    Attributes:
+        read: reads a data set.
+        required, optional: keys of a declaration beside form, images, annotations and split.
+        suffixes: of annotation files that are paired with images; none where a json file lists them.
+        file_may_be_missing: an image without an annotation file is one without objects.
+    """
 
     read: Callable[[Source], Annotated]
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
+    file_may_be_missing: bool = False
 
 
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 FORMS = {
     "coco_instances": Form(_coco_instances),
     "coco_panoptic": Form(_coco_panoptic, ("pngs",), ("instances",)),
-    "semantic": Form(_semantic, (), ("classes", "void")),
-    "instance_ids": Form(_instance_ids, (), ("classes",)),
-    "labelme": Form(_labelme, (), ("classes",)),
-    "yolo_segment": Form(_yolo_segment, ("classes",)),
+    "semantic": Form(_semantic, (), ("classes", "void"), LABEL_SUFFIXES),
+    "instance_ids": Form(_instance_ids, (), ("classes",), LABEL_SUFFIXES),
+    "labelme": Form(_labelme, (), ("classes",), (".json",)),
+    "yolo_segment": Form(_yolo_segment, ("classes",), (), (".txt",), file_may_be_missing=True),
 }
 
 
@@ -301,24 +311,30 @@ def files_by_name(place: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     return {str(file.relative_to(folder).with_suffix("")): file for file in found}
 
 
-def unpaired(images: Path, annotations: Path, suffixes: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """Images without an annotation of the same name, and annotations without an image."""
-    left, right = files_by_name(images, IMAGE_SUFFIXES), files_by_name(annotations, suffixes)
-    return [f for n, f in left.items() if n not in right], [f for n, f in right.items() if n not in left]
+def pair_files(source: Source) -> tuple[dict[str, Any], list[Path], list[Path]]:
+    """Pair images and annotations by name, in the order of names.
+
+    Returns:
+        Name -> image and annotation file, which is None where the form takes this for an image without objects;
+        images without an annotation; annotations without an image.
+    """
+    form = FORMS[source.form]
+    images, annotations = files_by_name(source.images, IMAGE_SUFFIXES), files_by_name(source.annotations, form.suffixes)
+    pairs = {n: (f, annotations.get(n)) for n, f in images.items() if n in annotations or form.file_may_be_missing}
+    without_annotation = [file for name, file in images.items() if name not in pairs]
+    return pairs, without_annotation, [file for name, file in annotations.items() if name not in images]
 
 
-def _pairs(source: Source, suffixes: Sequence[str], optional: bool = False) -> dict[str, Any]:
-    """Name -> image and annotation file (None where it is `optional` and missing), in the order of names."""
-    images, annotations = files_by_name(source.images, IMAGE_SUFFIXES), files_by_name(source.annotations, suffixes)
-    pairs = {name: (image, annotations.get(name)) for name, image in images.items() if optional or name in annotations}
-    if not pairs or not annotations:
+def _pairs(source: Source) -> dict[str, Any]:
+    pairs, without_annotation, without_image = pair_files(source)
+    if not any(annotation for _, annotation in pairs.values()):
         raise UserError(
-            f"no image in {source.images} ({len(images)} images) has an annotation of its name in {source.annotations} "
-            f"({len(annotations)} files); where names differ by an ending, give a pattern such as masks/*_mask.png"
+            f"no image in {source.images} ({len(pairs) + len(without_annotation)} images) has an annotation of its "
+            f"name in {source.annotations} ({len(without_image)} files); where names differ by an ending, give a "
+            "pattern such as masks/*_mask.png"
         )
-    left_out = len(images.keys() ^ annotations.keys()) if not optional else len(annotations.keys() - images.keys())
-    if left_out:
-        logger.warning("%s: %d files are left out, image or annotation is missing", source.annotations, left_out)
+    if unused := len(without_annotation) + len(without_image):
+        logger.warning("%s: %d files are not used, as image or annotation is missing", source.annotations, unused)
     return pairs
 
 

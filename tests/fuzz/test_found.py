@@ -1,6 +1,5 @@
 """Faults that reading what others made once had."""
 
-import json
 import pickle
 
 import pytest
@@ -9,7 +8,6 @@ from pycocotools import mask as rle
 
 from dformer.d2.config import get_cfg, merge_config, merge_text
 from dformer.data.annotations import annotation_reader
-from dformer.data.checks.faults import json_fields, json_types
 from dformer.data.images import read_image, read_panoptic_png, read_size
 from dformer.data.segmentations import fault_of
 from dformer.utils.errors import UserError
@@ -51,25 +49,8 @@ def test_run_lengths_were_believed(segmentation):
 
 def test_deep_json_overran_the_stack(tmp_path):
     (tmp_path / "a.json").write_text("[" * 100_000)
-    with pytest.raises(UserError, match="nested too deeply"):
+    with pytest.raises(UserError, match="a.json"):
         read_json(tmp_path / "a.json")
-
-
-def test_values_of_wrong_types_stopped_the_check_of_a_json():
-    for section, key, value in (
-        ("images", "id", [1]),
-        ("images", "height", 10**30),
-        ("categories", "id", "1"),
-        ("annotations", "area", float("nan")),
-        ("annotations", "bbox", []),
-    ):
-        content = json.loads(json.dumps(inputs.INSTANCES))
-        content[section][0][key] = value
-        (finding,) = json_types(content, "a.json", panoptic=False)
-        assert finding.level == "fatal" and key in finding.what and len(finding.what) < 200
-    content = json.loads(json.dumps(inputs.PANOPTIC))
-    content["annotations"][0]["segments_info"] = [7]
-    assert [f.level for f in json_fields(content, "a.json", panoptic=True)] == ["fatal"]
 
 
 @pytest.mark.parametrize("side", [10**5, 2**31 - 1])

@@ -12,7 +12,7 @@ from detectron2.utils.file_io import PathManager
 from dformer.d2.data.custom import register_custom
 from dformer.d2.data.datasets import available_tasks, class_names, has_classes, num_classes
 from dformer.d2.data.inspection import inspect_datasets
-from dformer.data.checks.faults import WARNING
+from dformer.data.checks.findings import WARNING
 from dformer.data.forms import folder_of
 from dformer.utils.errors import UserError
 

@@ -1,25 +1,18 @@
-"""Looks for all `faults` of a data set, reading each file once, on all cores."""
+"""Inspections of data sets: all checks, reading each file once, on all cores."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dformer.data.checks.faults import (
-    FATAL,
-    IMAGE_FAULTS,
-    JSON_FAULTS,
-    SET_FAULTS,
-    Finding,
-    Sample,
-    Seen,
-    leaked_images,
-    other_classes,
-)
+from dformer.data.checks.coco_json import check_json
+from dformer.data.checks.datasets import check_images, compare_classes, find_leaks
+from dformer.data.checks.findings import FATAL, Finding, ImageStats
+from dformer.data.checks.images import check_image
 from dformer.data.types import Metadata, Record
 from dformer.utils.errors import UserError
 from dformer.utils.files import read_json
@@ -30,7 +23,7 @@ class Loaded(NamedTuple):
     """Hold a data set that has been loaded: its records, what it is annotated for, and its metadata."""
 
     records: Sequence[Record]
-    kind: str
+    task: str
     metadata: Metadata
 
 
@@ -40,18 +33,18 @@ class Inspection:
 
     Attributes:
         name: of the data set.
-        kind: "panoptic", "instance" or "semantic"; "" where it cannot be loaded.
+        task: "panoptic", "instance" or "semantic"; "" where it cannot be loaded.
         total: number of images.
-        seen: images that were looked at.
+        images: those that were checked.
         findings: faults and oddities.
         metadata: None where it cannot be loaded.
     """
 
     name: str
-    kind: str
-    total: int
-    seen: list[Seen]
-    findings: list[Finding]
+    task: str = ""
+    total: int = 0
+    images: list[ImageStats] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     metadata: Metadata | None = None
 
     @property
@@ -61,10 +54,10 @@ class Inspection:
 
     def by_kind(self, level: str) -> dict[str, list[Finding]]:
         """Group the findings of a level by their kind."""
-        groups: dict[str, list[Finding]] = {}
+        groups: dict[str, list[Finding]] = defaultdict(list)
         for finding in self.findings:
             if finding.level == level:
-                groups.setdefault(finding.kind, []).append(finding)
+                groups[finding.kind].append(finding)
         return groups
 
 
@@ -77,93 +70,75 @@ def inspect(
     progress: bool = True,
     workers: int | None = None,
 ) -> Inspection:
-    """Inspect a data set: its json files first, then, if they have no fatal fault, what `load` makes of them.
+    """Inspect a data set: its json files first, then, if they have no fatal fault, the rest.
 
     Args:
         name: of the data set.
         json_files: its COCO json files by their format, "panoptic" or "instance".
-        load: may raise UserError.
+        load: loads it; may raise UserError.
         queries: of the model; images with more objects are reported.
-        limit: look at this number of images, evenly chosen; None: at all.
+        limit: check this number of images, evenly chosen; None: all.
         progress: show a progress bar.
         workers: processes; by default as many as there are cores.
 
     Returns:
         What was found; where the data set cannot be loaded, this is a finding.
     """
-    inspection = Inspection(name, "", 0, [], [])
-    contents = {kind: _check_json(file, kind == "panoptic", inspection) for kind, file in json_files.items()}
+    inspection = Inspection(name)
+    contents = {}
+    for form, file in json_files.items():
+        try:
+            contents[form] = read_json(file)
+            inspection.findings += check_json(contents[form], str(file), form)
+        except UserError as error:
+            inspection.findings.append(Finding("json unreadable", str(file), str(error)))
     if inspection.fatal:  # what the json says cannot be relied on
         return inspection
     try:
-        loaded = load()
+        records, inspection.task, inspection.metadata = load()
     except UserError as error:
-        inspection.findings.append(Finding(FATAL, "cannot be loaded", name, str(error), "mend it, and check again"))
+        inspection.findings.append(Finding("cannot be loaded", name, str(error)))
         return inspection
-    inspection.kind, inspection.metadata = loaded.kind, loaded.metadata
-    samples = _samples(loaded, contents)
-    inspection.total = len(samples)
-    if limit is not None and limit < len(samples):
-        samples = [samples[i] for i in np.linspace(0, len(samples) - 1, limit).round().astype(int)]
-    inspection.seen = parallel_map(_look_at, samples, name if progress else None, workers)
-    inspection.findings += [f for image in inspection.seen for f in image.findings]
-    for fault in SET_FAULTS:
-        inspection.findings += fault(inspection.seen, loaded.metadata, queries)
+    records = _complete(records, contents.get("panoptic" if inspection.task == "panoptic" else "instance"), inspection)
+    inspection.total = len(records)
+    if limit is not None and limit < len(records):
+        records = [records[i] for i in np.linspace(0, len(records) - 1, limit).round().astype(int)]
+    check = partial(check_image, task=inspection.task, ignore_label=inspection.metadata.get("ignore_label", 255))
+    inspection.images = parallel_map(check, records, name if progress else None, workers)
+    inspection.findings += [f for image in inspection.images for f in image.findings]
+    inspection.findings += check_images(inspection.images, inspection.metadata, queries)
     return inspection
 
 
 def compare(training: Inspection, other: Inspection, tested: bool) -> None:
-    """Add to `other`'s findings what it shares with the set that is trained on and, if it is `tested`, should not.
+    """Add to `other`'s findings how its classes differ from `training`'s and, if `tested`, the images that both have.
 
     Sets that are annotated for different tasks are not compared.
     """
-    if training.kind and training.kind == other.kind:
-        assert training.metadata and other.metadata
-        other.findings += other_classes(training.metadata, other.metadata)
+    if training.metadata and other.metadata and training.task == other.task:
+        other.findings += compare_classes(training.metadata, other.metadata)
         if tested:
-            other.findings += leaked_images(training.name, training.seen, other.seen)
+            other.findings += find_leaks(training.name, training.images, other.images)
 
 
-def _look_at(sample: Sample) -> Seen:
-    file = Path(sample.record["file_name"])
-    seen = Seen(str(file))
-    for fault in IMAGE_FAULTS:
-        seen.findings += fault(sample, seen)
-    if seen.size:
-        seen.digest = hashlib.sha1(file.read_bytes()).hexdigest()
-    return seen
-
-
-def _check_json(file: str | Path, panoptic: bool, inspection: Inspection) -> Any:
-    try:
-        content = read_json(file)
-    except UserError as error:
-        inspection.findings.append(Finding(FATAL, "json unreadable", str(file), str(error), "write it anew"))
-        return None
-    for fault in JSON_FAULTS:
-        found = list(fault(content, str(file), panoptic))
-        inspection.findings += found
-        if any(f.level == FATAL for f in found) and fault in JSON_FAULTS[:3]:
-            break  # the others would stumble over it
-    return content
-
-
-def _samples(loaded: Loaded, contents: dict[str, Any]) -> list[Sample]:
-    """Join records with what the json says of them: sizes and, of instances, all objects with all their fields."""
-    metadata, kind = loaded.metadata, loaded.kind
-    classes = metadata.get("stuff_classes") or metadata.thing_classes
-    ignore_label = metadata.get("ignore_label", 255)
-    content = contents.get("panoptic" if kind == "panoptic" else "instance")
-    stated = {image["id"]: image for image in content["images"]} if content else {}
+def _complete(records: Sequence[Record], content: Any, inspection: Inspection) -> list[Record]:
+    """The records with what only the json says: sizes and, of instances, all objects with all their fields."""
+    metadata = inspection.metadata
+    assert metadata
+    more: dict[str, Any] = {}
+    if inspection.task == "semantic":
+        labels = (metadata.get("ignore_label", 255), *range(len(metadata.stuff_classes)))
+        more["label_map"] = {label: label for label in labels}
+    images = {image["id"]: image for image in content["images"]} if content else {}
     objects = defaultdict(list)
-    if content and kind != "panoptic":
+    if content and inspection.task == "instance":
         contiguous = metadata.thing_dataset_id_to_contiguous_id
         for annotation in content["annotations"]:
             objects[annotation["image_id"]].append({**annotation, "category_id": contiguous[annotation["category_id"]]})
-    samples = []
-    for record in loaded.records:
-        image = stated.get(record.get("image_id"), record)
-        size = (image["height"], image["width"]) if "height" in image else None
-        found = objects[record["image_id"]] if objects else record.get("annotations", ())
-        samples.append(Sample(record, kind, len(classes), ignore_label, size, found))
-    return samples
+    completed: list[Record] = []
+    for record in records:
+        image = images.get(record.get("image_id"), {})
+        size = {key: image[key] for key in ("height", "width") if key in image}
+        found = {"annotations": objects[record["image_id"]]} if image and inspection.task == "instance" else {}
+        completed.append({**more, **record, **size, **found})
+    return completed

@@ -1,0 +1,93 @@
+"""The kinds of faults and oddities that the checks look for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from dformer.data.types import Size
+
+FATAL, WARNING, NOTE = "fatal", "warning", "note"  # training cannot start; it can, but not as meant; odd, and no error
+LEVELS = (FATAL, WARNING, NOTE)
+# Kind of a finding: its level, and what to do.
+KINDS = {
+    "cannot be loaded": (FATAL, "correct it, and check again"),
+    # json files
+    "json unreadable": (FATAL, "write it in COCO's format"),
+    "wrong entry": (FATAL, "correct it"),
+    "duplicate id": (FATAL, "give each its own"),
+    "duplicate name": (WARNING, "list each once, or give each its own name"),
+    "unknown category": (FATAL, "add the category, or correct the id"),
+    # files
+    "file missing": (FATAL, "restore it, or remove its image from the data set"),
+    "file unreadable": (FATAL, "replace it, or remove its image from the data set"),
+    "size": (FATAL, "replace the one that is wrong; do not resize annotations"),
+    "image without annotation": (WARNING, "annotate it, or remove it from the data set"),
+    "annotation without image": (WARNING, "add the image, or remove its annotation"),
+    # annotations
+    "unknown segment": (WARNING, "add the segment to the json, or make it void, 0"),
+    "unknown label": (FATAL, "if these pixels are not annotated, declare `void`; else name the class"),
+    "all void": (WARNING, "annotate it, or remove it from the data set"),
+    "polygon too short": (WARNING, "give it x and y of 3 points or more"),
+    "mask broken": (FATAL, "encode the mask again, at the image's size"),
+    "mask outside the image": (WARNING, "are the coordinates those of this image?"),
+    "empty mask": (WARNING, "draw or remove it"),
+    "binary masks": (WARNING, "give each object its own value, or declare them as `semantic`"),
+    "area": (WARNING, "compute areas from the masks; AP of small and large objects uses them"),
+    "box": (WARNING, "compute boxes from the masks: x, y, width, height"),
+    # data sets
+    "nothing annotated": (FATAL, "are these the annotations of these images?"),
+    "more objects than queries": (WARNING, "raise MODEL.MASK_DECODER.NUM_QUERIES"),
+    "class without example": (NOTE, ""),
+    "image without objects": (NOTE, "DATALOADER.FILTER_EMPTY_ANNOTATIONS True skips such images of instance sets"),
+    "duplicate image": (WARNING, "keep one"),
+    "other classes": (FATAL, "give both sets the same classes in the same order"),
+    "image in training and test": (WARNING, "remove it from one of the sets"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Describe one fault, or one oddity.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        file: where it is.
+        what: what is wrong there, a clause.
+        level: "fatal", "warning" or "note".
+        remedy: what to do.
+    """
+
+    kind: str
+    file: str
+    what: str
+    level: str = field(init=False)
+    remedy: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        level, remedy = KINDS[self.kind]
+        object.__setattr__(self, "level", level)
+        object.__setattr__(self, "remedy", remedy)
+
+
+Findings = Iterator[Finding]
+
+
+@dataclass
+class ImageStats:
+    """Hold the statistics of an image and its annotation, and what is wrong with them.
+
+    Attributes:
+        size: height and width of the image; None: it cannot be read.
+        digest: of the file; images with the same digest are the same.
+        objects: class, area in pixels and crowd flag of each object or region.
+        ids: of objects, where the annotation gives them.
+        void: pixels that are not annotated (of panoptic and semantic annotations).
+    """
+
+    file: str
+    size: Size | None = None
+    digest: str = ""
+    objects: list[tuple[int, int, bool]] = field(default_factory=list)
+    ids: list[Any] = field(default_factory=list)
+    void: int = 0
+    findings: list[Finding] = field(default_factory=list)

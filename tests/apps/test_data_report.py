@@ -1,0 +1,71 @@
+"""What an inspection found, in the terminal and as a page."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from dformer.apps.data_report import histograms, text_report, write_html
+from dformer.d2.data import register_file
+from dformer.d2.data.inspection import inspect_datasets
+from dformer.data.checks.findings import Finding
+from tests import load_script
+from tests.d2.data.real import IMAGES, copy_of
+
+pytestmark = pytest.mark.usefixtures("empty_catalogs")
+
+
+def run_tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["check_dataset.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        load_script("tools/check_dataset.py").main()
+    return int(end.value.code or 0)
+
+
+def test_command_line(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    good, bad = copy_of(data_dir, "ids", tmp_path / "good"), copy_of(data_dir, "semantic", tmp_path / "bad")
+    page, listed = tmp_path / "page.html", tmp_path / "found.json"
+    assert run_tool(monkeypatch, str(good / "dataset.yaml"), "--html", str(page)) == 0
+    assert "Training can start" in capsys.readouterr().out
+    assert page.read_text().count("<figure>") == IMAGES and "src='http" not in page.read_text()
+    image = sorted((bad / "images").iterdir())[2]
+    image.write_bytes(b"")
+    assert run_tool(monkeypatch, str(bad / "dataset.yaml"), "--html", str(page), "--json", str(listed)) == 1
+    said = capsys.readouterr().out
+    assert "FATAL: file unreadable (1)" in said and str(image) in said and str(image) in page.read_text()
+    (found,) = json.loads(listed.read_text())["bad"]
+    assert (found["level"], found["kind"], found["file"]) == ("fatal", "file unreadable", str(image))
+    assert run_tool(monkeypatch, "pedestrian_train", "--html", str(page)) == 2
+    assert run_tool(monkeypatch, "--html", str(page)) == 2
+
+
+def test_histograms_count_all_objects(data_dir: Path, tmp_path: Path) -> None:
+    folder = copy_of(data_dir, "instance", tmp_path / "a")
+    (inspection,) = inspect_datasets(register_file(folder / "dataset.yaml"), progress=False)
+    content = json.loads((folder / "instances.json").read_text())
+    areas = [a["area"] for a in content["annotations"]]
+    rows: dict[str, Sequence[tuple[str, int]]] = histograms(inspection)
+    people = next(c["id"] for c in content["categories"] if c["name"] == "person")
+    expected = sum(a["category_id"] == people for a in content["annotations"])
+    assert dict(rows["Objects by class"])["person"] == expected > 0
+    assert sum(count for _, count in rows["Objects by size"]) == len(areas)
+    assert abs(dict(rows["Objects by size"])["small (< 32 x 32)"] - sum(a < 32**2 for a in areas)) <= 2  # polygons'
+    assert sum(count for _, count in rows["Images by number of objects"]) == IMAGES
+
+
+def test_page_is_bounded_and_escaped(data_dir: Path, tmp_path: Path) -> None:
+    """With ten thousand findings and images the page has no more pictures than with a hundred."""
+    folder = copy_of(data_dir, "ids", tmp_path / "<b>a")
+    (inspection,) = inspect_datasets(register_file(folder / "dataset.yaml"), progress=False)
+    write_html([inspection], tmp_path / "few.html")
+    inspection.images = inspection.images * 2000
+    inspection.findings = [Finding("box", image.file, "<script>") for image in inspection.images[:10000]]
+    write_html([inspection], tmp_path / "many.html")
+    few, many = (tmp_path / "few.html").read_text(), (tmp_path / "many.html").read_text()
+    assert many.count("<figure>") <= 24 + 4 and len(many) < len(few) + 3e6
+    assert "<script>" not in many and "<b>a" not in many
+    assert "9,950 more" in many and "9,997 more" in text_report([inspection])
