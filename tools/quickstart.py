@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""From nothing to segmented pictures: generate Shapes, train a small DFormer, evaluate it, segment four unseen images.
+"""Generate Shapes, train a small DFormer, evaluate it, and segment four unseen images.
 
-Each step is a command that is shown before it runs, and that can be run by itself.
+Each step is a command, which is printed before it runs and can be run on its own.
 """
 
 import json
@@ -19,7 +19,7 @@ HEADLINE = ("PQ", "PQ_things", "PQ_stuff", "AP", "mIoU")
 
 
 def step(number: int, what: str, command: list[str]) -> None:
-    """Show a command and run it; a failure ends the quickstart with the command's exit code."""
+    """Print a command and run it; exit with its exit code if it fails."""
     print(f"\n[{number}/3] {what}\n$ python {shlex.join(command)}\n", flush=True)
     code = subprocess.run([sys.executable, *command]).returncode
     if code:
@@ -37,7 +37,7 @@ def main() -> None:
     step(2, "train a small DFormer from scratch and evaluate it on the validation images", train)
     weights = str(OUTPUT / "model_final.pth")
     demo = ["tools/demo.py", "--weights", weights, "--input", *unseen, "--output", str(pictures)]
-    step(3, "segment four images that it has not seen", demo)
+    step(3, "segment four unseen images", demo)
 
     results = json.loads((OUTPUT / "results.json").read_text())
     rows = [[name, "-" if results.get(name) is None else f"{results[name]:.1f}"] for name in HEADLINE]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run a batch again that training has stopped at, and say which image, module, loss or gradient is not finite.
+"""Run the batch again at which training has stopped, and print which image, module, loss or gradient is not finite.
 
 python tools/replay.py output/bad_step_0001234/rank0.pth
 """
@@ -18,8 +18,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", metavar="FILE", help="batch of a process; the weights lie beside it")
-    parser.add_argument("--device", default="cuda", help="default: the GPU where there is one")
+    parser.add_argument("file", metavar="FILE", help="batch of a process, with the weights beside it")
+    parser.add_argument("--device", default="cuda", help="default: the GPU if there is one")
     args = parser.parse_args()
     device = resolve_device(args.device, "--device" in sys.argv, num_gpus=1)
     print("\n".join(replay(args.file, device)))

@@ -12,21 +12,23 @@ from dformer.utils.errors import UserError, exit_on_user_error
 
 @exit_on_user_error
 def main() -> None:
-    # Here, as they take seconds, in which ^C is to be no traceback either.
+    # Slow imports; here, so that ^C during them prints no traceback either.
     from detectron2.engine import default_argument_parser
 
     from dformer.d2.config import get_cfg, merge_config
     from dformer.d2.config.device import resolve_device
-    from dformer.d2.engine.launch import launch, told_once
+    from dformer.d2.engine.launch import launch, raise_once
     from dformer.d2.engine.run import check, run
 
     parser = default_argument_parser(epilog=__doc__)
     parser.set_defaults(dist_url="auto")
-    parser.add_argument("--predictions", metavar="DIR", help="with --eval-only: evaluate saved predictions, no model")
+    parser.add_argument(
+        "--predictions", metavar="DIR", help="with --eval-only: evaluate these saved predictions instead of a model"
+    )
     args = parser.parse_args()
-    with told_once():
+    with raise_once():
         if args.predictions and not args.eval_only:
-            raise UserError("--predictions is for evaluation: give --eval-only, too")
+            raise UserError("--predictions needs --eval-only")
         cfg = get_cfg()
         merge_config(cfg, args.config_file, args.opts)
         cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE, "MODEL.DEVICE" in args.opts, args.num_gpus)

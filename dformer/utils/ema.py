@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """a <- decay a + (1 - decay) w after each step, for each parameter w and each buffer of floating point.
+    """Average the weights of a model: a <- decay a + (1 - decay) w after each step.
 
-    With a decay of 0.9999 the last 10,000 steps count. Other buffers (counts) are copied.
+    w are parameters and floating-point buffers; other buffers (counts) are copied.
 
     Args:
-        model: its state dict at this moment is the first average.
+        model: its current state dict is the first average.
         decay: in [0, 1).
     """
 
@@ -23,7 +23,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights of `model` after a step."""
+        """Update the average with the weights of `model` after a step."""
         now = model.state_dict()
         floats = [name for name, tensor in now.items() if tensor.is_floating_point()]
         torch._foreach_lerp_([self.weights[name] for name in floats], [now[name] for name in floats], 1 - self.decay)
@@ -31,12 +31,12 @@ class MovingAverage:
             self.weights[name].copy_(now[name])
 
     def restart(self, model: nn.Module) -> None:
-        """Begin anew with the weights of `model`."""
+        """Restart the average from the weights of `model`."""
         self.load_state_dict(model.state_dict())
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Within, `model` has the averaged weights."""
+        """Give `model` the averaged weights within this context."""
         own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.weights)
         try:
@@ -45,12 +45,16 @@ class MovingAverage:
             model.load_state_dict(own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights, by the model's names."""
+        """Return the averaged weights by the model's names."""
         return self.weights
 
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` returned. Names and shapes must be those of the model."""
+        """Restore averaged weights, with the names and shapes of the model's.
+
+        Raises:
+            ValueError: the names differ; they are listed.
+        """
         if weights.keys() != self.weights.keys():
-            raise ValueError(f"the average has other names than the model: {weights.keys() ^ self.weights.keys()}")
+            raise ValueError(f"averaged weights do not fit the model: {weights.keys() ^ self.weights.keys()}")
         for name, tensor in weights.items():
             self.weights[name].copy_(tensor)

@@ -22,7 +22,6 @@ REQUIRED = {
     "panopticapi-lite": "panopticapi",
     "detectron2": "detectron2",
 }
-MAX_DIFF = 1_000_000  # characters
 
 
 def installed(name: str) -> str | None:
@@ -39,16 +38,13 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state() -> dict[str, str]:
-    """The commit of the checkout that dformer is run from, and what differs from it: changed lines and new files.
-
-    Empty where it is not a checkout or there is no git.
-    """
+    """Return the commit of the checkout that dformer runs from and `git status`; empty without a checkout or git."""
     folder = PACKAGE.parent
     if not (folder / ".git").exists():
         return {}
-    questions = {"commit": ("rev-parse", "HEAD"), "status": ("status", "--short"), "diff": ("diff", "HEAD")}
+    questions = {"commit": ("rev-parse", "HEAD"), "status": ("status", "--short")}
     try:
-        return {key: _git(folder, *words)[:MAX_DIFF] for key, words in questions.items()}
+        return {key: _git(folder, *words) for key, words in questions.items()}
     except (OSError, subprocess.SubprocessError):
         return {}
 

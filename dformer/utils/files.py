@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON."""
+"""Atomic writing of files, and JSON."""
 
 import json
 import os
@@ -9,19 +9,19 @@ from typing import Any
 
 from dformer.utils.errors import UserError
 
-PARTIAL = ".partial-"  # begins the name of a file that is being written
+PARTIAL = ".partial-"  # prefix of a file that is being written
 MAX_JSON = 8 << 30  # bytes
 
 
 @contextmanager
 def atomic_write(path: str | Path, keep_interrupted: bool = False) -> Iterator[Path]:
-    """Yield a temporary file beside `path`, and rename it to `path` once it is written and on the disk.
+    """Yield a temporary path beside `path`, and rename it to `path` once it is written and on the disk.
 
-    After an error the temporary file is removed and `path` is as it was.
+    After an error the temporary file is removed and `path` stays as it was.
 
     Args:
-        path: its suffix is that of the temporary file, too.
-        keep_interrupted: rename it after KeyboardInterrupt as well, for files that are whole at any time.
+        path: the temporary path has the same suffix.
+        keep_interrupted: also rename after KeyboardInterrupt, for files that are valid at any time.
 
     Raises:
         UserError: it cannot be written.
@@ -47,13 +47,13 @@ def atomic_write(path: str | Path, keep_interrupted: bool = False) -> Iterator[P
 
 
 def remove_partial(folder: str | Path) -> None:
-    """Remove what a write that was killed has left in `folder`; no other process may be writing there."""
+    """Remove temporary files of killed writers from `folder`; no other process may be writing there."""
     for partial in Path(folder).glob(f"{PARTIAL}*"):
         partial.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
-    """Write `content` as JSON, whole or not at all; missing parent folders are made.
+    """Write `content` as JSON atomically; create missing parent folders.
 
     Raises:
         UserError: it cannot be written.
@@ -65,10 +65,10 @@ def write_json(path: str | Path, content: Any, indent: int | None = None) -> Non
 
 
 def read_json(path: str | Path, remedy: str = "") -> Any:
-    """Return the content of a JSON file.
+    """Read a JSON file and return its content.
 
     Args:
-        remedy: what to do about a bad file, the end of the error's message.
+        remedy: what to do about a bad file; ends the error's message.
 
     Raises:
         UserError: it is missing, not JSON, or too large or deep.
@@ -76,7 +76,7 @@ def read_json(path: str | Path, remedy: str = "") -> Any:
     path = Path(path)
     try:
         if path.stat().st_size > MAX_JSON:
-            raise UserError(f"{path} is too large: json of up to {MAX_JSON >> 30} GiB is read")
+            raise UserError(f"{path} is too large: at most {MAX_JSON >> 30} GiB of JSON are read")
         return json.loads(path.read_text())
     except UserError:
         raise
@@ -88,7 +88,7 @@ def read_json(path: str | Path, remedy: str = "") -> Any:
 
 
 def _rename(partial: Path, path: Path) -> None:
-    _sync(partial)  # else the name may come to the disk before the content
+    _sync(partial)  # otherwise the name may reach the disk before the content
     os.replace(partial, path)
     _sync(path.parent)
 

@@ -1,4 +1,4 @@
-"""Several processes: a function over many files, on all cores; signals that ask to stop."""
+"""A function over many items in several processes, and the signals that ask to stop."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 Map = Callable[..., list]  # of a function over a sequence
 
-# Of systems that stop jobs, of the keyboard, and what SLURM is asked to send before a time limit or pre-emption.
+# Sent by job systems, the keyboard, and (on request) by SLURM before a time limit or pre-emption.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 FEW = 32  # for fewer items, starting processes costs more than it saves

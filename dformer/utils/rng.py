@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, not on when they are drawn."""
+"""Random numbers that depend on keys, such as seed, iteration and image, not on the order of draws."""
 
 import hashlib
 import random
@@ -10,22 +10,22 @@ import torch
 
 
 def seed(*keys: int | str) -> int:
-    """A seed in 0..2^63-1 of its own for each `keys`."""
+    """Return the seed of `keys`, in 0..2^63-1."""
     digest = hashlib.blake2b("/".join(map(str, keys)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator(device: torch.device | str, *keys: int | str) -> torch.Generator:
-    """A `torch.Generator` on `device`, seeded by `keys`.
+    """Return a `torch.Generator` on `device`, seeded by `keys`.
 
-    The same keys give the same numbers in any process, batch or order of calls, so that what is drawn for an image
-    at an iteration does not change when the image shares its batch with others or a run is resumed.
+    The same keys give the same numbers in any process, batch or order of calls: the draws for an image at an iteration
+    do not change with the rest of its batch or when a run is resumed.
     """
     return torch.Generator(device).manual_seed(seed(*keys))
 
 
 def seed_all(*keys: int | str) -> None:
-    """Seed the global generators of Python, NumPy and torch, those of GPUs included, by `keys`."""
+    """Seed the global generators of Python, NumPy and torch, including those of GPUs, by `keys`."""
     number = seed(*keys)
     random.seed(number)
     np.random.seed(number % 2**32)
@@ -34,7 +34,7 @@ def seed_all(*keys: int | str) -> None:
 
 @contextmanager
 def seeded(*keys: int | str) -> Iterator[None]:
-    """Within, the global generators of Python, NumPy and torch on the CPU are seeded by `keys`; after, as before."""
+    """Seed the global CPU generators of Python, NumPy and torch by `keys` within this context; restore them after."""
     number = seed(*keys)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(number)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from dformer.d2.engine.hooks.history import NOT_KEPT
+from dformer.d2.engine.hooks.writers import NOT_RESUMED
 from dformer.utils.files import PARTIAL
 from dformer.weights.checkpoint import read_checkpoint
 from tests import ROOT
@@ -85,7 +85,7 @@ def difference(ours: Path, theirs: Path) -> str:
 def logged(output: Path) -> list[dict[str, float]]:
     """The lines of metrics.json, but for times and memory."""
     lines = map(json.loads, (output / "metrics.json").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name not in NOT_KEPT} for line in lines]
+    return [{name: value for name, value in line.items() if name not in NOT_RESUMED} for line in lines]
 
 
 def check_folder(output: Path) -> None:

@@ -1,4 +1,4 @@
-"""What reading anything from outside must keep to: it ends soon, needs little memory, and runs nothing."""
+"""Bounds of reading one input: it ends soon, needs little memory, and runs nothing."""
 
 import resource
 import sys
@@ -10,8 +10,8 @@ from pathlib import Path
 from dformer.utils.errors import UserError
 
 SECONDS = 10.0  # of CPU
-MEMORY = 3 << 29  # bytes, resident, beyond what there was: an image of 100 megapixels takes 1.1 GiB
-ADDRESSES = 8 << 30  # bytes, beyond what there was: far less than what a header can claim
+MEMORY = 3 << 29  # bytes, resident, in addition: an image of 100 megapixels takes 1.1 GiB
+ADDRESSES = 8 << 30  # bytes, in addition: far less than a header can claim
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.remove", "os.rename", "os.chmod", "subprocess")
 FORBIDDEN += ("pty.", "shutil.", "socket.connect", "webbrowser.", "ctypes.dlopen", "ftplib", "urllib")
 
@@ -27,14 +27,13 @@ sys.addaudithook(_audit)
 
 
 def _peak() -> int:
-    """The most bytes that were resident since `_reset`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
 @contextmanager
 def address_space() -> Iterator[None]:
-    """A limit on what may be asked for, over many inputs."""
+    """Limit the memory that can be requested."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + ADDRESSES, hard))
@@ -46,9 +45,9 @@ def address_space() -> Iterator[None]:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Around the reading of one input: a `UserError` is right, every other one is a fault."""
+    """Let an input raise nothing but `UserError`, and check time, memory and audit events."""
     global _events
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, start, _events = _peak(), time.process_time(), []
     try:
         yield

@@ -1,4 +1,4 @@
-"""Faults that reading what others made once had."""
+"""Inputs that once crashed a reader, took all memory or passed a check."""
 
 import pickle
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from pycocotools import mask as rle
 
-from dformer.d2.config import get_cfg, merge_config, merge_text
+from dformer.d2.config import get_cfg, merge_text
 from dformer.data.annotations import annotation_reader
 from dformer.data.images import read_image, read_panoptic_png, read_size
 from dformer.data.segmentations import fault_of
@@ -24,7 +24,7 @@ EMPTY = rle.frPyObjects({"size": [24, 24], "counts": [576]}, 24, 24)
 def test_a_polygon_far_away_crashed_pycocotools(coordinate):
     assert "far outside" in fault_of([SQUARE, [*SQUARE[:5], coordinate]], (24, 24))
     record = {"file_name": "a.jpg", "annotations": [{"segmentation": [[*SQUARE[:5], coordinate]], "category_id": 0}]}
-    with pytest.raises(UserError, match="a.jpg has a polygon"):
+    with pytest.raises(UserError, match="a.jpg"):
         annotation_reader("instance", 1, 255)(record, (24, 24))
     assert fault_of([SQUARE], (24, 24)) == ""
 
@@ -58,7 +58,7 @@ def test_deep_json_overran_the_stack(tmp_path):
 def test_a_header_may_claim_any_size(tmp_path, form, side):
     content = inputs.PICTURES[form]
     file = tmp_path / "a"
-    file.write_bytes(inputs._png(side, side) if form == "PNG" else inputs._claiming(content, side))
+    file.write_bytes(inputs.png(side, side) if form == "PNG" else inputs.claiming(content, side))
     with address_space(), bounded():
         read_size(file)
     with address_space(), bounded():
@@ -67,56 +67,19 @@ def test_a_header_may_claim_any_size(tmp_path, form, side):
 
 def test_formats_that_run_other_programs_are_not_read(tmp_path):
     (tmp_path / "a.jpg").write_bytes(inputs.PICTURES["EPS"])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="a.jpg"):
         read_image(tmp_path / "a.jpg")
 
 
 def test_segment_ids_in_another_format_than_png(tmp_path):
     (tmp_path / "a.png").write_bytes(inputs.PICTURES["JPEG"])  # whose pixels are near what was saved, ids or not
-    with pytest.raises(UserError, match="panoptic annotation"):
+    with pytest.raises(UserError, match="a.png"):
         read_panoptic_png(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("text", [inputs.BOMB, "a: &a\n  b: *a"])
-def test_aliases_stood_for_more_values_than_there_is_memory(tmp_path, text):
-    (tmp_path / "a.yaml").write_text(text)
-    with address_space(), bounded(), pytest.raises(UserError, match="aliases"):
-        merge_config(get_cfg(), str(tmp_path / "a.yaml"), [])
-    with bounded(), pytest.raises(UserError, match="aliases"):
-        merge_text(get_cfg(), text, "the config")
-
-
-def test_deep_yaml_took_a_minute():
-    for text in ("[" * 5000, "a: " + "{b: " * 5000):
-        with bounded(), pytest.raises(UserError, match="nested too deeply"):
-            merge_text(get_cfg(), text, "the config")
-
-
-def test_a_config_that_is_based_on_itself(tmp_path):
-    (tmp_path / "a.yaml").write_text("_BASE_: b.yaml")
-    (tmp_path / "b.yaml").write_text("_BASE_: a.yaml")
-    with pytest.raises(UserError, match="based on itself"):
-        merge_config(get_cfg(), str(tmp_path / "a.yaml"), [])
-
-
 @pytest.mark.parametrize(
-    "override",
-    [
-        ("MODEL.MASK_DECODER.NUM_QUERIES", "1000000000"),
-        ("MODEL.MASK_DECODER.NUM_QUERIES", "0"),
-        ("MODEL.MASK_DECODER.NUM_HEADS", "7"),
-        ("DIFFUSION.TIMESTEPS", "None"),
-        ("DIFFUSION.ETA", "-1.0"),
-        ("SOLVER.IMS_PER_BATCH", "-2"),
-        ("TEST.OBJECT_THRESHOLD", "1e400"),
-    ],
+    "text", ["- 1", "2024-99-99", "MODEL: 3", "a: &a\n  b: *a", "!!python/object/apply:os.system [a]"]
 )
-def test_numbers_out_of_range_went_through(override):
-    with pytest.raises(UserError, match=override[0].replace(".NUM_HEADS", "")):
-        merge_config(get_cfg(), None, list(override))
-
-
-@pytest.mark.parametrize("text", ["- 1", "2024-99-99", "MODEL: 3", "[" * 5000, "!!python/object/apply:os.system [ls]"])
 def test_a_checkpoints_config_that_is_none(text):
     with bounded(), pytest.raises(UserError, match="model.pth"):
         merge_text(get_cfg(), text, "the config in model.pth")
@@ -124,7 +87,7 @@ def test_a_checkpoints_config_that_is_none(text):
 
 def test_a_tensor_that_repeats_one_number(tmp_path):
     torch.save({"model": {"w": torch.zeros(1).expand(10**6, 10**6)}}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match='"w", .1000000, 1000000., is not one that the file holds'):
+    with pytest.raises(UserError, match='a.pth.*"w"'):
         read_checkpoint(tmp_path / "a.pth")
 
 
@@ -135,7 +98,7 @@ def test_a_tensor_without_numbers(tmp_path):
 
 
 def test_bytes_in_a_pickle_took_as_much_memory_as_they_were_asked_to(tmp_path):
-    call = b"c__builtin__\nbytes\n" + pickle.dumps((10**11,), 2)[2:-1] + b"R"
+    call = inputs.call("__builtin__ bytes", 10**11)
     (tmp_path / "a.pkl").write_bytes(b"\x80\x02}" + pickle.dumps("model", 2)[2:-1] + call + b"s.")
-    with address_space(), bounded(), pytest.raises(UserError, match="cannot be read"):
+    with address_space(), bounded(), pytest.raises(UserError, match="a.pkl"):
         read_checkpoint(tmp_path / "a.pkl")

@@ -1,6 +1,6 @@
 """Config keys, their defaults, and how YAML files and overrides are merged."""
 
-from dformer.d2.config.defaults import add_dformer_config, get_cfg
+from dformer.d2.config.defaults import add_dformer_config, get_cfg, register_keys
 from dformer.d2.config.merge import check_values, config_text, merge_config, merge_text, read_yaml
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "merge_config",
     "merge_text",
     "read_yaml",
+    "register_keys",
 ]

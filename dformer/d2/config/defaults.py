@@ -1,52 +1,66 @@
-"""Every config key that dformer adds to Detectron2's, its default and its meaning.
+"""Config keys that dformer adds to Detectron2's, with their defaults and meanings.
 
 Keys of Detectron2 keep their meaning: `MODEL.RESNETS`, `DATASETS`, `DATALOADER`, `SOLVER`, `INPUT.MIN_SIZE_TEST`, ...
 """
 
 import math
+from collections.abc import Callable
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg as get_detectron2_cfg
 
+_registered: list[Callable[[CN], None]] = []
+
+
+def register_keys(function: Callable[[CN], None]) -> Callable[[CN], None]:
+    """Register a function that adds a meta-architecture's own keys to each cfg of `get_cfg`, and return it.
+
+    Use it as a decorator in the module that registers the meta-architecture; keys of dformer are already there::
+
+        @register_keys
+        def add_keys(cfg: CfgNode) -> None:
+            cfg.MODEL.MY_HEAD = CfgNode({"HIDDEN_DIM": 64})
+    """
+    _registered.append(function)
+    return function
+
 
 def get_cfg() -> CN:
-    """Detectron2's default config with dformer's keys."""
+    """Return Detectron2's default config with dformer's keys and those of `register_keys`."""
     cfg = get_detectron2_cfg()
     add_dformer_config(cfg)
     return cfg
 
 
 def add_dformer_config(cfg: CN) -> None:
-    """Add dformer's keys to `cfg`, in place."""
-    # Operations that give the same bits at each run. A run in pieces is then bit for bit the run in one go on CPUs.
+    """Add dformer's keys, and then those of `register_keys`, to `cfg` in place."""
+    # Deterministic operations. On CPUs, a resumed run then equals an uninterrupted one bit for bit.
     cfg.DETERMINISTIC = False
-    # Minutes that a process waits for the others, after which the run ends with the names of those that did not come.
+    # Minutes that a process waits for the others, after which the run fails and names those that are missing.
     cfg.COLLECTIVE_TIMEOUT = 30.0
 
     cfg.MODEL.META_ARCHITECTURE = "DFormer"  # or "Mask2Former"
-    # Classes, things and stuff together. 0: as many as the first training data set has.
-    cfg.MODEL.NUM_CLASSES = 0
-    # Their names, and the ids of those that are things. Empty: of the first training data set. Training writes them
-    # into config.yaml and checkpoints, which so can be used where the data set is not.
+    cfg.MODEL.NUM_CLASSES = 0  # things and stuff together; 0: as many as the first training data set has
+    # Class names, and the ids of things. Empty: of the first training data set. Training writes them into config.yaml
+    # and checkpoints, which can then be used without the data set.
     cfg.MODEL.CLASSES = ()
     cfg.MODEL.THINGS = ()
     # MODEL.WEIGHTS is a file, detectron2://..., https://..., timm://<pretrained model> or dformer://<shipped model>:
-    # checkpoints of ours, of the published DFormer and Mask2Former, or ImageNet backbones. False: load what fits, and
-    # only tell what does not.
+    # our checkpoints, published ones of DFormer and Mask2Former, or ImageNet backbones. False: load what fits and log
+    # the rest.
     cfg.MODEL.WEIGHTS_STRICT = True
-    # Decay of a moving average of the weights, which is saved beside them and evaluated in their place; 0: none. 0.9999
-    # averages over some 10,000 steps.
+    # Decay of a moving average of the weights, which is saved with them and evaluated in their place; 0: none. 0.9999
+    # averages over about 10,000 steps.
     cfg.MODEL.EMA_DECAY = 0.0
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # of ImageNet, RGB, 0..255
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    # Images are padded so that both sides divide by this: the largest stride of the pyramid.
-    cfg.MODEL.SIZE_DIVISIBILITY = 32
+    cfg.MODEL.SIZE_DIVISIBILITY = 32  # images are padded to multiples of this, the largest stride of the pyramid
 
-    # Any timm model with `features_only`; taken when MODEL.BACKBONE.NAME is "build_timm_backbone".
+    # Any timm model with `features_only`, for MODEL.BACKBONE.NAME "build_timm_backbone".
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "swin_tiny_patch4_window7_224"
-    cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0  # stochastic depth; ResNet-like models take it too
+    cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0  # stochastic depth, also for ResNets
 
     # Backbone features -> pyramid of strides 32, 16, 8 and a pixel embedding of stride 4.
     cfg.MODEL.PIXEL_DECODER = CN()
@@ -58,7 +72,7 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.MODEL.PIXEL_DECODER.NUM_POINTS = 4  # sampling points a head and level
     cfg.MODEL.PIXEL_DECODER.FFN_DIM = 1024
 
-    # The masked-attention decoder, of DFormer and of Mask2Former.
+    # Masked-attention decoder of DFormer and Mask2Former.
     cfg.MODEL.MASK_DECODER = CN()
     cfg.MODEL.MASK_DECODER.NUM_QUERIES = 100  # masks: noisy ones (DFormer) or learned queries (Mask2Former)
     cfg.MODEL.MASK_DECODER.HIDDEN_DIM = 256
@@ -72,9 +86,9 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.MODEL.CRITERION.MASK_WEIGHT = 5.0
     cfg.MODEL.CRITERION.DICE_WEIGHT = 5.0
     cfg.MODEL.CRITERION.NO_OBJECT_WEIGHT = 0.1  # of the class "no object" in the cross-entropy
-    cfg.MODEL.CRITERION.NUM_POINTS = 12544  # points a mask at which matching and mask losses are computed
-    cfg.MODEL.CRITERION.OVERSAMPLE_RATIO = 3.0  # candidates a point, of which the uncertain ones are kept
-    cfg.MODEL.CRITERION.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of the points that are chosen by uncertainty
+    cfg.MODEL.CRITERION.NUM_POINTS = 12544  # points per mask for matching and mask losses
+    cfg.MODEL.CRITERION.OVERSAMPLE_RATIO = 3.0  # candidates per point; the uncertain ones are kept
+    cfg.MODEL.CRITERION.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of points chosen by uncertainty
 
     # The diffusion process over masks.
     cfg.DIFFUSION = CN()
@@ -82,32 +96,31 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.DIFFUSION.SCHEDULE = "cosine"  # "cosine", "linear" or "scaled_linear"
     cfg.DIFFUSION.SIGNAL_SCALE = 0.1  # b: masks {0, 1} become {-b, b}
     cfg.DIFFUSION.ENCODING = "binary"  # or "random": inside from [0.5, 1], outside from [0, 0.5]
-    cfg.DIFFUSION.MASK_STRIDE = 4  # image pixels a noise pixel; 1 as published
+    cfg.DIFFUSION.MASK_STRIDE = 4  # image pixels per noise pixel; 1 as published
     cfg.DIFFUSION.SAMPLING_STEPS = 1
     cfg.DIFFUSION.ETA = 1.0  # 0: DDIM, deterministic after the first noise; 1: DDPM
     cfg.DIFFUSION.SEED = 0  # of the noise at inference
 
-    # Own data sets, to be named in TRAIN and TEST: `{name: {form: ..., images: ..., annotations: ...}}`, or YAML files
-    # of such declarations (datasets/README.md).
+    # Custom data sets for TRAIN and TEST: `{name: {form: ..., images: ..., annotations: ...}}`, or YAML files of such
+    # declarations (datasets/README.md).
     cfg.DATASETS.CUSTOM = ()
-    # Images of each data set that are checked before the first step (tools/check_dataset.py checks all). 0: no check.
+    # Images of each data set to check before the first step (tools/check_dataset.py checks all). 0: no check.
     cfg.DATASETS.CHECK_IMAGES = 200
 
-    # Images or annotations that may turn out unreadable in training, in each process: others are taken in their place.
-    # One more, and training stops. In evaluation, the first one does.
+    # Unreadable images or annotations that each training process may replace by others; one more stops training.
+    # Evaluation stops at the first.
     cfg.DATALOADER.MAX_UNREADABLE = 10
 
-    # Training data. INPUT.TASK says what a training target is, INPUT.AUGMENTATION how images are varied.
     cfg.INPUT.FORMAT = "RGB"
-    cfg.INPUT.TASK = "panoptic"  # or "instance", "semantic"
+    cfg.INPUT.TASK = "panoptic"  # training targets: "panoptic", "instance" or "semantic"
     # "lsj": large-scale jitter, scaled by MIN_SCALE..MAX_SCALE of IMAGE_SIZE, then cropped or padded to that square;
-    # "crop": short side from MIN_SIZE_TRAIN, then a crop of CROP.SIZE (the ADE20K recipe); "resize": short side only.
+    # "crop": short side from MIN_SIZE_TRAIN, then a crop of CROP.SIZE (as for ADE20K); "resize": short side only.
     cfg.INPUT.AUGMENTATION = "lsj"
     cfg.INPUT.IMAGE_SIZE = 1024
     cfg.INPUT.MIN_SCALE = 0.1
     cfg.INPUT.MAX_SCALE = 2.0
     cfg.INPUT.COLOR_AUG_SSD = False  # brightness, contrast, saturation and hue, as in SSD
-    # "crop" only: a crop is drawn again while one category covers more than this share of it.
+    # "crop": a crop is drawn again while one category covers more than this share of it.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
 
     # Solver.
@@ -126,24 +139,28 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"  # norm of all gradients together
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.01
     cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0
-    cfg.SOLVER.CHECKPOINT_KEEP = 3  # of the checkpoints each CHECKPOINT_PERIOD, the newest are kept; 0: all
-    cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which needs no loss scaling; when SOLVER.AMP.ENABLED
+    cfg.SOLVER.CHECKPOINT_KEEP = 3  # periodic checkpoints that are kept, the newest; 0: all
+    cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which needs no loss scaling
 
-    # Every so many steps (Detectron2's VIS_PERIOD, 0: never) TensorBoard gets pictures of the first two images of the
-    # test set, or the training set: as annotated, their masks as noise makes them, as predicted.
+    # Detectron2's VIS_PERIOD: each so many steps, TensorBoard gets pictures of two images of the test set (or of the
+    # training set): annotated, their masks with noise, predicted. 0: none.
 
     # Inference and evaluation.
-    cfg.TEST.TASKS = ("panoptic", "instance", "semantic")  # results that are computed and, where annotated, evaluated
+    cfg.TEST.TASKS = ("panoptic", "instance", "semantic")  # results to compute and, if annotated, evaluate
     cfg.TEST.OBJECT_THRESHOLD = 0.8  # panoptic: masks with a lower class score are dropped
-    cfg.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: masks of which less than this share stays visible are dropped
-    # With EVAL_PERIOD, model_best.pth is kept: by PQ, PQ_things, PQ_stuff, AP or mIoU on the first of DATASETS.TEST.
-    cfg.TEST.BEST_METRIC = ""  # empty: PQ, AP or mIoU, the first that is measured
+    cfg.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: masks with a smaller visible share are dropped
+    # Metric on the first of DATASETS.TEST that chooses model_best.pth with EVAL_PERIOD: PQ, PQ_things, PQ_stuff, AP or
+    # mIoU. Empty: PQ, AP or mIoU, the first that is measured.
+    cfg.TEST.BEST_METRIC = ""
     cfg.TEST.BOUNDARY = False  # also boundary AP and boundary IoU
-    cfg.TEST.CLASS_AGNOSTIC = False  # also PQ of segments whatever their class
-    # Detectron2's TEST.AUG (MIN_SIZES, MAX_SIZE, FLIP) is for semantic segmentation alone; class scores are averaged.
+    cfg.TEST.CLASS_AGNOSTIC = False  # also class-agnostic PQ
+    # Detectron2's TEST.AUG (MIN_SIZES, MAX_SIZE, FLIP) averages class scores, for semantic segmentation only.
+
+    for add_keys in _registered:
+        add_keys(cfg)
 
 
-# What numbers may be; the upper ends are far beyond use, and keep a config of a stranger from taking all memory.
+# Ranges of numbers; the upper ends are far beyond any use.
 RANGES: dict[str, tuple[float, float]] = {
     "MODEL.NUM_CLASSES": (0, 100_000),
     "MODEL.SIZE_DIVISIBILITY": (1, 1024),

@@ -1,4 +1,4 @@
-"""One process or many, on CPUs or GPUs: the same function runs in each."""
+"""Start one process or a group of processes, on CPUs or GPUs."""
 
 import contextlib
 import gc
@@ -26,7 +26,7 @@ from dformer.d2.engine.interruption import RESUME_ME
 from dformer.utils.errors import USER_ERROR, UserError, exit_on_user_error
 from dformer.utils.processes import SIGNALS
 
-ANNOUNCEMENT = 5.0  # seconds in which all processes that wait in vain for another say so
+ANNOUNCEMENT_SECONDS = 5.0  # in which all processes whose collective timed out announce themselves
 
 
 def launch(
@@ -42,30 +42,24 @@ def launch(
 ) -> None:
     """Run `main(*args)` in this process, or in each process of a group (NCCL on GPUs, gloo on CPUs).
 
-    Started by torchrun, or whatever else sets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR, this process is one of the
-    group already and the numbers here are ignored. Otherwise `num_processes` are started on this machine, and the same
-    call is to be made on each of `num_machines`. The first failure ends all processes.
+    In a process that torchrun has started (RANK, WORLD_SIZE and LOCAL_RANK are set), the group is torchrun's and the
+    numbers here are ignored. Otherwise this starts `num_processes` on this machine, and the same call has to be made
+    on each of `num_machines`. The first failure ends all processes.
 
     Args:
-        main: importable, as the new processes import it; in a group, `detectron2.utils.comm` is set up before.
-        device: "cuda": a GPU a process, by local rank; or "cpu".
-        num_processes: on this machine.
-        machine_rank: of this machine, 0 <= machine_rank < num_machines.
-        dist_url: where the processes meet, as for `torch.distributed.init_process_group`; "auto" finds a free port of
+        main: an importable function; in a group, `detectron2.utils.comm` is set up when it runs.
+        device: "cuda" (one GPU per process, by local rank) or "cpu".
+        num_processes: processes on this machine.
+        machine_rank: rank of this machine, 0 <= machine_rank < num_machines.
+        dist_url: address of the group, as for `torch.distributed.init_process_group`; "auto" takes a free port of
             this machine, for one machine only.
-        timeout: minutes that a process waits for the others, after which it fails and tells for whom.
+        timeout: minutes that a process waits for the others before it fails and names them.
 
     Raises:
         UserError: `dist_url` is "auto" for many machines.
     """
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
-        world_size = int(os.environ["WORLD_SIZE"])
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-        first_rank = int(os.environ["RANK"]) - int(os.environ["LOCAL_RANK"])
-        # `record` hands the traceback of a failure to torchrun, which shows the first one of all.
-        record(_run)(
-            int(os.environ["LOCAL_RANK"]), main, args, device, local_size, world_size, first_rank, "env://", timeout
-        )
+        record(_run)(main, args, device, "env://", timeout)  # `record` passes the traceback of a failure to torchrun
     elif num_processes * num_machines == 1:
         main(*args)
     else:
@@ -73,48 +67,78 @@ def launch(
             if num_machines > 1:
                 raise UserError('--dist-url "auto" is for one machine; give all machines the tcp://host:port of one')
             dist_url = f"tcp://127.0.0.1:{_free_port()}"
-        world_size, first_rank = num_machines * num_processes, machine_rank * num_processes
-        _spawn(num_processes, (main, args, device, num_processes, world_size, first_rank, dist_url, timeout))
+        first_rank, world_size = machine_rank * num_processes, num_machines * num_processes
+        _spawn(num_processes, (first_rank, num_processes, world_size, main, args, device, dist_url, timeout))
 
 
 def _spawn(num_processes: int, args: tuple[Any, ...]) -> None:
-    """Start processes that run `_spawned`, hand on signals to them, and leave as they do."""
-    # Ignored until they are able to handle it: the terminal sends it to all, and this process hands it on.
-    former = {number: signal.getsignal(number) for number in SIGNALS}
+    """Start `_spawned` in processes, forward signals to them, and exit with their exit code."""
+    # The terminal sends ^C to all processes; until the new ones have a handler, only this one may react to it.
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     context = mp.spawn(_spawned, args, nprocs=num_processes, join=False)
     received: list[int] = []
 
-    def hand_on(number: int, _: FrameType | None) -> None:
+    def forward(number: int, _: FrameType | None) -> None:
         received.append(number)
         for pid in context.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
     for number in SIGNALS:
-        signal.signal(number, hand_on)
+        signal.signal(number, forward)
     try:
         while not context.join():
             pass
     except mp.ProcessExitedException as error:
         if error.exit_code in (USER_ERROR, RESUME_ME):
-            sys.exit(error.exit_code)  # the process has said why
+            sys.exit(error.exit_code)  # the process has printed the reason
         if received:
             sys.exit(128 + received[0])
         raise
     finally:
-        for number, handler in former.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def _spawned(*args: Any) -> None:
+def _spawned(local_rank: int, first_rank: int, local_size: int, world_size: int, *args: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    ranks = {"RANK": first_rank + local_rank, "LOCAL_RANK": local_rank}
+    sizes = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": local_size}
+    os.environ |= {name: str(value) for name, value in (ranks | sizes).items()}
     _run(*args)
 
 
+@exit_on_user_error
+def _run(main: Callable[..., object], args: tuple[Any, ...], device: str, init_method: str, timeout: float) -> None:
+    rank, local_rank, world_size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    is_gpu = torch.device(device).type == "cuda"
+    if is_gpu:
+        if local_size > torch.cuda.device_count():
+            raise UserError(f"--num-gpus {local_size}: each process needs a GPU, found {torch.cuda.device_count()}")
+        torch.cuda.set_device(local_rank)
+    limit = timedelta(minutes=timeout)
+    backend = "nccl" if is_gpu else "gloo"
+    store = _torchrun_store()
+    address: dict[str, Any] = {"store": store} if store else {"init_method": init_method}
+    dist.init_process_group(backend, world_size=world_size, rank=rank, timeout=limit, **address)
+    # As Detectron2's own launcher does; all its versions have this name.
+    comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size, timeout=limit)
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # at each exchange of objects by Detectron2 0.5
+    try:
+        with raise_once(), _name_missing_ranks(timeout):
+            main(*args)
+            dist.barrier()  # none leaves while another still needs it
+    except SystemExit:
+        _leave_group()
+        raise
+    _leave_group()
+
+
 @contextmanager
-def told_once() -> Iterator[None]:
-    """Within, of the processes that meet the same `UserError`, the first raises it, and the others leave."""
+def raise_once() -> Iterator[None]:
+    """Raise a `UserError` that several processes meet in the first of them; the others exit without a message."""
     try:
         yield
     except UserError as error:
@@ -124,19 +148,19 @@ def told_once() -> Iterator[None]:
 
 
 def _is_first(message: str) -> bool:
-    key = f"told/{hashlib.sha256(message.encode()).hexdigest()}"
+    key = f"error/{hashlib.sha256(message.encode()).hexdigest()}"
     try:
-        store = _get_default_store() if dist.is_initialized() else _store_of_torchrun()
+        store = _get_default_store() if dist.is_initialized() else _torchrun_store()
         return store is None or store.add(key, 1) == 1
-    except RuntimeError:  # the process that kept the store has left, and it said why
+    except RuntimeError:  # the process that kept the store has left, after it printed the error
         return False
 
 
-def _store_of_torchrun() -> dist.Store | None:
-    """torchrun's own store, where it started this process and offers it.
+def _torchrun_store() -> dist.Store | None:
+    """Return torchrun's own store, where it started this process and offers it.
 
-    On one machine, the store is the same after a restart, and gloo would find the addresses of processes that are gone:
-    each attempt has its part of it. (Of many machines, not all count the attempts alike.)
+    On one machine, the store survives a restart, and gloo would find the addresses of processes that are gone: so
+    each attempt gets a prefix. (Several machines may count the attempts differently.)
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
@@ -146,8 +170,8 @@ def _store_of_torchrun() -> dist.Store | None:
 
 
 @contextmanager
-def _missing_are_named(timeout: float) -> Iterator[None]:
-    """Within, where a collective times out, the error tells which processes did not come to it."""
+def _name_missing_ranks(timeout: float) -> Iterator[None]:
+    """Where a collective times out, raise an error that names the processes that did not join it."""
     store, rank = _get_default_store(), dist.get_rank()
     store.set(f"host/{rank}", socket.gethostname())
     try:
@@ -156,55 +180,19 @@ def _missing_are_named(timeout: float) -> Iterator[None]:
         if "timed out" not in str(error).lower():
             raise
         store.add(f"waits/{rank}", 1)
-        time.sleep(ANNOUNCEMENT)
+        time.sleep(ANNOUNCEMENT_SECONDS)
         names = {r: f"rank {r} on {store.get(f'host/{r}').decode()}" for r in range(dist.get_world_size())}
         missing = [name for r, name in names.items() if store.add(f"waits/{r}", 0) == 0]
         raise TimeoutError(
             f"{names[rank]} waited {timeout:g} minutes (COLLECTIVE_TIMEOUT) for {', '.join(missing) or 'the others'}: "
-            "hanging, or much slower. Its own log is log.txt.rank<n> in OUTPUT_DIR"
+            "it hangs or is much slower. Its own log is log.txt.rank<n> in OUTPUT_DIR"
         ) from error
 
 
-@exit_on_user_error
-def _run(
-    local_rank: int,
-    main: Callable[..., object],
-    args: tuple[Any, ...],
-    device: str,
-    local_size: int,
-    world_size: int,
-    first_rank: int,
-    init_method: str,
-    timeout: float,
-) -> None:
-    is_gpu = torch.device(device).type == "cuda"
-    if is_gpu:
-        if local_size > torch.cuda.device_count():
-            raise UserError(f"{local_size} processes are to run on {torch.cuda.device_count()} GPUs: one GPU each")
-        torch.cuda.set_device(local_rank)
-    rank = first_rank + local_rank
-    limit = timedelta(minutes=timeout)
-    backend = "nccl" if is_gpu else "gloo"
-    store = _store_of_torchrun()
-    place: dict[str, Any] = {"store": store} if store else {"init_method": init_method}
-    dist.init_process_group(backend, world_size=world_size, rank=rank, timeout=limit, **place)
-    # What Detectron2's own launcher does; under this name in all its versions.
-    comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size, timeout=limit)
-    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # at each exchange of objects by Detectron2 0.5
-    try:
-        with told_once(), _missing_are_named(timeout):
-            main(*args)
-            dist.barrier()  # none leaves while another still needs it
-    except SystemExit:
-        _leave_group()
-        raise
-    _leave_group()
-
-
 def _leave_group() -> None:
-    """End the group and its threads, of which one that outlives the interpreter aborts the process at its exit."""
+    """End the group and its threads: one that outlives the interpreter aborts the process at its exit."""
     dist.destroy_process_group()
-    # The groups live on in Detectron2's globals and in the circles of a parallel model.
+    # Detectron2's globals and reference cycles of a parallel model keep groups alive.
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
     gc.collect()

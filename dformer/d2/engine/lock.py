@@ -1,4 +1,4 @@
-"""The folder of a run: of one run at a time, and without what a killed run has left half-written."""
+"""Lock of an output folder: one run at a time."""
 
 import fcntl
 import logging
@@ -18,9 +18,9 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Within, `folder` is this process's: another that asks for it is refused. The lock ends with the process.
+    """Lock `folder` for this process, and remove the half-written checkpoints of a run that was killed.
 
-    Half-written checkpoints of a run that was killed are removed.
+    The lock ends with the process, however that ends.
 
     Raises:
         UserError: another process holds it.
@@ -29,16 +29,16 @@ def locked(folder: str | Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
-            # Not flock, which forked processes share: loader workers would hold it some seconds after a kill.
+            # Not flock, which forked processes share: loader workers would hold it for some seconds after a kill.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             file.seek(0)
             raise UserError(
-                f"another training runs in OUTPUT_DIR {folder}: {file.read().strip() or 'it does not tell its name'}. "
+                f"OUTPUT_DIR {folder} is in use by another training: {file.read().strip() or 'unknown process'}. "
                 "Wait for its end, stop it, or give another OUTPUT_DIR"
             ) from error
         except OSError as error:  # file systems without locks
-            logger.warning(f"{path} cannot be locked ({error.strerror}): nothing keeps a second run out of the folder")
+            logger.warning(f"{path} cannot be locked ({error.strerror}): make sure that no second run uses the folder")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -1,6 +1,6 @@
-"""Training steps with numbers that are not finite: where these come from, and how to run such a step again.
+"""Training steps with numbers that are not finite: find where these arise, and save such a step for a replay.
 
-All that is slow here (a second run, copies to the host) happens after a step was found to be bad.
+All slow work here (a second run, copies to the host) happens only after a step was found to be nonfinite.
 """
 
 import os
@@ -26,38 +26,36 @@ from dformer.weights.checkpoint import read_checkpoint, write_checkpoint
 
 Item = Mapping[str, Any]  # an image, as the model takes it
 
-SHOWN = 8  # names in a sentence
+MAX_NAMES = 8  # in a message
 
 
-def bad_gradients(model: nn.Module) -> str:
-    """Names of the parameters whose gradient is not finite, as a clause; empty where there are none."""
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return _named(gradients)
+def nonfinite_gradients(model: nn.Module) -> str:
+    """List the parameters whose gradient is not finite, separated by commas; return "" if there are none."""
+    return _nonfinite({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 
 def trace(cfg: CfgNode, model: nn.Module, batch: Sequence[Item]) -> list[str]:
-    """Run the last step again, each image by itself, and look where its numbers stop to be finite.
+    """Run the last step again, image by image, and return a sentence per image on where it stops being finite.
 
-    Neither the model, nor its gradients, nor global random states change, but for running statistics of norms. In a
-    group of processes all have to call this, with batches of one size.
+    A sentence names the image's own tensors, the first module's output, the matching costs, losses and gradients that
+    are not finite. The model, its gradients and global random states stay the same, except running statistics of
+    norms. In a group, all processes have to call this, with batches of the same size.
 
     Args:
         model: in training mode, after its forward with `batch`.
-
-    Returns:
-        A sentence an image: its pixels, the first module, matching costs, losses or gradients that are not finite.
     """
     iteration: Any = model.iteration
     dtype, device = amp_dtype(cfg), torch.device(cfg.MODEL.DEVICE)
     sentences = []
     for item in batch:
-        model.iteration = iteration - 1  # what the model draws for an image depends on it
+        model.iteration = iteration - 1  # seeds what the model draws for an image
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.autocast(device.type, dtype, enabled=dtype is not None),
         ):
             found = _trace_image(model, item)
-        sentences.append(f"{_name(item)}: {'; '.join(found) or 'finite when it is run again by itself'}")
+        file = f" ({item['file_name']})" if "file_name" in item else ""
+        sentences.append(f"image {item.get('image_id', 'without id')}{file}: {'; '.join(found) or 'finite on its own'}")
     model.iteration = iteration
     return sentences
 
@@ -67,76 +65,66 @@ def _trace_image(model: nn.Module, item: Item) -> list[str]:
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, Criterion):
-            hooks.append(module.register_forward_pre_hook(partial(_look_at_costs, found)))
+            hooks.append(module.register_forward_pre_hook(partial(_check_costs, found)))
         elif not any(module.children()):
-            hooks.append(module.register_forward_hook(partial(_look_at_output, found, name)))
+            hooks.append(module.register_forward_hook(partial(_check_output, found, name)))
     try:
         losses = model([item])
     finally:
         for hook in hooks:
             hook.remove()
-    if pixels := _named({key: value for key, value in item.items() if isinstance(value, Tensor)}):
-        found.insert(0, f"its {pixels}")
-    if terms := _named(losses):
+    if tensors := _nonfinite({key: value for key, value in item.items() if isinstance(value, Tensor)}):
+        found.insert(0, f"its {tensors}")
+    if terms := _nonfinite(losses):
         return [*found, f"losses: {terms}"]
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(sum(losses.values()), list(parameters.values()), allow_unused=True)
-    if names := _named({name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}):
+    if names := _nonfinite({name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}):
         found.append(f"gradients: {names}")
     return found
 
 
-def _look_at_output(found: list[str], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+def _check_output(found: list[str], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
     outputs = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else [output]
     if not found and not all(torch.isfinite(x).all() for x in outputs if isinstance(x, Tensor)):
         found.append(f"first the output of {name}")
 
 
-def _look_at_costs(found: list[str], criterion: Criterion, inputs: tuple[Any, ...]) -> None:
+def _check_costs(found: list[str], criterion: Criterion, inputs: tuple[Any, ...]) -> None:
     logits, masks, targets, generators = inputs
-    copies = [torch.Generator(g.device).set_state(g.get_state()) for g in generators]  # the run is to draw as ever
+    copies = [torch.Generator(g.device).set_state(g.get_state()) for g in generators]  # keep the run's own state
     (costs,) = criterion.costs(logits.float(), masks, targets, copies)
     layers = [str(layer) for layer, cost in enumerate(costs) if not torch.isfinite(cost).all()]
     if layers:
         found.append(f"matching costs of layer {', '.join(layers)}")
 
 
-def _named(tensors: Mapping[str, Tensor]) -> str:
+def _nonfinite(tensors: Mapping[str, Tensor]) -> str:
     names = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    more = f" and {len(names) - SHOWN} more of {len(tensors)}" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def _name(item: Item) -> str:
-    file = f" ({item['file_name']})" if "file_name" in item else ""
-    return f"image {item.get('image_id', 'without id')}{file}"
+    more = f" and {len(names) - MAX_NAMES} more of {len(tensors)}" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """The means and variances that norms keep, which one bad batch would spoil for good; most models have none."""
+    """Return the running means and variances of norms, which a nonfinite batch would destroy."""
     norms = [module for module in model.modules() if isinstance(module, _NormBase)]
     return [x for norm in norms for x in (norm.running_mean, norm.running_var) if x is not None]
 
 
 def save_for_replay(cfg: CfgNode, model: nn.Module, batch: Sequence[Item], iteration: int) -> Path:
-    """Write the batches of all processes, and once the weights, to a new folder in OUTPUT_DIR.
-
-    Returns:
-        This process's file, for `replay`.
-    """
+    """Write each process's batch, and the weights once, to a new folder in OUTPUT_DIR; return this process's file."""
     folder = Path(cfg.OUTPUT_DIR) / f"bad_step_{iteration:07d}"
     folder.mkdir(exist_ok=True)
     if comm.is_main_process():
         write_checkpoint(folder / "model.pth", {"model": model.state_dict(), "config": cfg.dump()})
     file = folder / f"rank{comm.get_rank()}.pth"
-    content = {"batch": [_plain(item) for item in batch], "iteration": iteration, "config": cfg.dump()}
-    write_checkpoint(file, content)
-    comm.synchronize()  # the first that leaves may end all
+    write_checkpoint(file, {"batch": [_to_plain(x) for x in batch], "iteration": iteration, "config": cfg.dump()})
+    comm.synchronize()  # the first process that exits may end the others
     return file
 
 
 def replay(file: str | os.PathLike[str], device: str) -> list[str]:
-    """`trace` on what `save_for_replay` has written, with the weights that lie beside it.
+    """Run `trace` on a file of `save_for_replay`, with the weights beside it, and return its sentences.
 
     Raises:
         UserError: `file` is not such a file, or the weights are missing or do not fit.
@@ -144,8 +132,8 @@ def replay(file: str | os.PathLike[str], device: str) -> list[str]:
     path = Path(file)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        batch, iteration = [_item(plain) for plain in content["batch"]], int(content["iteration"])
-    except Exception as error:  # as of any checkpoint
+        batch, iteration = [_from_plain(item) for item in content["batch"]], int(content["iteration"])
+    except Exception as error:  # torch.load raises almost anything
         raise UserError(f"{path} is not a batch saved for replay (rank<n>.pth): {error}") from error
     cfg = config_of_checkpoint(content, str(path))
     cfg.MODEL.DEVICE = device
@@ -157,17 +145,14 @@ def replay(file: str | os.PathLike[str], device: str) -> list[str]:
     return trace(cfg, model, batch)
 
 
-def _plain(item: Item) -> dict[str, Any]:
-    return {key: _plain_instances(x) if isinstance(x, Instances) else x for key, x in item.items()}
+def _to_plain(item: Item) -> dict[str, Any]:
+    """Replace `Instances`, which `torch.load(weights_only=True)` refuses, by their size and fields."""
+    return {key: (x.image_size, x.get_fields()) if isinstance(x, Instances) else x for key, x in item.items()}
 
 
-def _plain_instances(instances: Instances) -> dict[str, Any]:
-    return {"size": list(instances.image_size), "fields": instances.get_fields()}
-
-
-def _item(plain: Item) -> dict[str, Any]:
-    item = dict(plain)
+def _from_plain(item: Item) -> dict[str, Any]:
+    item = dict(item)
     if "instances" in item:
-        size, fields = item["instances"]["size"], item["instances"]["fields"]
-        item["instances"] = Instances((size[0], size[1]), **fields)
+        size, fields = item["instances"]
+        item["instances"] = Instances(size, **fields)
     return item

@@ -1,4 +1,4 @@
-"""From a cfg to the optimizer, the clipping of its gradients and its learning-rate schedule."""
+"""Optimizer, gradient clipping and learning-rate schedule of a cfg."""
 
 import math
 from collections import defaultdict
@@ -19,22 +19,21 @@ from torch.nn.modules.batchnorm import _NormBase
 from dformer.utils.errors import UserError, did_you_mean
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
-# Embeddings that are parameters of their own, by the last part of their name: of timm's backbones and of our models.
+# Embeddings that are bare parameters, by the last part of their name: those of timm's backbones and of our models.
 EMBEDDINGS = {"relative_position_bias_table", "absolute_pos_embed", "pos_embed", "cls_token"}
 EMBEDDINGS |= {"level_embed", "query_embed", "query_feat"}
 SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR")
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
-    """Sort the trainable parameters of `model` by learning rate and weight decay.
+    """Group the trainable parameters of `model` by learning rate and weight decay.
 
-    Everything under `model.backbone` learns at BASE_LR * BACKBONE_MULTIPLIER. Normalisation layers decay by
-    WEIGHT_DECAY_NORM; embeddings (queries, levels, absolute and relative positions) by WEIGHT_DECAY_EMBED, as a decay
-    would pull them towards zero, which has no meaning for them.
+    The backbone learns at BASE_LR * BACKBONE_MULTIPLIER. Norms decay by WEIGHT_DECAY_NORM; embeddings (queries, levels,
+    absolute and relative positions) by WEIGHT_DECAY_EMBED.
 
     Returns:
-        Groups for a `torch.optim.Optimizer`, at most one a pair of learning rate and weight decay; their "params" are
-        (name, parameter), each parameter once. "initial_lr" is what a schedule multiplies.
+        Groups for a `torch.optim.Optimizer`, one per pair of learning rate and weight decay. "params" are pairs (name,
+        parameter), each parameter once; "initial_lr" is what a schedule multiplies.
     """
     solver = cfg.SOLVER
     groups = defaultdict(list)
@@ -57,32 +56,29 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer SOLVER.OPTIMIZER, "ADAMW" or "SGD", over `parameter_groups`.
+    """Build the optimizer SOLVER.OPTIMIZER, "ADAMW" or "SGD", over `parameter_groups`.
 
     Raises:
-        UserError: there is no such optimizer, or no such way of clipping.
+        UserError: SOLVER.OPTIMIZER or CLIP_GRADIENTS.CLIP_TYPE is unknown.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE != "full_model":
-        raise UserError(f'SOLVER.CLIP_GRADIENTS.CLIP_TYPE is "{clip.CLIP_TYPE}", but "full_model" was expected')
+        raise UserError(f'SOLVER.CLIP_GRADIENTS.CLIP_TYPE is "{clip.CLIP_TYPE}", expected "full_model"')
     groups = parameter_groups(cfg, model)
-    # One fused kernel, on CPUs too, instead of a dozen operations a parameter.
+    # One fused kernel, on CPUs too, instead of a dozen operations per parameter.
     match cfg.SOLVER.OPTIMIZER:
         case "ADAMW":
             return torch.optim.AdamW(groups, fused=True)
         case "SGD":
             return torch.optim.SGD(groups, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV, fused=True)
         case name:
-            raise UserError(f'SOLVER.OPTIMIZER is "{name}", but "ADAMW" or "SGD" was expected')
+            raise UserError(f'SOLVER.OPTIMIZER is "{name}", expected "ADAMW" or "SGD"')
 
 
 def clip_gradients(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Tensor:
-    """Scale all gradients so that their norm together is at most CLIP_VALUE; where that is enabled.
+    """Scale all gradients so that their joint norm is at most CLIP_VALUE, if enabled; return the norm before, a scalar.
 
-    With a norm that is not finite, finite gradients become 0; those that are not stay so, and can be told apart.
-
-    Returns:
-        The norm before, a scalar.
+    If the norm is not finite, finite gradients become 0 and the others stay, so that they can be reported.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -93,14 +89,14 @@ def clip_gradients(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Tensor:
 
 
 def build_schedule(cfg: CfgNode) -> ParamScheduler:
-    """The factor on all learning rates over the training, as a function of iteration / MAX_ITER in [0, 1].
+    """Return the factor on all learning rates as a function of iteration / MAX_ITER in [0, 1].
 
     "WarmupMultiStepLR": times GAMMA at each of STEPS. "WarmupCosineLR": half a cosine from 1 to 0. "WarmupPolyLR":
-    (1 - iteration / MAX_ITER) ^ POLY_POWER. Before, over WARMUP_ITERS, a line (WARMUP_METHOD "linear") leads from
-    WARMUP_FACTOR to where the schedule then is.
+    (1 - iteration / MAX_ITER) ^ POLY_POWER. Before, during WARMUP_ITERS, it rises from WARMUP_FACTOR to the
+    schedule's value (linearly for WARMUP_METHOD "linear").
 
     Raises:
-        UserError: there is no such schedule.
+        UserError: SOLVER.LR_SCHEDULER_NAME is unknown.
     """
     solver = cfg.SOLVER
     name = solver.LR_SCHEDULER_NAME
@@ -123,7 +119,7 @@ def build_schedule(cfg: CfgNode) -> ParamScheduler:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set the learning rate of each group to `factor` times its initial one. Returns the highest."""
+    """Set the learning rate of each group to `factor` times its initial one; return the highest."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group["initial_lr"]
     return max(group["lr"] for group in optimizer.param_groups)

@@ -1,4 +1,4 @@
-"""What a run was: all that it takes to repeat it."""
+"""Provenance of a run: everything that is needed to repeat it."""
 
 import os
 import platform
@@ -16,19 +16,19 @@ from dformer.utils import env
 from dformer.utils.files import read_json, write_json
 
 FILE = "runs.json"
-# Of the environment, what changes how a run computes; nothing else is written down.
+# Only environment variables that change how a run computes are written.
 VARIABLES = ("CUDA_", "CUBLAS_", "NCCL_", "OMP_", "MKL_", "PYTORCH_", "TORCH_", "DETECTRON2_DATASETS", "PYTHONHASHSEED")
 
 
-def write_record(cfg: CfgNode, start_iter: int) -> None:
-    """Add this start of a run to OUTPUT_DIR/runs.json, a list, of which a resumed run has several entries."""
+def write_provenance(cfg: CfgNode, start_iter: int) -> None:
+    """Append this start of a run to the list in OUTPUT_DIR/runs.json."""
     path = Path(cfg.OUTPUT_DIR) / FILE
     earlier = read_json(path) if path.exists() else []
-    write_json(path, [*earlier, record(cfg, start_iter)], indent=1)
+    write_json(path, [*earlier, provenance(cfg, start_iter)], indent=1)
 
 
-def record(cfg: CfgNode, start_iter: int) -> dict[str, Any]:
-    """Command, config, versions, seed and the state of dformer's git checkout."""
+def provenance(cfg: CfgNode, start_iter: int) -> dict[str, Any]:
+    """Return the command, config, versions, seed and git commit of a run that starts at `start_iter`."""
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "start_iter": start_iter,

@@ -1,7 +1,6 @@
-"""A run from its cfg to its results: training and evaluation, or evaluation alone."""
+"""A run from its cfg to its results: training and evaluation, or evaluation only."""
 
 import errno
-import json
 import logging
 import math
 import os
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
@@ -20,7 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from dformer.d2.checkpoint.checkpointer import Checkpointer, fetch_checkpoint, load_weights
-from dformer.d2.config import config_text
+from dformer.d2.config import config_text, read_yaml
 from dformer.d2.data import check_datasets, model_classes, register_custom
 from dformer.d2.data.unreadable import workers_explained
 from dformer.d2.engine.lock import locked
@@ -31,24 +29,24 @@ from dformer.d2.evaluation.test_time_augmentation import check_augmentation
 from dformer.metrics.summary import class_table, summary_table, write_csv
 from dformer.utils import rng
 from dformer.utils.errors import UserError
-from dformer.utils.files import atomic_write
+from dformer.utils.files import atomic_write, write_json
 from dformer.utils.memory import keep_pages
 
 logger = logging.getLogger(__name__)
 
 
 def check(cfg: CfgNode, eval_only: bool = False) -> None:
-    """Find what is missing before anything heavy begins, such as what would stop the first evaluation.
+    """Check data sets, annotations and OUTPUT_DIR before anything heavy begins.
 
     Raises:
-        UserError: of `check_datasets`, `check_augmentation` or `build_evaluators`, or OUTPUT_DIR cannot be written to.
+        UserError: one of them cannot be used; see `check_datasets`, `check_augmentation` and `build_evaluators`.
     """
     check_datasets(cfg, train=not eval_only)
     if eval_only and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name at least one data set to evaluate on")
     check_augmentation(cfg)
     for name in cfg.DATASETS.TEST:
-        build_evaluators(cfg, name, cfg.OUTPUT_DIR)  # which does not write yet
+        build_evaluators(cfg, name, cfg.OUTPUT_DIR)  # does not write yet
     try:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR).close()
@@ -58,18 +56,18 @@ def check(cfg: CfgNode, eval_only: bool = False) -> None:
 
 @workers_explained()
 def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions: str | None = None) -> None:
-    """Train and evaluate, or evaluate only; logs, checkpoints, metrics and results lie in OUTPUT_DIR after it.
+    """Train and evaluate, or evaluate only; write logs, checkpoints, metrics and results to OUTPUT_DIR.
 
     Args:
-        resume: go on from the last checkpoint in OUTPUT_DIR where there is one, MODEL.WEIGHTS otherwise. Where torchrun
-            has started this process again after a failure, that is taken for granted.
-        eval_only: evaluate MODEL.WEIGHTS (or that last checkpoint).
+        resume: start from the last checkpoint in OUTPUT_DIR if there is one, otherwise from MODEL.WEIGHTS. Always so
+            when torchrun has restarted this process after a failure.
+        eval_only: evaluate MODEL.WEIGHTS (with `resume`, the last checkpoint).
         predictions: with `eval_only`, evaluate the predictions in this folder instead, see `evaluate_saved`.
 
     Raises:
         UserError: a value of the cfg, a checkpoint or OUTPUT_DIR cannot be used.
         FloatingPointError: see `Trainer.run_step`.
-        SystemExit: with the code `RESUME_ME`; a signal asked for it, and a resumed run loses nothing.
+        SystemExit: with code `RESUME_ME` after a signal; a resumed run loses nothing.
     """
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     with locked(cfg.OUTPUT_DIR) if comm.is_main_process() and not eval_only else nullcontext():
@@ -79,8 +77,8 @@ def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
             raise UserError(
-                f"writing to OUTPUT_DIR {cfg.OUTPUT_DIR} failed: {error.strerror}. The checkpoints in it are whole: "
-                "make room and go on with --resume"
+                f"writing to OUTPUT_DIR {cfg.OUTPUT_DIR} failed: {error.strerror}. Its checkpoints are intact: make "
+                "room and continue with --resume"
             ) from error
 
 
@@ -88,18 +86,15 @@ def _run(cfg: CfgNode, resume: bool, eval_only: bool, predictions: str | None) -
     cfg = set_up(cfg, write_config=not eval_only, resume=resume)
     register_custom(cfg)
     train_seconds = None
-    results: Results
     if eval_only and predictions:
-        results = {name: evaluate_saved(cfg, name, predictions) for name in cfg.DATASETS.TEST}
+        results: Results = {name: evaluate_saved(cfg, name, predictions) for name in cfg.DATASETS.TEST}
     elif eval_only:
         model = build_model(cfg)
-        checkpointer = Checkpointer(model, cfg)
-        weights = checkpointer.newest() if resume else ""
-        weights = weights or cfg.MODEL.WEIGHTS
+        weights = (Checkpointer(model, cfg).newest() if resume else "") or cfg.MODEL.WEIGHTS
         if not weights:
-            raise UserError("nothing to evaluate: give a checkpoint with MODEL.WEIGHTS <file>")
-        is_averaged = cfg.MODEL.EMA_DECAY > 0
-        load_weights(model, fetch_checkpoint(weights, is_averaged), weights, cfg.MODEL.WEIGHTS_STRICT)
+            raise UserError("MODEL.WEIGHTS is empty: give the checkpoint to evaluate with MODEL.WEIGHTS <file>")
+        checkpoint = fetch_checkpoint(weights, averaged=cfg.MODEL.EMA_DECAY > 0)
+        load_weights(model, checkpoint, weights, cfg.MODEL.WEIGHTS_STRICT)
         results = evaluate(cfg, model)
     else:
         trainer = Trainer(cfg)
@@ -111,16 +106,22 @@ def _run(cfg: CfgNode, resume: bool, eval_only: bool, predictions: str | None) -
 
 
 def set_up(cfg: CfgNode, write_config: bool, resume: bool = False) -> CfgNode:
-    """Prepare this process: checks, memory, loggers, seeds. Returns the cfg as it is run."""
+    """Prepare this process's memory, loggers and seeds, and return the cfg as it is run.
+
+    Args:
+        write_config: also complete the cfg with the model's classes and write OUTPUT_DIR/config.yaml.
+        resume: take the seed that the last run in OUTPUT_DIR has drawn.
+
+    Raises:
+        UserError: SOLVER.IMS_PER_BATCH does not fit the number of processes, or that seed cannot be read.
+    """
     keep_pages()
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % world_size:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which cannot be shared by {world_size} processes"
-        )
+        raise UserError(f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, no multiple of {world_size} processes")
     cfg = DefaultTrainer.auto_scale_workers(cfg, world_size).clone()
     cfg.defrost()
-    if cfg.SEED < 0:  # drawn, but written down
+    if cfg.SEED < 0:
         drawn = _seed_of_last_run(cfg) if resume and comm.is_main_process() else None
         drawn = comm.all_gather(drawn)[0]
         cfg.SEED = comm.shared_random_seed() if drawn is None else drawn
@@ -137,34 +138,33 @@ def set_up(cfg: CfgNode, write_config: bool, resume: bool = False) -> CfgNode:
             file.write_text(config_text(cfg))
     rng.seed_all("start", cfg.SEED)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not cfg.DETERMINISTIC
-    # Some operations on GPUs have no deterministic form: PyTorch then warns.
+    # Some operations on GPUs have no deterministic form: PyTorch warns of them.
     torch.use_deterministic_algorithms(cfg.DETERMINISTIC, warn_only=True)
     if cfg.DETERMINISTIC:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    gpu = "" if torch.cuda.is_available() else " (no GPU found)"
     if slow_amp:
-        logger.warning("training in float32: CPUs take about ten times as long in float16 (SOLVER.AMP.DTYPE)")
+        logger.warning("SOLVER.AMP is ignored: CPUs take about ten times as long in float16 (try DTYPE bfloat16)")
+    gpu = "" if torch.cuda.is_available() else " (no GPU found)"
     logger.info(f"Processes: {world_size}, device: {cfg.MODEL.DEVICE}{gpu}, seed: {cfg.SEED}, output: {cfg.OUTPUT_DIR}")
     return cfg
 
 
 def _seed_of_last_run(cfg: CfgNode) -> int | None:
-    """The seed in OUTPUT_DIR/config.yaml, where there is one."""
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    try:
-        return int(yaml.safe_load(path.read_text())["SEED"])
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise UserError(f"{path} tells no SEED to go on with ({error}); give one, SEED 1") from error
+    try:
+        return int(read_yaml(path.read_text(), str(path))["SEED"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} has no SEED to continue with ({error}); give one, such as SEED 1") from error
 
 
 def report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None:
-    """Write results.json and results.csv, print the tables and say where everything lies."""
+    """Write results.json and results.csv, print the tables and log where all files are."""
     content: dict[str, Any] = headline(next(iter(results.values()), {}))
     content |= {"train_seconds": train_seconds, "metrics": results}
     path = Path(cfg.OUTPUT_DIR) / "results.json"
-    path.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
+    write_json(path, _without_nan(content), indent=2)
     write_csv(path.with_suffix(".csv"), results)
     for name, metrics in results.items():
         print(f"\n{name}\n{class_table(metrics)}\n\n{summary_table(metrics)}")
@@ -176,7 +176,7 @@ def report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None:
 
 
 def _without_nan(value: Any) -> Any:
-    """Not-annotated metrics are NaN, which JSON does not have."""
+    """Replace NaN, which JSON does not have, by None: metrics that are not annotated."""
     if isinstance(value, Mapping):
         return {key: _without_nan(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""What test_distributed.py runs: `torchrun ... -m tests.d2.engine.distributed <task> <folder> <processes>`."""
+"""Tasks of test_distributed.py: `torchrun ... -m tests.d2.engine.distributed <task> <folder> <processes>`."""
 
 import io
 import logging
@@ -33,7 +33,7 @@ class Loader(list):
 
 
 def gradients(folder: Path, meta_architecture: str) -> tuple[dict[str, Tensor], float]:
-    """Gradients and total loss of one step on the joint batch, of which each process has a part."""
+    """Gradients and total loss of one step on the joint batch, which the processes share."""
     line = _trainer(folder, meta_architecture, [_share(tiny_batch(COUNTS))])
     line.optimizer.zero_grad = lambda: None
     line.train()
@@ -76,8 +76,10 @@ FAULTS = {"image": _bad_image, "loss": _bad_loss, "gradient": _bad_gradient, "co
 
 
 def bad_step(folder: Path, fault: str) -> tuple[list[list[bool]], str]:
-    """Of each process, which of two steps changed nothing, and what process 0 logs; the last process has the fault in
-    the first step."""
+    """For each process, which of two steps changed nothing, and the log of process 0.
+
+    The last process has the fault in the first step.
+    """
     bad, good = _share(tiny_batch(COUNTS)), _share(tiny_batch(COUNTS))
     line = _trainer(folder, "DFormer", [bad, good])
     if comm.get_rank() == comm.get_world_size() - 1:
@@ -97,7 +99,7 @@ def bad_step(folder: Path, fault: str) -> tuple[list[list[bool]], str]:
 
 
 def stop(folder: Path) -> list[str]:
-    """What each process says when the last one has an image of NaNs at each step; the batches are saved in `folder`."""
+    """The error of each process when the last one has an image of NaNs at each step."""
     batches = [_share(tiny_batch(COUNTS)) for _ in range(trainer.MAX_BAD_STEPS + 1)]
     line = _trainer(folder, "DFormer", batches)
     if comm.get_rank() == comm.get_world_size() - 1:
@@ -111,7 +113,7 @@ def stop(folder: Path) -> list[str]:
 
 
 def losses_without_objects(folder: Path) -> list[list[str]]:
-    """Names of the losses in each process, of which only the last has objects; a step would hang if they differed."""
+    """Names of the losses in each process when only the last one has objects; a step would hang if they differed."""
     names: list[str] = []
     line = _trainer(folder, "DFormer", [_share(tiny_batch((0, 3, 0, 5)))])
     line.model.register_forward_hook(lambda model, inputs, losses: names.extend(losses) if model.training else None)
@@ -139,12 +141,12 @@ def measure(folder: Path) -> None:
 
 
 def fail_of_user(folder: Path) -> None:
-    """The last process fails for a reason that the user can mend; the others would wait for it for ever."""
+    """The last process raises a `UserError`, for which the others would wait forever."""
     _fail(UserError(f"one of {comm.get_local_size()} processes cannot read it"))
 
 
 def fail_of_all(folder: Path) -> None:
-    """All processes meet the same."""
+    """All processes raise the same `UserError`."""
     comm.synchronize()
     raise UserError("all of them cannot read it")
 
@@ -157,7 +159,7 @@ def hang(folder: Path) -> None:
 
 
 def resume(folder: Path, workers: int = 0) -> None:
-    """Train in one go, and in pieces: one process gets a signal, both stop; then the last checkpoint is damaged."""
+    """Train without and with interruptions: one process gets a signal, both stop; a checkpoint is damaged."""
     for output in ("whole", "pieces"):
         cfg = configure(str(folder / "data"), str(folder / output), workers if output == "pieces" else 0)
         for stop in (None,) if output == "whole" else (4, 9, None):
@@ -178,7 +180,7 @@ def resume_with_workers(folder: Path) -> None:
 
 
 def fail_of_ours(folder: Path) -> None:
-    """The last process fails by a mistake in the code."""
+    """The last process fails by a bug."""
     _fail(RuntimeError(f"one of {comm.get_local_size()} processes has a bug"))
 
 
@@ -198,7 +200,7 @@ def _trainer(folder: Path, meta_architecture: str, batches: list[list[dict]]) ->
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
     torch.manual_seed(0)
 
-    # In single precision, rounding that differs with the batch's size now and then moves a point or a match.
+    # In float32, rounding depends on the batch size and sometimes changes a point or a match.
     parts = {"build_train_loader": lambda cfg: Loader(batches), "build_model": lambda cfg: build_model(cfg).double()}
     with patch.multiple(trainer, **parts):
         line = trainer.Trainer(cfg)

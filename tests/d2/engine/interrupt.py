@@ -1,4 +1,4 @@
-"""What interrupts a training, in the tests' own process."""
+"""Interruptions of a training in the tests' own process."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from dformer.d2.engine.trainer import Trainer
 
 @contextmanager
 def signalled(iteration: int | None, number: int = signal.SIGTERM) -> Iterator[None]:
-    """Within, this process sends itself a signal at the beginning of an iteration."""
+    """Send this process a signal at the beginning of an iteration within this context."""
     step = Trainer.run_step
 
     def run_step(line: Trainer) -> None:

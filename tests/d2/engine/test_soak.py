@@ -1,4 +1,4 @@
-"""2,000 steps of a training that is as small as can be: what it holds does not grow."""
+"""Memory, open files and threads do not grow in 2,000 steps of a tiny training."""
 
 import gc
 import os
@@ -11,14 +11,14 @@ from detectron2.engine import HookBase
 from dformer.d2.data import register_shapes
 from dformer.d2.engine import trainer
 from dformer.d2.engine.run import run
+from tests import load_script
 from tests.d2.tiny import own_loggers, tiny_cfg
-from tests.datasets import load_script
 
 STEPS, WARM_UP, EVERY = 2000, 1000, 50  # scalars are kept for 1,000 steps
 
 
 class Census(HookBase):
-    """Counts what the process holds."""
+    """Count memory, files and threads of the process."""
 
     def __init__(self) -> None:
         self.counts: list[tuple[int, int, int, int]] = []  # step, resident bytes, open files, threads
@@ -33,7 +33,7 @@ class Census(HookBase):
 
 @pytest.mark.slow
 def test_memory_files_and_threads_do_not_grow(tmp_path, monkeypatch):
-    script = load_script("shapes")
+    script = load_script("datasets/shapes.py")
     script.generate(tmp_path, script.Parameters(train=32, val=4, size=64), progress=False)
     register_shapes(tmp_path, "test_soak")
     cfg = tiny_cfg()

@@ -1,11 +1,12 @@
-"""Hooks of the training loop."""
+"""Checkpoints of a training: the periodic ones, the best and the last."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase
 
 from dformer.d2.checkpoint.checkpointer import BEST, Checkpointer
 from dformer.utils.errors import UserError
@@ -14,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints(HookBase):
-    """Writes model_<iteration>.pth each SOLVER.CHECKPOINT_PERIOD, and model_final.pth; in the main process.
+    """Save model_<iteration>.pth each SOLVER.CHECKPOINT_PERIOD, and model_final.pth, in the main process.
 
-    Around an evaluation there is a checkpoint, too: before, as evaluations fail in their own ways; after, as it need
-    not be done again. To be the last hook, as a checkpoint says that all that belongs to its iteration is done.
+    There is also a checkpoint before each evaluation, as this may fail, and one after, so that it is not repeated. Must
+    be the last hook: a checkpoint says that everything in its iteration is done.
 
     Attributes:
         best: what the best evaluation so far measured; None before the first.
@@ -44,14 +45,14 @@ class Checkpoints(HookBase):
             self.try_to_save()
 
     def try_to_save(self) -> None:
-        """Save; where that fails, for want of space or rights, tell it: the next one may succeed."""
+        """Save the model, or log an error if it cannot be written now, as the next attempt may succeed."""
         try:
             self.save()
         except UserError as error:
-            logger.error(f"{error}. Training goes on; what was saved before is whole")
+            logger.error(f"{error}. Training continues; earlier checkpoints are intact")
 
     def save(self) -> None:
-        """Save under the number of the iteration, and remove what is not among the newest any more.
+        """Save under the number of the iteration, and remove all but the newest checkpoints.
 
         Raises:
             UserError: the file cannot be written.
@@ -68,28 +69,17 @@ class Checkpoints(HookBase):
                 old.unlink(missing_ok=True)
             self._numbered = self._numbered[-self.keep :]
 
-    def keep_best(self, value: float) -> None:
-        """Save model_best.pth, where an evaluation measured more than all before."""
-        if value > (self.best if self.best is not None else float("-inf")):
+    def save_best(self, value: float) -> None:
+        """Save model_best.pth if `value` exceeds all earlier ones."""
+        if value > (-math.inf if self.best is None else self.best):
             self.best = value
             try:
                 self.checkpointer.save(BEST, iteration=self.trainer.iter)
             except UserError as error:
-                logger.error(f"{error}. Training goes on")
+                logger.error(f"{error}. Training continues")
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = state["best"]
-
-
-class Writers(hooks.PeriodicWriter):
-    """Detectron2's, but for a run that stops early: it will go on, and write these values when it is their time."""
-
-    def after_train(self) -> None:
-        if self.trainer.iter >= self.trainer.max_iter:
-            super().after_train()
-        else:
-            for writer in self._writers:
-                writer.close()

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a line a period, metrics.json, TensorBoard."""
+"""Logged numbers of a training: the log line, metrics.json and TensorBoard, also across a resume."""
 
 import datetime
 import logging
@@ -7,26 +7,95 @@ import resource
 import sys
 from collections import defaultdict
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 from fvcore.common.history_buffer import HistoryBuffer
 
 logger = logging.getLogger(__name__)
 
+METRICS = "metrics.json"
 WINDOW = 20  # steps over which losses and times are smoothed
-KEPT = 1000  # values of each scalar in memory
+MAX_HISTORY = 1000  # values of each scalar in memory; Detectron2 keeps a million, a gigabyte in a run of some days
+# Scalars that describe the process, which a resumed run measures anew.
+NOT_RESUMED = {"time", "data_time", "eta_seconds", "images_per_second", "memory_gib"}
 
 
-def writers(cfg: CfgNode) -> list[EventWriter]:
-    """The log line, and OUTPUT_DIR's metrics.json and TensorBoard events."""
-    metrics = os.path.join(cfg.OUTPUT_DIR, "metrics.json")
-    return [LogLine(cfg), JSONWriter(metrics, WINDOW), TensorboardXWriter(cfg.OUTPUT_DIR, WINDOW)]
+class Writers(HookBase):
+    """Write the scalars each `period` iterations; after a resume, metrics.json continues as if the run had not stopped.
+
+    A written value is the median of the last ones, so a checkpoint holds these. Lines of metrics.json that were written
+    after the checkpoint are removed, as their steps are run again. Belongs in all processes; the main one writes.
+    """
+
+    def __init__(self, cfg: CfgNode, period: int) -> None:
+        self.metrics = Path(cfg.OUTPUT_DIR) / METRICS
+        self.period = period
+        self.writers: list[EventWriter] = []
+        if comm.is_main_process():
+            self.writers = [LogLine(cfg), JSONWriter(str(self.metrics), WINDOW)]
+            self.writers.append(TensorboardXWriter(cfg.OUTPUT_DIR, WINDOW))
+        self.last_written = -1  # iteration
+        self.resumed: dict[str, Any] | None = None
+
+    def before_train(self) -> None:
+        storage: EventStorage = self.trainer.storage
+        storage._history = defaultdict(partial(HistoryBuffer, max_length=MAX_HISTORY))
+        if self.resumed is not None and self.writers:
+            self._restore(storage, **self.resumed)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done == self.trainer.max_iter:
+            for writer in self.writers:
+                writer.write()
+            self.last_written = self.trainer.iter
+
+    def after_train(self) -> None:
+        for writer in self.writers:
+            if self.trainer.iter >= self.trainer.max_iter:  # else the resumed run writes what is left
+                writer.write()
+            writer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        storage: EventStorage = self.trainer.storage
+        hints = storage.smoothing_hints()
+        scalars = {
+            name: {"smoothed": hints[name], "values": [[value, int(i)] for value, i in history.values()[-WINDOW:]]}
+            for name, history in storage.histories().items()
+            if name not in NOT_RESUMED
+        }
+        size = self.metrics.stat().st_size if self.metrics.exists() else 0
+        return {"scalars": scalars, "size": size, "last_written": self.last_written}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.resumed = state
+
+    def restart(self) -> None:
+        """Forget the lines of a run that was stopped before its first checkpoint."""
+        self.resumed = {"scalars": {}, "size": 0, "last_written": -1}
+
+    def _restore(self, storage: EventStorage, scalars: dict[str, Any], size: int, last_written: int) -> None:
+        self.last_written = last_written
+        iteration = storage.iter
+        for name, scalar in scalars.items():
+            for value, i in scalar["values"]:
+                storage.iter = i
+                storage.put_scalar(name, value, smoothing_hint=scalar["smoothed"])
+            if storage.iter <= last_written:
+                del storage.latest()[name]  # the writers would write it again
+        storage.iter = iteration
+        if self.metrics.stat().st_size > size:
+            os.truncate(self.metrics, size)
 
 
 class LogLine(EventWriter):
-    """Time left, losses, learning rate, times, images a second and memory, in one line.
+    """Log the time left, losses, learning rate, times, images per second and memory in one line.
 
     Adds the scalars `images_per_second`, `eta_seconds` and `memory_gib` to the storage, for the other writers.
     """
@@ -37,22 +106,21 @@ class LogLine(EventWriter):
         self.device = torch.device(cfg.MODEL.DEVICE)
 
     def write(self) -> None:
-        """Log where the run is."""
+        """Log the line of the current iteration; nothing after the last step, which has its line."""
         storage = get_event_storage()
         if storage.iter >= self.max_iter:
-            return  # after the last step, which has its line
-        left = None
+            return
+        seconds_left = None
         if "time" in storage.histories():  # not in the first steps, which are slow
             time = storage.history("time")
-            left = time.median(KEPT) * (self.max_iter - storage.iter - 1)
-            storage.put_scalar("eta_seconds", left, smoothing_hint=False)
+            seconds_left = time.median(MAX_HISTORY) * (self.max_iter - storage.iter - 1)
+            storage.put_scalar("eta_seconds", seconds_left, smoothing_hint=False)
             storage.put_scalar("images_per_second", self.batch_size / time.avg(WINDOW), smoothing_hint=False)
-        storage.put_scalar("memory_gib", memory(self.device) / 2**30, smoothing_hint=False)
-        logger.info(line(storage, left))
+        storage.put_scalar("memory_gib", max_memory(self.device) / 2**30, smoothing_hint=False)
+        logger.info(_line(storage, seconds_left))
 
 
-def line(storage: EventStorage, seconds_left: float | None) -> str:
-    """The line: what there is of it in `storage`."""
+def _line(storage: EventStorage, seconds_left: float | None) -> str:
     histories = storage.histories()
     parts = [] if seconds_left is None else [f"eta: {datetime.timedelta(seconds=int(seconds_left))}"]
     parts.append(f"iter: {storage.iter}")
@@ -64,14 +132,9 @@ def line(storage: EventStorage, seconds_left: float | None) -> str:
     return "  ".join(parts)
 
 
-def memory(device: torch.device) -> int:
-    """The most bytes that this process has had so far: on the GPU where it has one, else resident."""
+def max_memory(device: torch.device) -> int:
+    """Return this process's peak memory in bytes: allocated on a GPU, resident otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def bound_history(storage: EventStorage) -> None:
-    """Let a new storage keep the last values only. Detectron2 keeps a million, a gigabyte in a run of some days."""
-    storage._history = defaultdict(partial(HistoryBuffer, max_length=KEPT))

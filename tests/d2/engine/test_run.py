@@ -1,0 +1,96 @@
+"""A run from its cfg to the files that it leaves; evaluation only; restarts."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from detectron2.modeling import build_model
+
+from dformer.d2.engine.run import run, set_up
+from dformer.d2.evaluation.evaluate import evaluate
+from dformer.utils.errors import UserError
+from dformer.weights.checkpoint import read_checkpoint
+from tests.d2.engine.interrupt import signalled
+
+
+def config(cfg) -> dict[str, Any]:
+    return yaml.safe_load((Path(cfg.OUTPUT_DIR) / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize(("dtype", "enabled"), [("float16", False), ("bfloat16", True)])
+def test_fp16_is_disabled_on_a_cpu(cfg, data, dtype, enabled):
+    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, dtype
+    assert enabled == set_up(cfg, write_config=False).SOLVER.AMP.ENABLED
+
+
+def test_files_and_output_of_a_run(cfg, data, capsys):
+    run(cfg)
+    output = Path(cfg.OUTPUT_DIR)
+    assert config(cfg)["MODEL"]["META_ARCHITECTURE"] == "LineModel"
+    assert sorted(path.name for path in output.glob("*.pth")) == ["model_0000002.pth", "model_final.pth"]
+    assert list(output.glob("events.out.tfevents.*"))
+    line = json.loads((output / "metrics.json").read_text().splitlines()[0])
+    assert {"total_loss", "loss_ce", "layer_0/ce", "grad_norm", "lr", "data_time", "time"} <= line.keys()
+    assert line["lr"] == pytest.approx(0.01 * (1 - 5 / 6) ** 0.9)  # of the head
+    assert line["total_loss"] == pytest.approx(2 * line["loss_ce"])
+    results = json.loads((output / "results.json").read_text())
+    assert (results["PQ"], results["PQ_things"], results["PQ_stuff"]) == (42.0, 41.0, None)
+    assert results["metrics"]["somewhere"]["panoptic_seg"]["PQ"] == 42.0
+    assert results["train_seconds"] > 0
+    assert "somewhere,panoptic_seg,PQ,,42.0" in (output / "results.csv").read_text().splitlines()
+    printed = capsys.readouterr().out
+    assert "total_loss" in printed and "eta" in printed
+    assert "42.0" in printed and str(output / "results.json") in printed
+
+
+def test_a_full_disk_is_named(cfg, data):
+    Path(cfg.OUTPUT_DIR).mkdir()
+    (Path(cfg.OUTPUT_DIR) / "metrics.json").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="OUTPUT_DIR"):
+        run(cfg)
+
+
+def test_a_run_that_torchrun_restarts_is_resumed(cfg, data, monkeypatch):
+    with signalled(3), pytest.raises(SystemExit):
+        run(cfg)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    run(cfg)
+    assert read_checkpoint(Path(cfg.OUTPUT_DIR) / "model_final.pth")["trainer"]["iteration"] == 5
+    assert data.start == 4
+
+
+def test_a_drawn_seed_is_written_and_used_by_the_resumed_run(cfg, data):
+    cfg.SEED = -1
+    with signalled(3), pytest.raises(SystemExit):
+        run(cfg)
+    seed = config(cfg)["SEED"]
+    assert seed >= 0
+    run(cfg, resume=True)
+    assert config(cfg)["SEED"] == seed
+
+
+def test_evaluation_only(cfg, data, tmp_path):
+    run(cfg)
+    cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    cfg.OUTPUT_DIR = str(tmp_path / "evaluation")
+    run(cfg, eval_only=True)
+    assert json.loads((tmp_path / "evaluation" / "results.json").read_text())["PQ"] == 42.0
+    assert not (tmp_path / "evaluation" / "config.yaml").exists()
+
+
+def test_evaluation_only_needs_weights(cfg, data):
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS"):
+        run(cfg, eval_only=True)
+
+
+def test_only_a_finished_evaluation_replaces_saved_predictions(cfg, data):
+    folder, model = Path(cfg.OUTPUT_DIR) / "inference" / "somewhere", build_model(cfg)
+    data.scores = [40.0, 50.0, UserError("annotation missing")]
+    for expected in ("prediction_0", "prediction_1", "prediction_1"):
+        with pytest.raises(UserError) if data.scores[0] not in (40.0, 50.0) else nullcontext():
+            evaluate(cfg, model)
+        assert [path.name for path in folder.iterdir() if path.name != "config.yaml"] == [expected]
+        assert [path.name for path in folder.parent.iterdir()] == ["somewhere"]
