@@ -154,7 +154,7 @@ def test_unreadable_files_are_named_and_skipped(monkeypatch, cfg, tmp_path, caps
     ("arguments", "named"),
     [
         (["--input", "https://example.org/a.jpg"], "https://example.org/a.jpg"),
-        (["--task", "video"], "--task"),
+        (["--task", "video"], "'video'"),
         (["--steps", "0"], "DIFFUSION.SAMPLING_STEPS"),
         (["--threshold", "1.5"], "threshold"),
         (["--task", "semantic", "--threshold", "0.5"], "threshold"),
@@ -220,8 +220,8 @@ def test_inputs_may_be_files_folders_and_patterns(tmp_path):
     assert names("*.jpg", "b.jpg", "deep/../b.jpg") == ["[1].jpg", "b.jpg"]
     assert names("**/c.jpg") == ["c.jpg"]
     assert names("[1].jpg") == ["[1].jpg"], "a file may be named like a pattern"
-    ((problem,),) = find_inputs([str(tmp_path / "bare")])[1:]
-    assert str(tmp_path / "bare") in problem
+    files, (problem,) = find_inputs([str(tmp_path / "bare")])
+    assert files == [] and str(tmp_path / "bare") in problem
 
 
 def test_frames_of_a_video_have_the_results_of_images(cfg, tmp_path):
