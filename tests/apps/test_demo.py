@@ -116,7 +116,7 @@ def test_images_of_any_mode_and_orientation(cfg, tmp_path):
         save_image(tmp_path / f"{mode}.tif", 20, 30, mode)
     Image.fromarray(RANDOM.integers(0, 65536, (20, 30), np.uint16)).save(tmp_path / "I16.png")
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = 6  # rotated
     save_image(tmp_path / "rotated.jpg", 20, 30, exif=exif)
     assert segment_files(cfg, [str(tmp_path)], tmp_path / "out") == []
     found = {record["picture"]: (record["height"], record["width"]) for record in records(tmp_path / "out")}
@@ -199,10 +199,8 @@ def test_same_names_do_not_overwrite_each_other_nor_the_inputs(cfg, tmp_path):
     files = [save_image(tmp_path / name) for name in ("one/a.jpg", "two/a.jpg", "two/A.png", "out/a.png")]
     original = files[-1].read_bytes()
     assert segment_files(cfg, [str(file) for file in files], tmp_path / "out") == []
-    pictures = [record["picture"] for record in records(tmp_path / "out")]
-    assert len({picture.casefold() for picture in pictures}) == 4
-    assert files[-1].read_bytes() == original
-    assert sorted(os.listdir(tmp_path / "out")) == sorted([*pictures, "a.png", "segments.json"])
+    pictures = {record["picture"].casefold() for record in records(tmp_path / "out")}
+    assert files[-1].read_bytes() == original and "a.png" not in pictures and len(pictures) == 4
     files = [Path("x/a.jpg"), Path("y/a.jpg"), Path("z/a-2.jpg")]
     assert [file.name for file in output_files(files, Path("out"))] == ["a.png", "a-2.png", "a-2-2.png"]
 

@@ -23,10 +23,7 @@ class Picture:
 def label_boxes(masks: np.ndarray) -> list[tuple[int, int, int, int]]:
     picture = Picture()
     boxes = [tight_box(mask) for mask in masks]
-    patches = [
-        Patch(box, mask[box], int(mask.sum()), f"star {k}%", (200, 100, 0), is_thing=True, slope=0)
-        for k, (mask, box) in enumerate(zip(masks, boxes, strict=True))
-    ]
+    patches = [Patch(box, m[box], m.sum(), "star 90%", (9, 9, 9), True, 0) for m, box in zip(masks, boxes, strict=True)]
     draw_labels(picture, patches, font_size=13)
     return picture.boxes
 
