@@ -33,7 +33,9 @@ def contact_sheet(cfg: CfgNode, rows: int = 6, draws: int = 4, seed: int = 0, ce
     get_metadata(name)
     with loading(name):
         records = DatasetCatalog.get(name)
-    train, test = TrainMapper.from_config(cfg), TestMapper.from_config(cfg)
+    drawn = cfg.clone()
+    drawn.merge_from_list(["INPUT.TARGET", "masks"])  # what is drawn, whatever the model takes
+    train, test = TrainMapper.from_config(drawn), TestMapper.from_config(cfg)
     chosen = np.linspace(0, len(records) - 1, min(rows, len(records))).round().astype(int)
     sheet = Image.new("RGB", ((2 + draws) * cell, TITLE + len(chosen) * cell), "white")
     titles = ["as annotated", "as tested", *(f"as trained on, {k}" for k in range(1, draws + 1))]

@@ -113,6 +113,10 @@ def add_dformer_config(cfg: CN) -> None:
 
     cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.TASK = "panoptic"  # training targets: "panoptic", "instance" or "semantic"
+    # What the mapper delivers of the annotation. "masks": `instances` with gt_classes and gt_masks; "boxes": gt_boxes
+    # beside them; "panoptic_map": `panoptic_map` int64 (h, w), 0 where nothing is annotated and k + 1 in object k of
+    # `instances.gt_classes`, instead of gt_masks.
+    cfg.INPUT.TARGET = "masks"
     # "lsj": large-scale jitter, scaled by MIN_SCALE..MAX_SCALE of IMAGE_SIZE, then cropped or padded to that square;
     # "crop": short side from MIN_SIZE_TRAIN, then a crop of CROP.SIZE (as for ADE20K); "resize": short side only.
     cfg.INPUT.AUGMENTATION = "lsj"

@@ -1,5 +1,5 @@
-"""A record of a data set -> what the model takes. The task says how annotations are read, the augmentation how images
-are varied; either goes with the other."""
+"""A record of a data set -> the model's input. The task decides how annotations are read, the augmentation how images
+are varied, the target what the model gets of the annotation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 from numpy.typing import NDArray
 
 from dformer.d2.data.augmentations import Augmentations, test_augmentations, train_augmentations
@@ -17,13 +17,14 @@ from dformer.d2.data.datasets import get_metadata, num_classes
 from dformer.data.annotations import Annotation, annotation_reader
 from dformer.data.images import read_image
 from dformer.data.types import Record, Size
-from dformer.utils.errors import UserError
+from dformer.utils.errors import UserError, did_you_mean
 
 PAD_VALUE = 128  # of images, 0..255
+TARGETS = ("masks", "boxes", "panoptic_map")
 
 
 class TestMapper:
-    """Reads and resizes an image.
+    """Read and resize an image.
 
     Args:
         augmentations: applied to the image.
@@ -41,9 +42,11 @@ class TestMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "TestMapper":
+        """Build the mapper for `cfg.INPUT`."""
         return cls(test_augmentations(cfg), cfg.INPUT.FORMAT)
 
     def __call__(self, record: Record) -> dict[str, Any]:
+        """Return the model's input of a record."""
         image = _read_checked(record, self.image_format)
         augmented = T.AugInput(image)
         T.AugmentationList(self.augmentations)(augmented)
@@ -51,7 +54,7 @@ class TestMapper:
 
 
 class TrainMapper:
-    """Reads an image and its annotation and augments both.
+    """Read an image and its annotation and augment both.
 
     Args:
         augmentations: applied to image and annotation.
@@ -59,10 +62,19 @@ class TrainMapper:
         image_format: "RGB" or "BGR".
         pad_to: pad smaller images at the right and the bottom to this height and width; None: leave them.
         needs_labels: whether an augmentation asks for the class of each pixel (`sem_seg`).
+        target: one of `TARGETS`.
 
     Returns, for a record:
         file_name, image_id; height, width: of the file; image: uint8 (3, h, w); instances: `Instances` of (h, w) with
-        gt_classes int64 (G,) and gt_masks bool (G, h, w), objects without a pixel left out; G may be 0.
+        gt_classes int64 (G,); G may be 0. Objects without a pixel are dropped. Beside these, by `target`:
+        "masks": instances.gt_masks bool (G, h, w).
+        "boxes": instances.gt_masks, and gt_boxes, `Boxes` (G, 4) tight around them: x0, y0, x1, y1, the last two
+        exclusive.
+        "panoptic_map": int64 (h, w), 0 where nothing is annotated and k + 1 in object k of the instances, smaller
+        objects over larger ones.
+
+    Raises:
+        UserError: `target` is unknown.
     """
 
     def __init__(
@@ -72,16 +84,21 @@ class TrainMapper:
         image_format: str,
         pad_to: int | None = None,
         needs_labels: bool = False,
+        target: str = "masks",
     ) -> None:
+        if target not in TARGETS:
+            choices = ", ".join(TARGETS)
+            raise UserError(f'INPUT.TARGET is "{target}"{did_you_mean(target, TARGETS)} (choose one of {choices})')
         self.augmentations = augmentations
         self.read_annotation = read_annotation
         self.image_format = image_format
         self.pad_to = pad_to
         self.needs_labels = needs_labels
+        self.target = target
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "TrainMapper":
-        """The mapper for `cfg.DATASETS.TRAIN`, `cfg.INPUT` and `cfg.MODEL.NUM_CLASSES`."""
+        """Build the mapper for `cfg.DATASETS.TRAIN`, `cfg.INPUT` and `cfg.MODEL.NUM_CLASSES`."""
         name, task = cfg.DATASETS.TRAIN[0], cfg.INPUT.TASK
         classes = cfg.MODEL.NUM_CLASSES or num_classes(name, task)
         ignore_label = get_metadata(name).get("ignore_label", 255)
@@ -91,9 +108,11 @@ class TrainMapper:
             cfg.INPUT.FORMAT,
             pad_to=cfg.INPUT.IMAGE_SIZE if cfg.INPUT.AUGMENTATION == "lsj" else None,
             needs_labels=cfg.INPUT.AUGMENTATION == "crop" and cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA < 1,
+            target=cfg.INPUT.TARGET,
         )
 
     def __call__(self, record: Record) -> dict[str, Any]:
+        """Return the model's input of a record, with its targets."""
         original = _read_checked(record, self.image_format)
         annotation = self.read_annotation(record, _size(original))
         augmented = T.AugInput(original, sem_seg=annotation.class_labels() if self.needs_labels else None)
@@ -101,20 +120,40 @@ class TrainMapper:
         size = _size(augmented.image)
         padded = size if self.pad_to is None else (self.pad_to, self.pad_to)
         classes, masks = annotation.targets(transforms, size, padded)
-        instances = Instances(padded, gt_classes=torch.tensor(classes, dtype=torch.int64), gt_masks=masks)
         image = _to_tensor(augmented.image, padded)
-        return {**_identity(record, original), "image": image, "instances": instances}
+        targets = self._targets(torch.tensor(classes, dtype=torch.int64), masks, padded)
+        return {**_identity(record, original), "image": image, **targets}
+
+    def _targets(self, classes: torch.Tensor, masks: torch.Tensor, size: Size) -> dict[str, Any]:
+        if self.target == "panoptic_map":
+            panoptic_map, visible = _paint(masks)
+            return {"instances": Instances(size, gt_classes=classes[visible]), "panoptic_map": panoptic_map}
+        instances = Instances(size, gt_classes=classes, gt_masks=masks)
+        if self.target == "boxes":
+            instances.gt_boxes = BitMasks(masks).get_bounding_boxes()
+        return {"instances": instances}
+
+
+def _paint(masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks (G, h, w) on one map of numbers, smaller over larger ones: int64 (h, w), 1 .. V; the V that are visible."""
+    numbers = torch.zeros(masks.shape[1:], dtype=torch.int64)
+    for k in masks.flatten(1).sum(1).argsort(descending=True, stable=True).tolist():
+        numbers[masks[k]] = k + 1
+    visible = torch.unique(numbers[numbers > 0]) - 1
+    renumbered = torch.zeros(len(masks) + 1, dtype=torch.int64)
+    renumbered[visible + 1] = torch.arange(1, len(visible) + 1)
+    return renumbered[numbers], visible
 
 
 def _read_checked(record: Record, image_format: str) -> NDArray[np.uint8]:
-    """The image of a record, if it has the size that the record says, or the record says none."""
+    """The image of a record, if it has the size in the record, or there is none."""
     image = read_image(record["file_name"], image_format)
     height, width = image.shape[:2]
     expected = record.get("height", height), record.get("width", width)
     if expected != (height, width):
         raise UserError(
-            f"image {record['file_name']} is {width} x {height} pixels (its EXIF orientation applied), but its data "
-            f"set's json says {expected[1]} x {expected[0]}; mend the json or the image"
+            f"image {record['file_name']} is {width} x {height} pixels (its EXIF orientation applied), but the json of "
+            f"its data set says {expected[1]} x {expected[0]}; correct the json or the image"
         )
     return image
 
