@@ -1,7 +1,7 @@
 """One run on one data set: metrics, statistics, and how good each image is."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,19 +23,21 @@ class Analysis:
     """Hold what a report shows of a run's predictions for a data set.
 
     Attributes:
-        metrics: task -> metric -> value, as the evaluators return them.
+        run: its name.
         task: "panoptic", "instance" or "semantic".
         class_names: by contiguous class id.
+        metrics: task -> metric -> value, as the evaluators return them.
         confusion: (true, predicted) segments, with "nothing" last; or pixels.
         qualities: image file -> 0..100, nan where nothing is annotated.
         by_size: size -> metrics; empty for semantic predictions.
-        calibrations: name of what has scores -> their calibration.
+        calibrations: "segments", "instances" -> the calibration of their scores, where there are any.
         draw: returns a picture of an image file's ground truth, prediction and errors.
     """
 
-    metrics: dict[str, dict[str, float]]
+    run: str
     task: str
     class_names: list[str]
+    metrics: dict[str, dict[str, float]]
     confusion: NDArray[np.int64]
     qualities: dict[str, float]
     by_size: dict[str, dict[str, float]]
@@ -44,7 +46,7 @@ class Analysis:
 
 
 def analyze(run: Run, dataset_name: str) -> Analysis:
-    """Evaluate the predictions for a data set, and compare each segment; return what the report shows.
+    """Evaluate the predictions for a data set and compare each segment; return what the report shows.
 
     Raises:
         UserError: as `evaluate_saved`.
@@ -64,7 +66,7 @@ def analyze(run: Run, dataset_name: str) -> Analysis:
             confusion += pixels
             qualities[file] = semantic_metrics(pixels, names)["mIoU"]
         else:
-            matched = _match(pair)
+            matched = list(_match(pair))
             qualities[file] = image_quality(matched)
             segments += matched
 
@@ -79,29 +81,26 @@ def analyze(run: Run, dataset_name: str) -> Analysis:
     if predictions.detections:
         calibrations["instances"] = detection_calibration(predictions.detections)
     return Analysis(
-        metrics=metrics,
+        run=run.name,
         task=predictions.task,
         class_names=names,
+        metrics=metrics,
         confusion=confusion if is_semantic else segment_confusion(segments, len(names)),
         qualities=qualities,
         by_size={} if is_semantic else quality_by_size(segments, predictions.categories),
-        calibrations={name: c for name, c in calibrations.items() if c.number.any()},
+        calibrations={scored: c for scored, c in calibrations.items() if c.number.any()},
         draw=draw,
     )
 
 
 def rank_images(qualities: dict[str, float]) -> list[str]:
-    """Sort image files from the worst to the best; return them without those that have nothing annotated."""
+    """Sort image files from the worst to the best; return them without those where nothing is annotated."""
     return sorted((file for file, value in qualities.items() if not math.isnan(value)), key=lambda f: qualities[f])
 
 
-def _match(pair: SegmentPair) -> list[MatchedSegment]:
-    matched = []
+def _match(pair: SegmentPair) -> Iterator[MatchedSegment]:
     for truth, predicted, iou in match_segments(*pair):
         segment = truth or predicted
         assert segment
         score, area = predicted.score if predicted else None, int(segment.mask.sum())
-        matched.append(
-            MatchedSegment(truth and truth.category_id, predicted and predicted.category_id, iou, score, area)
-        )
-    return matched
+        yield MatchedSegment(truth and truth.category_id, predicted and predicted.category_id, iou, score, area)

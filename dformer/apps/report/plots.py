@@ -1,4 +1,4 @@
-"""Plots as SVG, to stand in an HTML page."""
+"""Plots as SVG, to be embedded in an HTML page."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ STYLES = ("-", "--", ":")
 
 
 def curves_svg(title: str, runs: Sequence[Mapping[str, Mapping[int, float]]]) -> str:
-    """Values over iterations.
+    """Plot values over iterations; return SVG.
 
     Args:
         runs: of each, name -> iteration -> value; a run has a colour, a name a style of line.
@@ -29,21 +29,22 @@ def curves_svg(title: str, runs: Sequence[Mapping[str, Mapping[int, float]]]) ->
     axes.set_xlabel("iteration")
     if len(names) > 1:
         handles, labels = axes.get_legend_handles_labels()
-        axes.legend(*zip(*dict(zip(labels, zip(handles, labels, strict=True), strict=True)).values(), strict=True))
+        by_name = dict(zip(labels, handles, strict=True))  # one of each
+        axes.legend(by_name.values(), by_name.keys())
     return _svg(figure)
 
 
 def calibration_svg(title: str, calibrations: Sequence[Calibration]) -> str:
-    """The share of right predictions over their score, and how many there are of each score."""
+    """Plot the share of correct predictions over their score, and bars of how many have each score; return SVG."""
     figure, axes = _axes(title)
     axes.plot([0, 1], [0, 1], color="#999", linewidth=1)
     edges = np.arange(BINS) / BINS
+    width = 0.9 / BINS / len(calibrations)
     for k, (calibration, color) in enumerate(zip(calibrations, COLORS, strict=False)):
-        filled = calibration.number > 0
-        width = 0.9 / BINS / len(calibrations)
         share = calibration.number / calibration.number.sum()
         axes.bar(edges + (k + 0.6) * width, share, width, color=color, alpha=0.25)
         label = f"calibration error {calibration.error:.3f}"
+        filled = calibration.number > 0
         axes.plot(
             calibration.confidence[filled], calibration.accuracy[filled], "o-", color=color, label=label, linewidth=1.3
         )
@@ -65,4 +66,4 @@ def _svg(figure: Figure) -> str:
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
         figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True)
-    return stream.getvalue().partition("<svg")[1] + stream.getvalue().partition("<svg")[2]  # without the XML header
+    return "<svg" + stream.getvalue().partition("<svg")[2]  # without the XML header

@@ -1,4 +1,4 @@
-"""What a run has left on disk."""
+"""The files of a run: predictions, config, command and curves."""
 
 import json
 from collections.abc import Mapping
@@ -11,18 +11,19 @@ from dformer.d2.config import get_cfg, merge_config
 from dformer.d2.data import register_custom
 from dformer.utils.errors import UserError
 
-# What is drawn over the iterations: part of the page, and end of the names in metrics.json.
+# Plots over the iterations: title -> ends of the names in metrics.json.
 CURVES = {
     "loss": ("total_loss",),
     "terms of the loss, last layer": ("loss_ce", "loss_mask", "loss_dice"),
     "validation": ("panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU"),
     "learning rate": ("lr",),
 }
+SAVED = ("panoptic.json", "coco_instances_results.json", "semantic")  # one of them is in a folder of predictions
 
 
 @dataclass(frozen=True)
 class Run:
-    """Saved predictions and, where they lie in the OUTPUT_DIR of a training, its curves.
+    """Hold saved predictions and, from the OUTPUT_DIR of a training, its curves.
 
     Attributes:
         name: of the folder.
@@ -40,11 +41,11 @@ class Run:
 
 
 def read_run(folder: str | Path, config_file: str | None = None, opts: list[str] | None = None) -> Run:
-    """Find predictions, config and curves.
+    """Find predictions, config and curves; return them.
 
     Args:
         folder: OUTPUT_DIR of a training or an evaluation, its `inference`, or the predictions for one data set there.
-        config_file: instead of the config that lies beside the predictions, which those of other programs lack.
+        config_file: instead of the config.yaml beside the predictions, which those of other programs lack.
         opts: config overrides, KEY VALUE.
 
     Raises:
@@ -54,7 +55,7 @@ def read_run(folder: str | Path, config_file: str | None = None, opts: list[str]
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give OUTPUT_DIR of a run, or a folder of saved predictions")
     root = folder / "inference" if (folder / "inference").is_dir() else folder
-    found = [root] if _holds_predictions(root) else sorted(filter(_holds_predictions, root.iterdir()))
+    found = [path for path in (root, *sorted(root.glob("[!.]*"))) if any((path / name).exists() for name in SAVED)]
     if not found:
         raise UserError(
             f"{folder} holds no predictions; `tools/train_net.py --eval-only` saves them in OUTPUT_DIR/inference "
@@ -62,32 +63,25 @@ def read_run(folder: str | Path, config_file: str | None = None, opts: list[str]
         )
     saved = found[0] / "config.yaml"
     if not config_file and not saved.is_file():
-        raise UserError(f"{saved} does not exist; say with --config-file how these predictions were made")
+        raise UserError(f"{saved} does not exist; name the config of these predictions with --config-file")
     cfg = get_cfg()
     merge_config(cfg, config_file or str(saved), opts or [])
     register_custom(cfg)
+    # The comment that the config begins with, see `dformer.d2.config.defaults.config_text`.
+    first = saved.read_text().split("\n", 1)[0] if saved.is_file() else ""
     output = root.parent if root.name == "inference" else folder
     return Run(
         name=output.resolve().name,
         predictions={path.name: path for path in found},
         cfg=cfg,
-        command=_command(saved),
-        curves=_curves(output / "metrics.json"),
+        command=first.removeprefix("# ") if first.startswith("# ") else "",
+        curves=_read_curves(output / "metrics.json"),
     )
 
 
-def _holds_predictions(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("panoptic.json", "coco_instances_results.json", "semantic"))
-
-
-def _command(config: Path) -> str:
-    """The comment that the config begins with, see `dformer.d2.config.defaults.config_text`."""
-    first = config.read_text().split("\n", 1)[0] if config.is_file() else ""
-    return first.removeprefix("# ") if first.startswith("# ") else ""
-
-
-def _curves(file: Path) -> dict[str, dict[int, float]]:
-    """Of a resumed run, the last value of an iteration counts. Its last line may have been cut off."""
+def _read_curves(file: Path) -> dict[str, dict[int, float]]:
+    """Return the curves; of a resumed run, the last value of an iteration counts. The last line may be cut off."""
+    ends = tuple(end for ends in CURVES.values() for end in ends)
     curves: dict[str, dict[int, float]] = {}
     for line in file.read_text().splitlines() if file.is_file() else []:
         try:
@@ -95,6 +89,6 @@ def _curves(file: Path) -> dict[str, dict[int, float]]:
         except ValueError:
             continue
         for name, value in values.items():
-            if name.endswith(tuple(end for ends in CURVES.values() for end in ends)):
+            if name.endswith(ends):
                 curves.setdefault(name, {})[values["iteration"]] = value
     return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
