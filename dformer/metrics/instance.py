@@ -45,39 +45,6 @@ def check_detection(detection: Any, sizes: Mapping[int | str, Sequence[int]], ca
         raise UserError("segmentation must be a compressed RLE, with counts as a string, and score a number")
 
 
-def mask_average_precision(
-    truth: dict[str, Any],
-    predictions: Detections,
-    image_ids: Sequence[int | str],
-    evaluation_type: type[COCOeval] = COCOeval,
-) -> dict[str, float]:
-    """Return `COCO_METRICS` over `image_ids`, then the AP of each class (`AP-<class>`).
-
-    Args:
-        truth: content of a COCO instances json.
-        predictions: in COCO's results format, masks as RLE.
-        image_ids: images that were predicted; those without a prediction are missed objects, others do not count.
-        evaluation_type: defines the IoU, see `BoundaryEvaluation`.
-
-    Returns:
-        0..100, nan where nothing is annotated.
-    """
-    evaluation = coco_evaluation(truth, predictions, image_ids, evaluation_type)
-    with redirect_stdout(io.StringIO()):
-        evaluation.accumulate()
-        evaluation.summarize()
-
-    # -1: nothing annotated
-    stats = evaluation.stats.tolist()
-    results = {name: math.nan if s == -1 else 100 * s for name, s in zip(COCO_METRICS, stats, strict=True)}
-    precision = evaluation.eval["precision"][..., 0, -1]  # IoU threshold, recall, class; of any area
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    for k, category_id in enumerate(evaluation.params.catIds):
-        valid = precision[:, :, k][precision[:, :, k] > -1]
-        results[f"AP-{names[category_id]}"] = 100 * float(valid.mean()) if valid.size else math.nan
-    return results
-
-
 def coco_evaluation(
     truth: dict[str, Any],
     predictions: Detections,
@@ -86,7 +53,11 @@ def coco_evaluation(
 ) -> COCOeval:
     """Match predictions and objects with pycocotools. Return its evaluation, with the matches in `evalImgs`.
 
-    Args as of `mask_average_precision`.
+    Args:
+        truth: content of a COCO instances json.
+        predictions: in COCO's results format, masks as RLE.
+        image_ids: images that were predicted; those without a prediction are missed objects, others do not count.
+        evaluation_type: defines the IoU, see `BoundaryEvaluation`.
     """
     detections = [
         {**prediction, "id": i, "iscrowd": 0, "area": float(rle.area(prediction["segmentation"]))}
@@ -99,6 +70,24 @@ def coco_evaluation(
         evaluation.params.imgIds = image_ids
         evaluation.evaluate()
     return evaluation
+
+
+def mask_average_precision(evaluation: COCOeval) -> dict[str, float]:
+    """Return `COCO_METRICS`, then the AP of each class (`AP-<class>`): 0..100, nan where nothing is annotated.
+
+    Args:
+        evaluation: as of `coco_evaluation`.
+    """
+    with redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+        evaluation.summarize()
+    stats = evaluation.stats.tolist()  # -1: nothing annotated
+    results = {name: math.nan if s == -1 else 100 * s for name, s in zip(COCO_METRICS, stats, strict=True)}
+    precision = evaluation.eval["precision"][..., 0, -1]  # IoU threshold, recall, class; of any area
+    for k, category in enumerate(evaluation.cocoGt.loadCats(evaluation.params.catIds)):
+        valid = precision[:, :, k][precision[:, :, k] > -1]
+        results[f"AP-{category['name']}"] = 100 * float(valid.mean()) if valid.size else math.nan
+    return results
 
 
 def _coco(truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:

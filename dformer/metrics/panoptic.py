@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,14 @@ def check_panoptic_png(predicted_file: Path, true_file: Path) -> None:
     """
     try:
         with Image.open(predicted_file) as predicted, Image.open(true_file) as annotated:
-            mode, size, true_size = predicted.mode, predicted.size, annotated.size
+            found, expected = (predicted.mode, *predicted.size), ("RGB", *annotated.size)
     except OSError as error:
         raise UserError(f"panoptic PNG {error.filename or predicted_file} cannot be read: {error}") from error
-    if mode != "RGB":
-        raise UserError(f"{predicted_file} has the mode {mode}; COCO's panoptic format is an RGB PNG")
-    if size != true_size:
+    if found != expected:
         raise UserError(
-            f"{true_file} has {true_size[0]} x {true_size[1]} pixels, the prediction for its image {size[0]} x "
-            f"{size[1]}: the annotation or the prediction does not belong to the image"
+            "mode, width and height of {} are {}, {} x {}, but must be {}, {} x {}, as of the annotation {}".format(
+                predicted_file, *found, *expected, true_file
+            )
         )
 
 
@@ -62,14 +61,6 @@ def count_segments(
     except (KeyError, OSError) as error:
         files = f"{predicted_root / prediction['file_name']}, compared with {true_root / truth['file_name']}"
         raise UserError(f"{files}: {error.args[0]}") from error
-
-
-def sum_counts(parts: Iterable[PQStat]) -> PQStat:
-    """Sum the counts of images or processes; return the total."""
-    total = PQStat()
-    for part in parts:
-        total += part
-    return total
 
 
 def panoptic_quality(counts: PQStat, categories: Categories) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pycocotools import mask as rle
 from scipy.ndimage import binary_erosion
 
 from dformer.metrics.boundary import BoundaryEvaluation, boundary, boundary_width, rle_boundary
-from dformer.metrics.instance import mask_average_precision
+from dformer.metrics.instance import coco_evaluation, mask_average_precision
 from dformer.metrics.semantic import boundary_counts, boundary_metrics
 
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
@@ -63,7 +63,7 @@ def average_precision(mask: np.ndarray, iscrowd: int = 0) -> dict[str, float]:
         "categories": [{"id": 1, "name": "box"}],
     }
     detections = [coded(corner, score=0.8), coded(mask, score=0.9)]
-    return mask_average_precision(truth, detections, [1], BoundaryEvaluation)
+    return mask_average_precision(coco_evaluation(truth, detections, [1], BoundaryEvaluation))
 
 
 def test_boundary_ap():

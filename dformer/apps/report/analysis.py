@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dformer.apps.report.predictions import LabelPair, SegmentPair, open_predictions
 from dformer.apps.report.run import Run
+from dformer.d2.data.datasets import loading
 from dformer.d2.evaluation import evaluate_saved
+from dformer.d2.evaluation.build import task_evaluators
 from dformer.data.images import read_image
 from dformer.metrics.calibration import Calibration, detection_calibration, segment_calibration
 from dformer.metrics.segments import MatchedSegment, image_quality, quality_by_size, segment_confusion
@@ -53,14 +56,16 @@ def analyze(run: Run, dataset_name: str) -> Analysis:
     """
     folder = run.predictions[dataset_name]
     metrics = evaluate_saved(run.cfg, dataset_name, folder.parent)
-    predictions = open_predictions(run, dataset_name)
-    records = {record["file_name"]: record for record in predictions.records}
-    names = [category["name"] for category in predictions.categories.values()]
+    evaluators = task_evaluators(run.cfg, dataset_name, folder)
+    with loading(dataset_name):
+        records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
+    categories, read, detections = open_predictions(evaluators, list(records.values()))
+    names = [category["name"] for category in categories.values()]
     confusion = np.zeros((len(names), len(names)), np.int64)
     qualities: dict[str, float] = {}
     segments: list[MatchedSegment] = []
     for file, record in tqdm(records.items(), str(folder)):
-        pair = predictions.read(record)
+        pair = read(record)
         if isinstance(pair, LabelPair):
             pixels = confusion_matrix(pair.truth, pair.prediction, len(names), pair.ignore_label)
             confusion += pixels
@@ -71,23 +76,23 @@ def analyze(run: Run, dataset_name: str) -> Analysis:
             segments += matched
 
     def draw(file: str) -> UInt8:
-        image, pair = read_image(file), predictions.read(records[file])
+        image, pair = read_image(file), read(records[file])
         if isinstance(pair, LabelPair):
             return draw_semantic_comparison(image, pair.truth, pair.prediction, names)
         return draw_comparison(image, pair.truth, pair.prediction, names, pair.void)
 
-    is_semantic = predictions.task == "semantic"
+    task = next(iter(evaluators))
     calibrations = {"segments": segment_calibration(segments)}
-    if predictions.detections:
-        calibrations["instances"] = detection_calibration(predictions.detections)
+    if detections:
+        calibrations["instances"] = detection_calibration(detections)
     return Analysis(
         run=run.name,
-        task=predictions.task,
+        task=task,
         class_names=names,
         metrics=metrics,
-        confusion=confusion if is_semantic else segment_confusion(segments, len(names)),
+        confusion=confusion if task == "semantic" else segment_confusion(segments, len(names)),
         qualities=qualities,
-        by_size={} if is_semantic else quality_by_size(segments, predictions.categories),
+        by_size={} if task == "semantic" else quality_by_size(segments, categories),
         calibrations={scored: c for scored, c in calibrations.items() if c.number.any()},
         draw=draw,
     )

@@ -1,18 +1,14 @@
 """Saved predictions with their ground truth, image by image, as the evaluators of the data set read them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from panopticapi.utils import rgb2id
 from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 
-from dformer.apps.report.run import Run
-from dformer.d2.data.datasets import loading
-from dformer.d2.evaluation.build import task_evaluators
+from dformer.d2.evaluation.evaluator import TaskEvaluator
 from dformer.d2.evaluation.instance import InstanceEvaluator
 from dformer.d2.evaluation.panoptic import PanopticEvaluator
 from dformer.d2.evaluation.semantic import SemanticEvaluator
@@ -46,48 +42,29 @@ class LabelPair(NamedTuple):
 Reader = Callable[[Record], SegmentPair | LabelPair]
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Hold the predictions of a run for a data set, to be compared with the ground truth. Class ids are contiguous.
+def open_predictions(
+    evaluators: Mapping[str, TaskEvaluator], records: list[Record]
+) -> tuple[Categories, Reader, COCOeval | None]:
+    """Open the saved predictions for the images `records`, to compare them for the first task of `evaluators`.
 
-    Attributes:
-        records: the data set's images.
-        task: "panoptic", "instance" or "semantic", the first that was predicted; images are compared for it.
-        categories: class id -> {"name", "isthing"}.
-        read: returns ground truth and prediction of an image.
-        detections: pycocotools' matching of all instances, where instances were predicted.
-    """
-
-    records: list[Record]
-    task: str
-    categories: Categories
-    read: Reader
-    detections: COCOeval | None
-
-
-def open_predictions(run: Run, dataset_name: str) -> Predictions:
-    """Open the predictions of a run for a data set; return them with the ground truth.
+    Returns:
+        Contiguous class id -> {"name", "isthing"}; a function that reads ground truth and prediction of an image, in
+        contiguous class ids; and pycocotools' matching of all instances, where instances were predicted.
 
     Raises:
-        UserError: as `build_evaluators`, or the data set or the predictions cannot be read.
+        UserError: the predictions cannot be read or are for other images.
     """
-    with loading(dataset_name):
-        records: list[Record] = DatasetCatalog.get(dataset_name)
-    evaluators = task_evaluators(run.cfg, dataset_name, run.predictions[dataset_name])
-    task, evaluator = next(iter(evaluators.items()))
-    instances, detections = evaluators.get("instance"), None
+    evaluator, instances, detections = next(iter(evaluators.values())), evaluators.get("instance"), None
     if isinstance(instances, InstanceEvaluator):
         read_detections = instances.open_saved(records)
         found = [detection for record in records for detection in read_detections(record)]
         detections = coco_evaluation(instances.truth(), found, [record["image_id"] for record in records])
     if isinstance(evaluator, PanopticEvaluator):
-        categories, read = _open_panoptic(evaluator, records)
-    elif isinstance(evaluator, InstanceEvaluator):
-        categories, read = _open_instances(evaluator, detections)
-    else:
-        assert isinstance(evaluator, SemanticEvaluator)
-        categories, read = _open_semantic(evaluator, records)
-    return Predictions(records, task, categories, read, detections)
+        return *_open_panoptic(evaluator, records), detections
+    if isinstance(evaluator, InstanceEvaluator):
+        return *_open_instances(evaluator, detections), detections
+    assert isinstance(evaluator, SemanticEvaluator)
+    return *_open_semantic(evaluator, records), detections
 
 
 def _open_panoptic(evaluator: PanopticEvaluator, records: list[Record]) -> tuple[Categories, Reader]:
@@ -135,7 +112,6 @@ def _open_instances(evaluator: InstanceEvaluator, detections: COCOeval) -> tuple
 
 def _open_semantic(evaluator: SemanticEvaluator, records: list[Record]) -> tuple[Categories, Reader]:
     read_prediction = evaluator.open_saved(records)
-    categories = {k: {"name": name, "isthing": False} for k, name in enumerate(evaluator.class_names)}
-    return categories, lambda record: LabelPair(
-        evaluator.read_truth(record), read_prediction(record), evaluator.ignore_label
-    )
+    names, ignore_label = evaluator.metadata.stuff_classes, evaluator.metadata.ignore_label
+    categories = {k: {"name": name, "isthing": False} for k, name in enumerate(names)}
+    return categories, lambda record: LabelPair(evaluator.read_truth(record), read_prediction(record), ignore_label)

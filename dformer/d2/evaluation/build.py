@@ -36,14 +36,14 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, folder: str | Path) -> Dat
     `folder` (see the evaluators).
 
     Raises:
-        UserError: the data set is not registered, is of a kind that dformer cannot evaluate, or annotates none of the
-            tasks.
+        UserError: the data set is not registered, has an evaluator_type that dformer does not know, or annotates none
+            of the tasks.
     """
     return DatasetEvaluators(list(task_evaluators(cfg, dataset_name, folder).values()))
 
 
 def task_evaluators(cfg: CfgNode, dataset_name: str, folder: str | Path) -> dict[str, TaskEvaluator]:
-    """Build the evaluators of a data set; return them by their tasks. As `build_evaluators` otherwise."""
+    """Build the evaluators of a data set as `build_evaluators` does; return them by their tasks."""
     metadata = get_metadata(dataset_name)
     build = BUILDERS.get(metadata.get("evaluator_type"))
     if build is None:
@@ -71,19 +71,18 @@ def _with_panoptic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
 
     dataset_ids = _dataset_ids(metadata)
     evaluators: dict[str, TaskEvaluator] = {
-        "panoptic": PanopticEvaluator(truth, dataset_ids, folder, cfg.TEST.CLASS_AGNOSTIC)
+        "panoptic": PanopticEvaluator(folder, truth, dataset_ids, cfg.TEST.CLASS_AGNOSTIC)
     }
     if metadata.get("json_file") and PathManager.isfile(metadata.json_file):
         evaluators |= _with_instance_annotations(cfg, metadata, folder)
     else:
         logger.warning("%s has no instance annotations (%s): no AP", metadata.name, metadata.get("json_file"))
     evaluators["semantic"] = SemanticEvaluator(
+        folder,
+        metadata,
+        label_values=[dataset_ids[k] for k in range(len(dataset_ids))],
         read_truth=read_truth,
         name_of=lambda image: truth[image["image_id"]]["file_name"],
-        class_names=metadata.stuff_classes,
-        label_values=[dataset_ids[k] for k in range(len(metadata.stuff_classes))],
-        ignore_label=metadata.ignore_label,
-        folder=folder,
         with_boundary=cfg.TEST.BOUNDARY,
     )
     return evaluators
@@ -99,7 +98,7 @@ def _with_instance_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
         source, truth = str(json_file), partial(read_json, json_file)
     else:  # annotated in another form
         source, truth = f'data set "{metadata.name}"', partial(_as_coco_instances, metadata)
-    return {"instance": InstanceEvaluator(truth, source, things, folder, cfg.TEST.BOUNDARY)}
+    return {"instance": InstanceEvaluator(folder, truth, source, things, cfg.TEST.BOUNDARY)}
 
 
 def _as_coco_instances(metadata: Metadata) -> dict[str, Any]:
@@ -114,26 +113,16 @@ def _with_semantic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
         record = records[image["file_name"]]
         return read_labels(record["sem_seg_file_name"], record.get("label_map"))
 
-    names = prediction_names(records)
+    names, num_classes = prediction_names(records), len(metadata.stuff_classes)
+    if metadata.name.startswith("ade20k_sem_seg"):  # published, and to be submitted, with 0 for void
+        label_values = list(range(1, num_classes + 1))
+    else:
+        dataset_ids = {k: i for i, k in metadata.get("stuff_dataset_id_to_contiguous_id", {}).items()}
+        label_values = [dataset_ids.get(k, k) for k in range(num_classes)]
     evaluator = SemanticEvaluator(
-        read_truth=read_truth,
-        name_of=lambda image: names[image["file_name"]],
-        class_names=metadata.stuff_classes,
-        label_values=_label_values(metadata),
-        ignore_label=metadata.ignore_label,
-        folder=folder,
-        with_boundary=cfg.TEST.BOUNDARY,
+        folder, metadata, label_values, read_truth, lambda image: names[image["file_name"]], cfg.TEST.BOUNDARY
     )
     return {"semantic": evaluator}
-
-
-def _label_values(metadata: Metadata) -> list[int]:
-    """Return the data set's own label of each contiguous class id, as its test server expects it."""
-    num_classes = len(metadata.stuff_classes)
-    if metadata.name.startswith("ade20k_sem_seg"):  # published, and to be submitted, with 0 for void
-        return list(range(1, num_classes + 1))
-    contiguous = {k: i for i, k in metadata.get("stuff_dataset_id_to_contiguous_id", {}).items()}
-    return [contiguous.get(k, k) for k in range(num_classes)]
 
 
 def _local(path: str) -> Path:
@@ -144,16 +133,12 @@ def _dataset_ids(metadata: Metadata) -> dict[int, int]:
     """Return the dataset category id of each contiguous class id, of things and stuff."""
     things = {contiguous: i for i, contiguous in metadata.thing_dataset_id_to_contiguous_id.items()}
     stuff = {contiguous: i for i, contiguous in metadata.stuff_dataset_id_to_contiguous_id.items()}
-    if any(things.get(contiguous, i) != i for contiguous, i in stuff.items()):
+    ids, num_names = things | stuff, len(metadata.stuff_classes)
+    if any(ids[k] != i for k, i in things.items()) or sorted(ids) != list(range(num_names)):
         raise UserError(
-            f'things and stuff of data set "{metadata.name}" share class ids, as in the "separated" data sets of '
-            "Detectron2; dformer needs the standard form, where ids run over things, then stuff"
-        )
-    ids, names = things | stuff, metadata.stuff_classes
-    if sorted(ids) != list(range(len(names))):
-        raise UserError(
-            f'data set "{metadata.name}": stuff_classes has {len(names)} names, but there are {len(ids)} things and '
-            f"stuff; name them all, in the order of the contiguous ids 0..{len(ids) - 1}"
+            f'data set "{metadata.name}": stuff_classes has {num_names} names, thing_dataset_id_to_contiguous_id '
+            f"{len(things)} ids and stuff_dataset_id_to_contiguous_id {len(stuff)}; dformer needs one numbering "
+            '(no "separated" data set): stuff_classes names all things, then all stuff, in the order of contiguous ids'
         )
     return ids
 

@@ -4,6 +4,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -25,11 +26,13 @@ REMEDY = (
 )
 
 
+@dataclass(eq=False)
 class TaskEvaluator(DatasetEvaluator, ABC, Generic[P]):
     """Evaluate one task: the outputs of a model, which are written to `folder`, or the predictions saved there."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
+
+    def __post_init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,46 +14,41 @@ from pycocotools import mask as rle
 
 from dformer.d2.evaluation.evaluator import REMEDY, TaskEvaluator
 from dformer.metrics.boundary import BoundaryEvaluation
-from dformer.metrics.instance import Detections, check_detection, mask_average_precision
+from dformer.metrics.instance import Detections, check_detection, coco_evaluation, mask_average_precision
 from dformer.utils.errors import UserError
 from dformer.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class InstanceEvaluator(TaskEvaluator[Detections]):
     """Evaluate `instances`: COCO's twelve metrics and the AP of each class, see `mask_average_precision`.
 
     At most 100 masks an image and class count; crowd regions are ignored as the official evaluation ignores them. The
     folder gets `coco_instances_results.json`, in COCO's results format.
 
-    Args:
+    Attributes:
         truth: reads the annotations as a COCO instances json has them, in dataset category ids.
         source: of the annotations, for messages.
         dataset_ids: contiguous class id -> dataset category id, of things.
-        folder: of the predictions.
         with_boundary: adds all metrics with boundary IoU, as `Boundary...`.
     """
 
-    def __init__(
-        self,
-        truth: Callable[[], dict[str, Any]],
-        source: str,
-        dataset_ids: Mapping[int, int],
-        folder: Path,
-        with_boundary: bool = False,
-    ) -> None:
-        self.truth = truth
-        self.dataset_ids = dataset_ids
-        self._source = source
-        self._file = folder / "coco_instances_results.json"
-        self._with_boundary = with_boundary
-        super().__init__(folder)
+    truth: Callable[[], dict[str, Any]]
+    source: str
+    dataset_ids: Mapping[int, int]
+    with_boundary: bool = False
 
     def reset(self) -> None:
         super().reset()
         self._image_ids: list[int | str] = []
         self._predictions: Detections = []
+
+    @property
+    def file(self) -> Path:
+        """Return the file of the predictions."""
+        return self.folder / "coco_instances_results.json"
 
     def write(self, image: dict[str, Any], output: dict[str, Any]) -> Detections:
         instances = output["instances"].to("cpu")
@@ -73,11 +69,11 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
         sizes = {image["id"]: [image["height"], image["width"]] for image in self.truth()["images"]}
         category_ids = set(self.dataset_ids.values())
         by_image: dict[int | str, Detections] = defaultdict(list)
-        for i, detection in enumerate(read_json(self._file, REMEDY)):
+        for i, detection in enumerate(read_json(self.file, REMEDY)):
             try:
                 check_detection(detection, sizes, category_ids)
             except UserError as error:
-                raise UserError(f"{self._file}, entry {i}: {error}") from error
+                raise UserError(f"{self.file}, entry {i}: {error}") from error
             by_image[detection["image_id"]].append(detection)
         return lambda image: by_image[image["image_id"]]
 
@@ -91,18 +87,18 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
             return {}
         image_ids, predictions = (list(chain.from_iterable(parts)) for parts in zip(*gathered, strict=True))
         if not self.is_saved:
-            write_json(self._file, predictions)
+            write_json(self.file, predictions)
         truth = self.truth()
         unknown = set(image_ids) - {image["id"] for image in truth["images"]}
         if unknown:
             raise UserError(
-                f"{self._source} has no image with id {min(unknown, key=str)!r}; it belongs to another data set"
+                f"{self.source} has no image with id {min(unknown, key=str)!r}; it belongs to another data set"
             )
         if "annotations" not in truth:
-            logger.warning("%s has no annotations, so AP is not computed; the predictions are saved", self._source)
+            logger.warning("%s has no annotations, so AP is not computed; the predictions are saved", self.source)
             return {}
-        results = mask_average_precision(truth, predictions, image_ids)
-        if self._with_boundary:
-            with_boundary = mask_average_precision(truth, predictions, image_ids, BoundaryEvaluation)
-            results |= {f"Boundary{name}": value for name, value in with_boundary.items()}
+        results = mask_average_precision(coco_evaluation(truth, predictions, image_ids))
+        if self.with_boundary:
+            evaluation = coco_evaluation(truth, predictions, image_ids, BoundaryEvaluation)
+            results |= {f"Boundary{name}": value for name, value in mask_average_precision(evaluation).items()}
         return {"segm": results}

@@ -1,7 +1,10 @@
 """Panoptic quality of a model's `panoptic_seg`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
+from operator import iadd
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,6 @@ from dformer.metrics.panoptic import (
     check_panoptic_png,
     count_segments,
     panoptic_quality,
-    sum_counts,
     to_one_class,
 )
 from dformer.utils.errors import UserError
@@ -28,17 +30,16 @@ class PanopticGroundTruth:
     """Read a data set's panoptic annotations: in dataset category ids, 0 is void.
 
     Attributes:
-        json_file: COCO panoptic json.
         png_root: folder of the PNGs of segment ids.
         categories: dataset category id -> {"id", "name", "isthing", ...}.
     """
 
     def __init__(self, json_file: Path, png_root: Path) -> None:
         content = read_json(json_file)
-        self.json_file = json_file
         self.png_root = png_root
         self.categories: dict[int, dict[str, Any]] = {c["id"]: c for c in content["categories"]}
         self._annotations: dict[int | str, Annotation] = {a["image_id"]: a for a in content["annotations"]}
+        self._json_file = json_file
 
     def __getitem__(self, image_id: int | str) -> Annotation:
         """Return the annotation of an image.
@@ -48,11 +49,12 @@ class PanopticGroundTruth:
         """
         if image_id not in self._annotations:
             raise UserError(
-                f"{self.json_file} has no annotation for the image with id {image_id!r}; add it or leave the image out"
+                f"{self._json_file} has no annotation for the image with id {image_id!r}; add it or leave the image out"
             )
         return self._annotations[image_id]
 
 
+@dataclass(eq=False)
 class PanopticEvaluator(TaskEvaluator[Annotation]):
     """Evaluate `panoptic_seg`: PQ, SQ and RQ, see `panoptic_quality`.
 
@@ -60,28 +62,22 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
     as in the official evaluation. The folder gets, in COCO's panoptic format, `panoptic.json` and
     `panoptic/<name>.png`, named as the annotations.
 
-    Args:
+    Attributes:
         ground_truth: in dataset category ids.
         dataset_ids: contiguous class id -> dataset category id.
-        folder: of the predictions.
         class_agnostic: adds PQ, SQ and RQ of segments whatever their class (`_agnostic`), as LDMSeg reports them:
             panopticapi's where all categories are one. (Of several crowd regions in an image, it then excuses false
             positives in the last one only.)
     """
 
-    def __init__(
-        self,
-        ground_truth: PanopticGroundTruth,
-        dataset_ids: Mapping[int, int],
-        folder: Path,
-        class_agnostic: bool = False,
-    ) -> None:
-        self.ground_truth = ground_truth
-        self.dataset_ids = dataset_ids
-        self.png_root = folder / "panoptic"
-        self._json_file = folder / "panoptic.json"
-        self._class_agnostic = class_agnostic
-        super().__init__(folder)
+    ground_truth: PanopticGroundTruth
+    dataset_ids: Mapping[int, int]
+    class_agnostic: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.png_root = self.folder / "panoptic"
+        self.json_file = self.folder / "panoptic.json"
 
     def reset(self) -> None:
         super().reset()
@@ -101,15 +97,15 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
         return {"image_id": truth["image_id"], "file_name": truth["file_name"], "segments_info": infos}
 
     def open_saved(self, images: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], Annotation]:
-        content = read_json(self._json_file, REMEDY)
+        content = read_json(self.json_file, REMEDY)
         keys = ("image_id", "file_name", "segments_info")
         try:
             annotations = {a["image_id"]: {key: a[key] for key in keys} for a in content["annotations"]}
         except (KeyError, TypeError) as error:
-            raise UserError(f"{self._json_file} is not in COCO's panoptic format: {error!r}") from error
+            raise UserError(f"{self.json_file} is not in COCO's panoptic format: {error!r}") from error
         if len(annotations) < len(content["annotations"]):
-            raise UserError(f"{self._json_file} has several annotations for one image_id; leave one for each")
-        check_complete(self._json_file, (image["image_id"] for image in images), annotations)
+            raise UserError(f"{self.json_file} has several annotations for one image_id; leave one for each")
+        check_complete(self.json_file, (image["image_id"] for image in images), annotations)
         return lambda image: annotations[image["image_id"]]
 
     def add(self, image: dict[str, Any], prediction: Annotation) -> None:
@@ -117,7 +113,7 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
         roots = self.ground_truth.png_root, self.png_root
         check_panoptic_png(self.png_root / prediction["file_name"], roots[0] / truth["file_name"])
         self._counts += count_segments(truth, prediction, *roots, self.ground_truth.categories)
-        if self._class_agnostic:
+        if self.class_agnostic:
             self._agnostic_counts += count_segments(to_one_class(truth), to_one_class(prediction), *roots, ONE_CLASS)
         self._predictions.append(prediction)
 
@@ -129,9 +125,9 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
         categories = self.ground_truth.categories
         if not self.is_saved:
             annotations = list(chain.from_iterable(predictions))
-            write_json(self._json_file, {"annotations": annotations, "categories": [*categories.values()]})
-        results = panoptic_quality(sum_counts(counts), categories)
-        if self._class_agnostic:
-            agnostic = panoptic_quality(sum_counts(agnostic_counts), ONE_CLASS)
+            write_json(self.json_file, {"annotations": annotations, "categories": [*categories.values()]})
+        results = panoptic_quality(reduce(iadd, counts, PQStat()), categories)
+        if self.class_agnostic:
+            agnostic = panoptic_quality(reduce(iadd, agnostic_counts, PQStat()), ONE_CLASS)
             results |= {f"{name}_agnostic": agnostic[name] for name in ("PQ", "SQ", "RQ")}
         return {"panoptic_seg": results}

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from detectron2.data.catalog import Metadata
 from detectron2.utils import comm
 from PIL import Image
 
@@ -15,6 +16,7 @@ from dformer.metrics.semantic import Labels, boundary_counts, boundary_metrics, 
 from dformer.utils.errors import UserError
 
 
+@dataclass(eq=False)
 class SemanticEvaluator(TaskEvaluator[Labels]):
     """Evaluate `sem_seg`: mIoU, fwIoU, mACC, pACC and the IoU of each class, see `semantic_metrics`.
 
@@ -22,89 +24,68 @@ class SemanticEvaluator(TaskEvaluator[Labels]):
     Detectron2's own evaluator since version 0.6. The folder gets `semantic/<name>.png`, a grey picture (8 bits, or 16
     for values above 255) of `label_values`.
 
-    Args:
+    Attributes:
+        metadata: of the data set: `stuff_classes`, `ignore_label`.
+        label_values: the value of each class in the predictions.
         read_truth: returns the annotated labels for an input of the model.
         name_of: returns the name of its prediction, <name>.png.
-        class_names: of the contiguous ids 0..K-1.
-        label_values: the value in the predictions of each class.
-        ignore_label: of pixels that are not annotated.
-        folder: of the predictions.
         with_boundary: adds mBoundaryIoU and the BoundaryIoU of each class, see `boundary_counts`.
     """
 
-    def __init__(
-        self,
-        read_truth: Callable[[dict[str, Any]], Labels],
-        name_of: Callable[[dict[str, Any]], str],
-        class_names: Sequence[str],
-        label_values: Sequence[int],
-        ignore_label: int,
-        folder: Path,
-        with_boundary: bool = False,
-    ) -> None:
-        self.read_truth = read_truth
-        self.class_names = class_names
-        self.ignore_label = ignore_label
-        self._name_of = name_of
-        self._values = np.array(label_values, np.uint8 if max(label_values) < 256 else np.uint16)
-        self._class_ids = {value: k for k, value in enumerate(label_values)}
-        self._png_root = folder / "semantic"
-        self._with_boundary = with_boundary
-        super().__init__(folder)
+    metadata: Metadata
+    label_values: Sequence[int]
+    read_truth: Callable[[dict[str, Any]], Labels]
+    name_of: Callable[[dict[str, Any]], str]
+    with_boundary: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._values = np.array(self.label_values, np.uint8 if max(self.label_values) < 256 else np.uint16)
+        self._png_root = self.folder / "semantic"
 
     def reset(self) -> None:
         super().reset()
-        num_classes = len(self.class_names)
+        num_classes = len(self.label_values)
         self._confusion = np.zeros((num_classes, num_classes), np.int64)  # annotated x predicted
         self._boundary_counts = np.zeros((3, num_classes), np.int64)
 
     def write(self, image: dict[str, Any], output: dict[str, Any]) -> Labels:
-        scores, num_classes = output["sem_seg"], len(self.class_names)
+        scores, num_classes = output["sem_seg"], len(self.label_values)
         if len(scores) != num_classes:
             raise UserError(
                 f"the model predicts {len(scores)} classes, the data set has {num_classes}; "
                 "set DATASETS.TEST to a data set with the classes that the model was trained on"
             )
         predicted = scores.argmax(0).cpu().numpy()
-        png_file = self._png_root / self._name_of(image)
+        png_file = self._png_root / self.name_of(image)
         png_file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(self._values[predicted]).save(png_file)
         return predicted
 
     def open_saved(self, images: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], Labels]:
         found = (str(path.relative_to(self._png_root)) for path in self._png_root.rglob("*.png"))
-        check_complete(self._png_root, (self._name_of(image) for image in images), found)
-        return lambda image: self._read_png(self._png_root / self._name_of(image))
-
-    def _read_png(self, png_file: Path) -> Labels:
-        values = read_labels(png_file)
-        predicted = np.zeros(values.shape, np.int64)
-        for value in np.unique(values).tolist():
-            if value not in self._class_ids:
-                raise UserError(
-                    f"{png_file} has the value {value}, which is no label of the data set's classes "
-                    f"({min(self._class_ids)}..{max(self._class_ids)}); docs/evaluation.md lists the values"
-                )
-            predicted[values == value] = self._class_ids[value]
-        return predicted
+        check_complete(self._png_root, (self.name_of(image) for image in images), found)
+        class_ids = {value: k for k, value in enumerate(self.label_values)}
+        return lambda image: read_labels(self._png_root / self.name_of(image), class_ids)
 
     def add(self, image: dict[str, Any], prediction: Labels) -> None:
-        annotated, num_classes = self.read_truth(image), len(self.class_names)
+        annotated = self.read_truth(image)
+        num_classes, ignore_label = len(self.label_values), self.metadata.ignore_label
         try:
-            self._confusion += confusion_matrix(annotated, prediction, num_classes, self.ignore_label)
+            self._confusion += confusion_matrix(annotated, prediction, num_classes, ignore_label)
         except UserError as error:
             raise UserError(f"semantic annotation of {image['file_name']}: {error}") from error
-        if self._with_boundary:
-            self._boundary_counts += boundary_counts(annotated, prediction, num_classes, self.ignore_label)
+        if self.with_boundary:
+            self._boundary_counts += boundary_counts(annotated, prediction, num_classes, ignore_label)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         gathered = comm.gather((self._confusion, self._boundary_counts))
         if not comm.is_main_process():
             return {}
         confusion, counts = (np.sum(parts, axis=0) for parts in zip(*gathered, strict=True))
-        results = semantic_metrics(confusion, self.class_names)
-        if self._with_boundary:
-            results |= boundary_metrics(counts, self.class_names)
+        results = semantic_metrics(confusion, self.metadata.stuff_classes)
+        if self.with_boundary:
+            results |= boundary_metrics(counts, self.metadata.stuff_classes)
         return {"sem_seg": results}
 
 

@@ -185,13 +185,13 @@ def test_nothing_to_evaluate(tmp_path: Path) -> None:
 
 def test_things_and_stuff_numbered_apart(pets: list[dict[str, Any]], tmp_path: Path) -> None:
     MetadataCatalog.get("pets").stuff_dataset_id_to_contiguous_id.update({20: 0})
-    with pytest.raises(UserError, match="share class ids"):
+    with pytest.raises(UserError, match="pets.*stuff_dataset_id_to_contiguous_id"):
         evaluators_of("pets", "panoptic", folder=tmp_path)
 
 
 def test_classes_without_names(pets: list[dict[str, Any]], tmp_path: Path) -> None:
     MetadataCatalog.get("pets").stuff_classes.pop()
-    with pytest.raises(UserError, match='"pets": stuff_classes has 3 names.* are 4'):
+    with pytest.raises(UserError, match="pets.*stuff_classes"):
         evaluators_of("pets", "panoptic", folder=tmp_path)
 
 
@@ -357,8 +357,8 @@ LABELS = "semantic/000002.png"
             lambda out: (out / SEGMENTS).write_bytes((out / SEGMENTS).read_bytes()[:80]),
             r"panoptic/000002\.png, compared with .*data/panoptic/000002\.png: image file is truncated",
         ),
-        (lambda out: resize(out / SEGMENTS), r"000002\.png.* 40 x 20 .* 20 x 40"),
-        (lambda out: Image.open(out / SEGMENTS).convert("L").save(out / SEGMENTS), r"000002\.png.*mode L"),
+        (lambda out: resize(out / SEGMENTS), r"000002\.png.* 20 x 40.* 40 x 20"),
+        (lambda out: Image.open(out / SEGMENTS).convert("L").save(out / SEGMENTS), r"000002\.png.* L, "),
         (lambda out: (out / INSTANCES).unlink(), r"coco_instances_results\.json"),
         (lambda out: edit(out / INSTANCES, lambda c: c[1].update(image_id=9)), "entry 1: .*no image with id 9"),
         (lambda out: edit(out / INSTANCES, lambda c: c[1].update(category_id=20)), "entry 1: .*category with id 20"),
@@ -373,7 +373,7 @@ LABELS = "semantic/000002.png"
         ),
         (lambda out: (out / LABELS).unlink(), r"semantic: .* 1 missing, such as '000002\.png'"),
         (lambda out: (out / "semantic/9.png").touch(), r"semantic: .* 1 not of the data set, such as '9\.png'"),
-        (lambda out: paint(out / LABELS, 255), r"semantic/000002\.png has the value 255"),
+        (lambda out: paint(out / LABELS, 255), r"semantic/000002\.png.* 255"),
         (lambda out: resize(out / LABELS), r"000002.*size \(20, 40\) is not the prediction's, \(40, 20\)"),
     ],
 )
