@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data.datasets.builtin import register_all_coco
 from PIL import Image
 
 from dformer.apps.report import analysis, read_run
 from dformer.d2.config import get_cfg
-from dformer.utils.errors import UserError
 from tests import load_script
 from tests.d2.evaluation.oracle import (
     CAT,
@@ -36,6 +35,7 @@ from tests.d2.evaluation.oracle import (
 )
 
 cli = load_script("tools/analyze.py")
+pytestmark = pytest.mark.usefixtures("empty_catalogs")
 
 TRUE_CAT, TRUE_DOG, LOST_CAT = block(CAT, 0, 0), block(DOG, 0, 10), block(CAT, 0, 0)
 TRUTH = [
@@ -49,12 +49,6 @@ PREDICTED = [
     [FALSE_DOG, rest(SEA, FALSE_DOG)],
 ]
 SCORES = [[0.9, 0.6, 0.8], [0.7, 0.8]]
-
-
-@pytest.fixture(autouse=True)
-def empty_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DatasetCatalog, "data", {})
-    monkeypatch.setattr(MetadataCatalog, "data", {})
 
 
 def output(segments: list[Segment], scores: list[float]) -> dict:
@@ -79,7 +73,7 @@ def write_run(output_dir: Path, name: str, pairs, tasks=("panoptic", "instance",
 
 
 @pytest.fixture
-def animals(tmp_path: Path) -> list[dict]:
+def animals(tmp_path):
     """Inputs of the small data set "animals", its images black."""
     inputs = write_annotations(tmp_path / "data", TRUTH)
     register("animals", tmp_path / "data")
@@ -176,16 +170,16 @@ def test_a_page_of_two_runs(animals, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "named"),
     [
-        (["nowhere"], "nowhere is not a folder"),
-        (["bare"], "bare holds no predictions"),
-        (["foreign"], "say with --config-file how these predictions were made"),
-        (["run", "--compare", "other"], "have predictions for different data sets: animals and plants"),
-        (["run", "--output", "no/where.html"], "where.html cannot be written"),
+        (["nowhere"], "nowhere"),
+        (["bare"], "bare"),
+        (["foreign"], "--config-file"),
+        (["run", "--compare", "other"], "animals.*plants"),
+        (["run", "--output", "no/where.html"], "where.html"),
     ],
 )
-def test_what_cannot_be_analysed_is_told(animals, tmp_path, monkeypatch, capsys, arguments, says):
+def test_errors_name_their_cause(animals, tmp_path, monkeypatch, capsys, arguments, named):
     monkeypatch.chdir(tmp_path)
     Path("bare").mkdir()
     Path("foreign/semantic").mkdir(parents=True)
@@ -195,10 +189,4 @@ def test_what_cannot_be_analysed_is_told(animals, tmp_path, monkeypatch, capsys,
     monkeypatch.setattr(sys, "argv", ["analyze.py", *arguments])
     with pytest.raises(SystemExit, match="2"):
         cli.main()
-    assert says in capsys.readouterr().err
-
-
-def test_a_missing_prediction_is_told(animals, tmp_path):
-    write_run(tmp_path / "run", "animals", list(predicted(animals))[:1])
-    with pytest.raises(UserError, match="predictions are 1 missing"):
-        analysis.analyze(read_run(tmp_path / "run"), "animals")
+    assert re.search(named, capsys.readouterr().err)

@@ -7,7 +7,7 @@ from pycocotools import mask as rle
 from dformer.metrics.instance import coco_evaluation, mask_average_precision
 
 
-def test_more_than_a_hundred_objects() -> None:
+def test_more_than_a_hundred_objects():
     """COCO's limit of 100 detections of a class in an image holds: of 101 objects one is never found."""
     masks = rle.encode(np.asfortranarray(np.eye(101, dtype=np.uint8)[None]))
     objects = [{"image_id": 1, "category_id": 3, "segmentation": m, "area": 1, "score": 1.0} for m in masks]

@@ -1,12 +1,11 @@
 """Tables and CSV of results."""
 
 import math
-from pathlib import Path
 
 from dformer.metrics.summary import class_table, summary_table, write_csv
 
 
-def test_table() -> None:
+def test_table():
     results = {
         "panoptic_seg": {
             **{"PQ": 51.14, "SQ": 80, "RQ": 62, "PQ_th": 57, "SQ_th": 81, "RQ_th": 69},
@@ -23,7 +22,7 @@ def test_table() -> None:
     assert not any("semantic" in line for line in lines)
 
 
-def test_class_table_and_csv(tmp_path: Path) -> None:
+def test_class_table_and_csv(tmp_path):
     results = {
         "panoptic_seg": {"PQ": 50.25, "PQ-cat": 100 / 3, "PQ-sky-other": math.nan},
         "segm": {"AP": math.nan, "AP-cat": 12.0},

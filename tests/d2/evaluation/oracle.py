@@ -168,3 +168,22 @@ def register(name: str, folder: Path) -> None:
     }
     files = (str(folder / file) for file in ("panoptic", "panoptic.json", "instances.json"))
     register_coco_panoptic(name, metadata, str(folder), *files)
+
+
+# Its images: a cat and a dog, a cat, a dog; and what a poor model predicts: a shifted cat, no dog, a cat for a dog.
+CAT_SEGMENT, DOG_SEGMENT, MOVED_CAT = block(CAT, 5, 5), block(DOG, 5, 25), block(CAT, 6, 6)
+PETS = [
+    [CAT_SEGMENT, DOG_SEGMENT, rest(SKY, CAT_SEGMENT, DOG_SEGMENT)],
+    [CAT_SEGMENT, rest(SEA, CAT_SEGMENT)],
+    [DOG_SEGMENT, rest(SKY, DOG_SEGMENT)],
+]
+PREDICTED_PETS = [
+    [MOVED_CAT, rest(SKY, MOVED_CAT)],
+    [CAT_SEGMENT, rest(SEA, CAT_SEGMENT)],
+    [block(CAT, 5, 25), rest(SKY, DOG_SEGMENT)],
+]
+
+
+def poor_outputs() -> list[dict[str, Any]]:
+    """Return the model outputs of `PREDICTED_PETS`."""
+    return [perfect_output(segments, SIZE, len(CATEGORIES)) for segments in PREDICTED_PETS]

@@ -3,7 +3,6 @@
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,44 +20,28 @@ from pycocotools.cocoeval import COCOeval
 from dformer.d2.data import register_shapes
 from tests import load_script
 from tests.d2.evaluation.oracle import (
-    CAT,
-    DOG,
-    SEA,
-    SIZE,
-    SKY,
     Results,
     Segment,
-    block,
     evaluate,
     instances_output,
     panoptic_output,
     perfect_output,
     read_segments,
-    register,
-    rest,
     semantic_output,
-    write_annotations,
 )
 
 shapes_script = load_script("datasets/shapes.py")
 
 NUM_CLASSES = 133  # of COCO panoptic
-Pairs = Iterator[tuple[dict[str, Any], dict[str, Any]]]
-
-
-@pytest.fixture(autouse=True)
-def empty_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data set names are free, so that Detectron2's own can be registered with the test's root."""
-    monkeypatch.setattr(DatasetCatalog, "data", {})
-    monkeypatch.setattr(MetadataCatalog, "data", {})
+pytestmark = pytest.mark.usefixtures("empty_catalogs")
 
 
 @pytest.fixture
-def coco_panoptic(data_dir: Path) -> None:
+def coco_panoptic(data_dir):
     register_all_coco(str(data_dir / "coco_panoptic"))
 
 
-def oracle(records: list[dict[str, Any]]) -> Pairs:
+def oracle(records: list[dict[str, Any]]):
     for record in records:
         segments = read_segments(record)
         yield record, perfect_output(segments, segments[0].mask.shape, NUM_CLASSES)
@@ -81,7 +64,7 @@ def assert_perfect(results: Results) -> None:
     ("split", "images", "tasks"),
     [("train", 80, ("panoptic", "instance")), ("val", 20, ("panoptic", "instance", "semantic"))],
 )
-def test_coco_panoptic(coco_panoptic: None, tmp_path: Path, split: str, images: int, tasks: tuple[str, ...]) -> None:
+def test_coco_panoptic(coco_panoptic, tmp_path, split, images, tasks):
     name = f"coco_2017_{split}_panoptic"
     records = DatasetCatalog.get(name)
     assert len(records) == images
@@ -90,7 +73,7 @@ def test_coco_panoptic(coco_panoptic: None, tmp_path: Path, split: str, images: 
     assert_perfect(results)
 
 
-def test_coco_class_names(coco_panoptic: None, data_dir: Path) -> None:
+def test_coco_class_names(coco_panoptic, data_dir):
     """Names go along with ids: two equal mistakes, in the data set and in the evaluators, would hide each other."""
     metadata = MetadataCatalog.get("coco_2017_val_panoptic")
     annotations = json.loads((data_dir / "coco_panoptic/coco/annotations/panoptic_val2017.json").read_text())
@@ -103,7 +86,7 @@ def test_coco_class_names(coco_panoptic: None, data_dir: Path) -> None:
     }
 
 
-def test_predicted_crowd_is_not_punished(coco_panoptic: None, tmp_path: Path) -> None:
+def test_predicted_crowd_is_not_punished(coco_panoptic, tmp_path):
     records = [
         r
         for r in DatasetCatalog.get("coco_2017_train_panoptic")
@@ -111,7 +94,7 @@ def test_predicted_crowd_is_not_punished(coco_panoptic: None, tmp_path: Path) ->
     ]
     assert len(records) == 4
 
-    def pairs() -> Pairs:
+    def pairs():
         for record in records:
             segments = [replace(s, iscrowd=False) for s in read_segments(record)]
             yield record, perfect_output(segments, segments[0].mask.shape, NUM_CLASSES)
@@ -120,7 +103,7 @@ def test_predicted_crowd_is_not_punished(coco_panoptic: None, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("split", "images", "empty", "crowds"), [("train", 160, 0, 11), ("val", 40, 1, 6)])
-def test_coco_instances(data_dir: Path, tmp_path: Path, split: str, images: int, empty: int, crowds: int) -> None:
+def test_coco_instances(data_dir, tmp_path, split, images, empty, crowds):
     """Official annotations, which overlap: no object is another's match, as none of a class are nearly the same."""
     register_all_coco(str(data_dir / "coco_instance"))
     records = DatasetCatalog.get(f"coco_2017_{split}")
@@ -128,7 +111,7 @@ def test_coco_instances(data_dir: Path, tmp_path: Path, split: str, images: int,
     assert sum(not record["annotations"] for record in records) == empty
     assert sum(a["iscrowd"] for record in records for a in record["annotations"]) == crowds
 
-    def pairs() -> Pairs:
+    def pairs():
         for record in records:
             size = (record["height"], record["width"])
             seen = [a for a in record["annotations"] if not a["iscrowd"]]
@@ -142,7 +125,7 @@ def test_coco_instances(data_dir: Path, tmp_path: Path, split: str, images: int,
 
 
 @pytest.mark.parametrize(("split", "folder", "images"), [("train", "training", 1), ("val", "validation", 3)])
-def test_ade20k(data_dir: Path, tmp_path: Path, split: str, folder: str, images: int) -> None:
+def test_ade20k(data_dir, tmp_path, split, folder, images):
     published = data_dir / "ade20k" / "ADEChallengeData2016"
     root = tmp_path / "ADEChallengeData2016"
     (root / "annotations_detectron2" / folder).mkdir(parents=True)
@@ -154,7 +137,7 @@ def test_ade20k(data_dir: Path, tmp_path: Path, split: str, folder: str, images:
     records = DatasetCatalog.get(f"ade20k_sem_seg_{split}")
     assert len(records) == images
 
-    def pairs(shift: int) -> Pairs:
+    def pairs(shift):
         for record in records:
             published_file = published / "annotations" / folder / Path(record["sem_seg_file_name"]).name
             published_labels = np.array(Image.open(published_file)).astype(int)  # 1..150, 0 is void
@@ -169,11 +152,11 @@ def test_ade20k(data_dir: Path, tmp_path: Path, split: str, folder: str, images:
     assert evaluate(f"ade20k_sem_seg_{split}", pairs(shift=1), tmp_path)["sem_seg"]["pACC"] == 0
 
 
-def test_shapes(tmp_path: Path) -> None:
+def test_shapes(tmp_path):
     shapes_script.generate(tmp_path, shapes_script.Parameters(train=1, val=4, size=64), progress=False)
     register_shapes(tmp_path)
 
-    def pairs() -> Pairs:
+    def pairs():
         for record in DatasetCatalog.get("shapes_val"):
             yield record, perfect_output(read_segments(record), (64, 64), len(shapes_script.CATEGORIES))
 
@@ -188,7 +171,7 @@ ELEPHANT, SKATEBOARD, PERSON = 20, 36, 0
 
 
 @pytest.fixture
-def records(coco_panoptic: None) -> list[dict[str, Any]]:
+def records(coco_panoptic):
     return [r for r in DatasetCatalog.get("coco_2017_val_panoptic") if r["image_id"] in (61, 77, 315)]
 
 
@@ -203,10 +186,10 @@ def counted_classes(records: list[dict[str, Any]]) -> tuple[int, int, int]:
     )
 
 
-def test_two_classes_swapped(records: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_two_classes_swapped(records, tmp_path):
     swapped = {ELEPHANT: SKATEBOARD, SKATEBOARD: ELEPHANT}
 
-    def pairs() -> Pairs:
+    def pairs():
         for record in records:
             segments = read_segments(record)
             segments = [replace(s, category_id=swapped.get(s.category_id, s.category_id)) for s in segments]
@@ -219,7 +202,7 @@ def test_two_classes_swapped(records: list[dict[str, Any]], tmp_path: Path) -> N
     assert results["sem_seg"]["mIoU"] == pytest.approx(100 * (n_semantic - 2) / n_semantic)
 
 
-def test_one_skateboard_of_three_omitted(records: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_one_skateboard_of_three_omitted(records, tmp_path):
     pixels = {SKATEBOARD: 0, PERSON: 0}
     omitted = 0
     pairs = []
@@ -244,7 +227,7 @@ def test_one_skateboard_of_three_omitted(records: list[dict[str, Any]], tmp_path
     assert results["sem_seg"]["mIoU"] == pytest.approx(100 * (n_semantic - 2 + board_iou + person_iou) / n_semantic)
 
 
-def test_class_does_not_matter_to_class_agnostic_pq(records: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_class_does_not_matter_to_class_agnostic_pq(records, tmp_path):
     """All classes are mistaken, and a segment of two is omitted."""
     (record,) = (r for r in records if r["image_id"] == 61)
     segments = [s for s in read_segments(record) if not s.iscrowd]
@@ -258,11 +241,11 @@ def test_class_does_not_matter_to_class_agnostic_pq(records: list[dict[str, Any]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_official_tools_give_the_same_marks(coco_panoptic: None, data_dir: Path, tmp_path: Path, split: str) -> None:
+def test_official_tools_give_the_same_marks(coco_panoptic, data_dir, tmp_path, split):
     """Perturbed annotations, crowds among them: evaluated by us as they come, by the official tools from the files."""
     name, rng = f"coco_2017_{split}_panoptic", np.random.default_rng(0)
 
-    def pairs() -> Pairs:
+    def pairs():
         for record in DatasetCatalog.get(name):
             segments = perturb(read_segments(record), rng)
             size, things = segments[0].mask.shape, [s for s in segments if s.isthing]
@@ -298,7 +281,7 @@ def test_official_tools_give_the_same_marks(coco_panoptic: None, data_dir: Path,
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_pq_of_perturbed_annotations(records: list[dict[str, Any]], tmp_path: Path, seed: int) -> None:
+def test_pq_of_perturbed_annotations(records, tmp_path, seed):
     rng = np.random.default_rng(seed)
     annotated = [read_segments(record) for record in records]
     predicted = [perturb(segments, rng) for segments in annotated]
@@ -366,77 +349,3 @@ def plain_panoptic_quality(annotated: list[list[Segment]], predicted: list[list[
             if id(s) in missed:
                 counts[s.category_id]["missed"] += 1
     return {k: 100 * iou_sum[k] / (c["found"] + 0.5 * (c["false"] + c["missed"])) for k, c in counts.items()}
-
-
-# Mistakes on a small data set: all by hand
-
-
-@pytest.fixture
-def pets(tmp_path: Path) -> list[dict[str, Any]]:
-    """One image: a cat and a dog, 100 pixels each, before a sky of 600 pixels."""
-    cat, dog = block(CAT, 5, 5), block(DOG, 5, 25)
-    register("pets", tmp_path / "data")
-    return write_annotations(tmp_path / "data", [[cat, dog, rest(SKY, cat, dog)]])
-
-
-@pytest.mark.parametrize(
-    ("columns", "cat_pq", "cat_ap", "cat_iou"),
-    [
-        (0, 1, 1, 1),
-        (2, 80 / 120, 4 / 10, 80 / 120),  # of the IoU thresholds 0.5, 0.55, ..., the first four are passed
-        (5, 0, 0, 50 / 150),
-    ],
-)
-def test_shifted_mask(
-    pets: list[dict[str, Any]], tmp_path: Path, columns: int, cat_pq: float, cat_ap: float, cat_iou: float
-) -> None:
-    cat, dog = block(CAT, 5, 5 + columns), block(DOG, 5, 25)
-    output = perfect_output([cat, dog, rest(SKY, cat, dog)], SIZE, 4)
-    results = evaluate("pets", [(pets[0], output)], tmp_path)
-    sky_iou = (600 - 10 * columns) / (600 + 10 * columns)  # the cat takes and leaves 10 pixels a column
-    assert results["panoptic_seg"]["PQ_th"] == pytest.approx(100 * (cat_pq + 1) / 2)
-    assert results["panoptic_seg"]["PQ_st"] == pytest.approx(100 * sky_iou)
-    assert results["panoptic_seg"]["PQ"] == pytest.approx(100 * (cat_pq + 1 + sky_iou) / 3)
-    assert results["segm"]["AP-cat"] == pytest.approx(100 * cat_ap)
-    assert results["segm"]["AP"] == pytest.approx(100 * (cat_ap + 1) / 2)
-    assert results["sem_seg"]["mIoU"] == pytest.approx(100 * (cat_iou + 1 + sky_iou) / 3)
-    assert results["sem_seg"]["fwIoU"] == pytest.approx(100 * (100 * cat_iou + 100 + 600 * sky_iou) / 800)
-    assert results["sem_seg"]["pACC"] == pytest.approx(100 * (800 - 20 * columns) / 800)
-
-
-@pytest.mark.parametrize(
-    ("extra", "dog_pq", "cat_pq"),
-    [
-        (block(CAT, 0, 0), 1, 1),  # a cat in the crowd of cats
-        (block(DOG, 0, 0), 2 / 3, 1),  # a dog in the crowd of cats is wrong: one found, one false
-        (block(DOG, 0, 10), 1, 1),  # in void
-        (block(DOG, 0, 14), 1, 1),  # 60 pixels in void, 40 in the sky
-        (block(DOG, 0, 15), 2 / 3, 1),  # 50 pixels in void are not more than half
-        (block(CAT, 0, 5), 1, 1),  # half in the crowd of cats, half in void
-    ],
-)
-def test_crowd_and_void(tmp_path: Path, extra: Segment, dog_pq: float, cat_pq: float) -> None:
-    crowd, void = block(CAT, 0, 0, iscrowd=True), block(SEA, 0, 10)
-    cat, dog = block(CAT, 10, 0), block(DOG, 10, 25)
-    sky = rest(SKY, crowd, void, cat, dog)
-    register("herd", tmp_path / "data")
-    (image,) = write_annotations(tmp_path / "data", [[crowd, cat, dog, sky]])
-    kept_sky = replace(sky, mask=sky.mask & ~extra.mask)
-    predicted = [cat, dog, kept_sky, extra]
-    results = evaluate("herd", [(image, perfect_output(predicted, SIZE, 4))], tmp_path)
-    assert results["panoptic_seg"]["PQ-dog"] == pytest.approx(100 * dog_pq)
-    assert results["panoptic_seg"]["PQ-cat"] == pytest.approx(100 * cat_pq)
-    assert results["panoptic_seg"]["PQ-sky"] == pytest.approx(100 * kept_sky.mask.sum() / sky.mask.sum())
-    assert math.isnan(results["panoptic_seg"]["PQ-sea"])
-
-
-@pytest.mark.parametrize(("kind", "dog_ap"), [(CAT, 1), (DOG, 1 / 2)])
-def test_crowd_and_ap(tmp_path: Path, kind: int, dog_ap: float) -> None:
-    """A surer detection in the crowd is ignored if it is of the crowd's class, else a false one at every recall."""
-    crowd, cat, dog = block(CAT, 0, 0, iscrowd=True), block(CAT, 10, 0), block(DOG, 10, 25)
-    register("herd", tmp_path / "data")
-    (image,) = write_annotations(tmp_path / "data", [[crowd, cat, dog]])
-    instances = instances_output([block(kind, 0, 0), cat, dog], SIZE, scores=[0.9, 0.8, 0.8])
-    results = evaluate("herd", [(image, {"instances": instances})], tmp_path, ["instance"])["segm"]
-    assert results["AP-cat"] == pytest.approx(100)
-    assert results["AP-dog"] == pytest.approx(100 * dog_ap)

@@ -8,7 +8,6 @@ from PIL import Image
 from torch import nn
 
 from dformer.d2.data.mappers import TestMapper
-from dformer.d2.engine.run import check
 from dformer.d2.evaluation.test_time_augmentation import SemanticTTA, augment
 from dformer.utils.errors import UserError
 from tests.d2.tiny import tiny_cfg
@@ -89,18 +88,9 @@ def test_images_come_as_they_are(tmp_path):
     assert shapes == [(3, 20, 30), (3, 64, 96)]
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("TASKS", ("panoptic", "semantic"), r"TEST\.AUG\.ENABLED.*TEST\.TASKS"),
-        ("AUG.MIN_SIZES", (), r"TEST\.AUG\.MIN_SIZES is empty"),
-    ],
-)
-def test_what_cannot_be_augmented_is_told_at_once(monkeypatch, key, value, message):
+@pytest.mark.parametrize(("key", "value"), [("TEST.TASKS", ("panoptic", "semantic")), ("TEST.AUG.MIN_SIZES", ())])
+def test_errors_name_the_key(key, value):
     cfg = augmented_cfg()
-    cfg.merge_from_list([f"TEST.{key}", value])
-    with pytest.raises(UserError, match=message):
+    cfg.merge_from_list([key, value])
+    with pytest.raises(UserError, match=key):
         augment(cfg, Echo())
-    monkeypatch.setattr("dformer.d2.engine.run.check_datasets", lambda cfg, train: None)
-    with pytest.raises(UserError, match=message):
-        check(cfg)

@@ -1,0 +1,12 @@
+"""The small data set that is worked out by hand."""
+
+import pytest
+
+from tests.d2.evaluation.oracle import PETS, register, write_annotations
+
+
+@pytest.fixture
+def pets(tmp_path, empty_catalogs):
+    """Model inputs of the data set "pets", annotated in tmp_path / "data"."""
+    register("pets", tmp_path / "data")
+    return write_annotations(tmp_path / "data", PETS)
