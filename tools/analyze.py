@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show what predictions are like, on one HTML page: metrics, confusions, sizes, calibration, examples, curves.
+"""Write a report of saved predictions as one HTML page: metrics, confusions, sizes, calibration, examples, curves.
 
 python tools/analyze.py output/quickstart --output report.html
 python tools/analyze.py output/one --compare output/other --output report.html
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--compare", metavar="OTHER", help="a second run, shown beside the first")
     parser.add_argument("--output", metavar="FILE", default="report.html", help="page to write (%(default)s)")
     parser.add_argument("--images", type=int, metavar="N", default=4, help="pictures of each kind (%(default)s)")
-    parser.add_argument("--config-file", metavar="FILE", help="where none lies beside the predictions")
+    parser.add_argument("--config-file", metavar="FILE", help="config of predictions without config.yaml")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides")
     args = parser.parse_args()
     folders = [args.run] + ([args.compare] if args.compare else [])

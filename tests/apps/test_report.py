@@ -42,7 +42,7 @@ TRUTH = [
     [TRUE_CAT, TRUE_DOG, rest(SKY, TRUE_CAT, TRUE_DOG)],
     [LOST_CAT, rest(SEA, LOST_CAT)],
 ]
-# The dog is taken for a cat; a cat is missed, and a dog seen where there is none.
+# The dog is mistaken for a cat, a cat is missed, and a dog predicted where there is none.
 FALSE_DOG = block(DOG, 10, 30)
 PREDICTED = [
     [TRUE_CAT, replace(TRUE_DOG, category_id=CAT), rest(SKY, TRUE_CAT, TRUE_DOG)],

@@ -28,7 +28,7 @@ def test_boundary_of_labels(labels, distance):
 @settings(deadline=None)
 @given(arrays(np.bool_, SIZES), st.integers(1, 60), st.integers(0, 90))
 def test_boundary_of_a_mask(mask, scale, left):
-    """The mask without its erosion by d pixels, as the paper has it, wherever the mask lies in the image."""
+    """The mask without its erosion by d pixels, as in the paper, wherever the mask is in the image."""
     mask = np.pad(np.kron(mask, np.ones((scale, scale), bool)), ((0, 7), (left, 0)))
     distance = boundary_width(*mask.shape)
     expected = mask & ~binary_erosion(mask, np.ones((3, 3)), iterations=distance)
@@ -43,7 +43,7 @@ def test_distance(size, distance):
 
 
 def square(row: int, column: int) -> np.ndarray:
-    """60 x 60 pixels in an image of 120 x 160, of which boundaries are 4 pixels wide."""
+    """60 x 60 pixels in an image of 120 x 160, whose boundaries are 4 pixels wide."""
     mask = np.zeros((120, 160), np.uint8)
     mask[row : row + 60, column : column + 60] = 1
     return mask
@@ -90,7 +90,7 @@ def test_boundary_ap_and_crowds():
 
 
 def test_boundary_iou_of_classes():
-    """A square of class 1 before class 0, seen one row too low; all to the right of it is void."""
+    """A square of class 1 before class 0, predicted one row too low; all to the right of it is void."""
     annotated = square(20, 20).astype(np.int64)
     annotated[:, 100:] = 255
     predicted = square(21, 20).astype(np.int64)

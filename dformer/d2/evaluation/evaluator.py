@@ -1,4 +1,4 @@
-"""What all evaluators share: predictions are written, read again, and scored as they are on disk."""
+"""The base of the evaluators: predictions are written, read again, and scored as they are on disk."""
 
 import shutil
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ from dformer.utils.files import PARTIAL
 P = TypeVar("P")  # prediction of an image, as its file format has it
 Image = dict[str, Any]  # input of a model or record of a data set: "file_name" and, but for semantic sets, "image_id"
 
-# What to do where saved predictions cannot be read.
+# The end of errors about saved predictions that cannot be read.
 REMEDY = (
     "predict again, name the right folder with --predictions (docs/evaluation.md shows its tree), or leave the task "
     "out of TEST.TASKS"

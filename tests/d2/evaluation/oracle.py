@@ -73,10 +73,10 @@ def semantic_output(segments: Iterable[Segment], size: tuple[int, int], num_clas
 
 def perfect_output(segments: Sequence[Segment], size: tuple[int, int], num_classes: int) -> dict[str, Any]:
     """All three outputs. No model predicts crowd regions as segments; their pixels have a class all the same."""
-    seen = [s for s in segments if not s.iscrowd]
+    visible = [s for s in segments if not s.iscrowd]
     return {
-        "panoptic_seg": panoptic_output(seen, size),
-        "instances": instances_output([s for s in seen if s.isthing], size),
+        "panoptic_seg": panoptic_output(visible, size),
+        "instances": instances_output([s for s in visible if s.isthing], size),
         "sem_seg": semantic_output(segments, size, num_classes),
     }
 

@@ -114,9 +114,9 @@ def test_coco_instances(data_dir, tmp_path, split, images, empty, crowds):
     def pairs():
         for record in records:
             size = (record["height"], record["width"])
-            seen = [a for a in record["annotations"] if not a["iscrowd"]]
-            masks = [rle.decode(rle.merge(rle.frPyObjects(a["segmentation"], *size))).astype(bool) for a in seen]
-            objects = [Segment(m, a["category_id"], True) for m, a in zip(masks, seen, strict=True)]
+            visible = [a for a in record["annotations"] if not a["iscrowd"]]
+            masks = [rle.decode(rle.merge(rle.frPyObjects(a["segmentation"], *size))).astype(bool) for a in visible]
+            objects = [Segment(m, a["category_id"], True) for m, a in zip(masks, visible, strict=True)]
             yield record, {"instances": instances_output(objects, size)}
 
     results = evaluate(f"coco_2017_{split}", pairs(), tmp_path)
