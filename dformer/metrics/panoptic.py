@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from panopticapi.evaluation import PQStat, pq_compute_single_core
-from PIL import Image
 
 from dformer.utils.errors import UserError
 
@@ -23,25 +22,6 @@ def to_one_class(annotation: Annotation) -> Annotation:
     return {**annotation, "segments_info": [{**s, "category_id": 1} for s in annotation["segments_info"]]}
 
 
-def check_panoptic_png(predicted_file: Path, true_file: Path) -> None:
-    """Check that a predicted PNG can be compared with the annotated one, without decoding them.
-
-    Raises:
-        UserError: a file cannot be read, the prediction is not in RGB, or the sizes differ.
-    """
-    try:
-        with Image.open(predicted_file) as predicted, Image.open(true_file) as annotated:
-            found, expected = (predicted.mode, *predicted.size), ("RGB", *annotated.size)
-    except OSError as error:
-        raise UserError(f"panoptic PNG {error.filename or predicted_file} cannot be read: {error}") from error
-    if found != expected:
-        raise UserError(
-            "mode, width and height of {} are {}, {} x {}, but must be {}, {} x {}, as of the annotation {}".format(
-                predicted_file, *found, *expected, true_file
-            )
-        )
-
-
 def count_segments(
     truth: Annotation, prediction: Annotation, true_root: Path, predicted_root: Path, categories: Categories
 ) -> PQStat:
@@ -52,15 +32,15 @@ def count_segments(
         true_root, predicted_root: folders of the PNGs.
 
     Raises:
-        UserError: PNG, segments and categories do not fit each other, or a PNG is truncated.
+        UserError: a PNG cannot be read, or PNGs, segments and categories do not fit each other.
     """
     prediction = {**prediction, "segments_info": [dict(s) for s in prediction["segments_info"]]}  # gets areas
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # a progress line an image; tracebacks
             return pq_compute_single_core(0, [(truth, prediction)], true_root, predicted_root, categories)
-    except (KeyError, OSError) as error:
+    except (KeyError, OSError, TypeError, ValueError) as error:  # the latter two for a PNG of another mode or size
         files = f"{predicted_root / prediction['file_name']}, compared with {true_root / truth['file_name']}"
-        raise UserError(f"{files}: {error.args[0]}") from error
+        raise UserError(f"{files}: {error}; both must be RGB PNGs of one size, with the ids of the json") from error
 
 
 def panoptic_quality(counts: PQStat, categories: Categories) -> dict[str, float]:

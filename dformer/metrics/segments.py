@@ -41,16 +41,14 @@ class MatchedSegment(NamedTuple):
         return self.truth == self.predicted
 
 
-def image_quality(segments: Iterable[MatchedSegment]) -> float:
+def image_quality(segments: Sequence[MatchedSegment]) -> float:
     """Return the panoptic quality of an image's segments, pooled over classes: 0..100, nan where there are none.
 
     Single segments would decide a mean over the classes of one image.
     """
-    total = hits = 0.0
-    for segment in segments:
-        total += ((segment.truth is not None) + (segment.predicted is not None)) / 2
-        hits += segment.iou * segment.is_correct
-    return 100 * hits / total if total else math.nan
+    iou_sum = sum(segment.iou for segment in segments if segment.is_correct)
+    number = sum((segment.truth is not None) + (segment.predicted is not None) for segment in segments) / 2
+    return 100 * iou_sum / number if number else math.nan
 
 
 def quality_by_size(segments: Sequence[MatchedSegment], categories: Categories) -> dict[str, dict[str, float]]:

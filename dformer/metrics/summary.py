@@ -35,12 +35,11 @@ def summary_table(results: Metrics) -> str:
 
 def class_table(results: Metrics) -> str:
     """Return the metrics of each class of one data set in percent, a line a class."""
-    values = {(cls, metric): value for _, metric, cls, value in _rows(results) if cls}
-    if not values:
-        return ""
-    classes, metrics = (list(dict.fromkeys(names)) for names in zip(*values, strict=True))
-    lines = [[cls, *(format_value(values.get((cls, metric), math.nan)) for metric in metrics)] for cls in classes]
-    return tabulate(lines, headers=["class", *metrics], tablefmt="simple", disable_numparse=True, stralign="right")
+    lines: dict[str, dict[str, str]] = {}
+    for _, metric, cls, value in _rows(results):
+        if cls:
+            lines.setdefault(cls, {"class": cls})[metric] = format_value(value)
+    return tabulate(lines.values(), headers="keys", missingval="-", disable_numparse=True, stralign="right")
 
 
 def format_value(value: float) -> str:

@@ -1,6 +1,7 @@
 """Saved predictions with their ground truth, image by image, as the evaluators of the data set read them."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,23 +69,20 @@ def open_predictions(
 
 
 def _open_panoptic(evaluator: PanopticEvaluator, records: list[Record]) -> tuple[Categories, Reader]:
-    contiguous = {i: k for k, i in evaluator.dataset_ids.items()}
-    categories = {k: evaluator.ground_truth.categories[i] for k, i in sorted(evaluator.dataset_ids.items())}
-    read_prediction = evaluator.open_saved(records)
+    ground_truth, read_prediction = evaluator.ground_truth, evaluator.open_saved(records)
+    categories = {k: ground_truth.categories[i] for k, i in sorted(evaluator.dataset_ids.items())}
+    contiguous = {c["id"]: {"category_id": k, "isthing": c["isthing"]} for k, c in categories.items()}
 
-    def segments(ids: Ints, annotation: Annotation) -> list[Segment]:
-        infos = []
-        for info in annotation["segments_info"]:
-            k = contiguous[info["category_id"]]
-            infos.append({**info, "category_id": k, "isthing": categories[k]["isthing"]})
-        return list(panoptic_segments(ids, infos))
+    def read_segments(annotation: Annotation, png_root: Path) -> tuple[Ints, list[Segment]]:
+        ids = rgb2id(read_panoptic_png(png_root / annotation["file_name"]))
+        infos = [{**info, **contiguous[info["category_id"]]} for info in annotation["segments_info"]]
+        return ids, list(panoptic_segments(ids, infos))
 
     def read(record: Record) -> SegmentPair:
-        truth, prediction = evaluator.ground_truth[record["image_id"]], read_prediction(record)
-        true_ids = rgb2id(read_panoptic_png(evaluator.ground_truth.png_root / truth["file_name"]))
-        predicted_ids = rgb2id(read_panoptic_png(evaluator.png_root / prediction["file_name"]))
-        void = ~np.isin(true_ids, [info["id"] for info in truth["segments_info"]])
-        return SegmentPair(segments(true_ids, truth), segments(predicted_ids, prediction), void)
+        annotation = ground_truth[record["image_id"]]
+        ids, truth = read_segments(annotation, ground_truth.png_root)
+        _, prediction = read_segments(read_prediction(record), evaluator.png_root)
+        return SegmentPair(truth, prediction, ~np.isin(ids, [info["id"] for info in annotation["segments_info"]]))
 
     return categories, read
 

@@ -151,7 +151,7 @@ def _images(analyses: Sequence[Analysis], count: int) -> str:
         new = [file for file in files if file not in drawn]  # few images are worst and best at once
         drawn.update(new)
         if new:
-            shown = "".join(_figure(file, analysis, len(analyses) > 1) for file in new for analysis in analyses)
+            shown = "".join(_figure(file, analysis, bool(others)) for file in new for analysis in analyses)
             parts.append(f"<h3>{escape(title)}</h3><div class=wide>{shown}</div>")
     return "".join(parts)
 

@@ -181,7 +181,7 @@ def test_crowd_and_void(tmp_path, extra, dog_pq, cat_pq):
 
 @pytest.mark.parametrize(("kind", "dog_ap"), [(CAT, 1), (DOG, 1 / 2)])
 def test_crowd_and_ap(tmp_path, kind, dog_ap):
-    """A detection in the crowd, of the highest score, is ignored if it has the crowd's class, else false at every recall."""
+    """The detection of the highest score, in a crowd, is ignored if of its class, else false at every recall."""
     crowd, cat, dog = block(CAT, 0, 0, iscrowd=True), block(CAT, 10, 0), block(DOG, 10, 25)
     register("herd", tmp_path / "data")
     (image,) = write_annotations(tmp_path / "data", [[crowd, cat, dog]])
