@@ -1,105 +1,95 @@
-"""How benchmarks measure: time in turns, memory, operations, time by part; and how they write it down."""
+"""What all benchmarks share: time in turns, peak memory, operations, time by part, the record."""
 
+import argparse
 import ctypes
 import gc
+import json
 import os
-import re
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
+from tabulate import tabulate
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-MIB = 2**20
+from dformer.utils.env import cpu_model
+from dformer.utils.files import atomic_write
+
+Key = TypeVar("Key")
 
 
-def synchronize() -> None:
-    """Wait for the GPU, where one is in use."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of a script's arguments, with the options that all have and the script's docstring as help."""
+    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    return result
 
 
-def seconds_of(run: Callable[[], Any]) -> float:
-    """Of one call."""
-    synchronize()
-    start = time.perf_counter()
+def milliseconds(run: Callable[[], Any], flush: Tensor | None = None) -> float:
+    """Return the time of one call; on a GPU after overwriting `flush`, which is larger than its cache."""
+    if not torch.cuda.is_initialized():
+        start = time.perf_counter()
+        run()
+        return 1e3 * (time.perf_counter() - start)
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    if flush is not None:
+        flush.zero_()  # which takes longer than Python takes to launch the kernels to be timed
+    first.record()
     run()
-    synchronize()
-    return time.perf_counter() - start
+    last.record()
+    torch.cuda.synchronize()
+    return first.elapsed_time(last)
 
 
-def in_turns(runs: Sequence[Callable[[], float]], rounds: int) -> list[float]:
-    """The median of what each function returns, called in turns (a b c a b c ...): a slow moment meets all of them."""
-    measured: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds):
-        for run, values in zip(runs, measured, strict=True):
-            values.append(run())
-    return [median(values) for values in measured]
+def medians(timers: Mapping[Key, Callable[[], float]], rounds: int) -> dict[Key, float]:
+    """Return the median of each function's values, called in turns (a b c a b c ...): a slow moment hits all."""
+    values = [{key: timer() for key, timer in timers.items()} for _ in range(rounds)]
+    return {key: median(value[key] for value in values) for key in timers}
 
 
-def peak_memory(build: Callable[[], Callable[[], Any]], device: str) -> float:
-    """MiB that `build()()` holds at most, above what is held once it is built.
+def peak_memory(run: Callable[[], Any], device: str) -> float:
+    """Return the MiB that two calls hold at most above what is held before. (The first makes the optimizer's state.)
 
-    On a GPU, PyTorch's own count of allocated memory. On a CPU, the process's resident memory as Linux counts it, for
-    which the process should be a fresh one. (Its high-water mark is set back first; `ru_maxrss` cannot be, and starts
-    at that of the parent process.)
+    It is PyTorch's count on a GPU, and on a CPU the process's resident memory, for which the process should be fresh.
     """
-    run = build()
     gc.collect()
     if device == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        _twice(run)
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / MIB
+        before = torch.cuda.memory_allocated()
+        run()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is free but kept would be taken again unnoticed
     reset_peak()
-    before = resident()
-    _twice(run)
-    return peak() - before
-
-
-def resident() -> float:
-    """MiB that this process holds."""
-    return _status("VmRSS")
-
-
-def peak() -> float:
-    """MiB that it held at most since `reset_peak`."""
-    return _status("VmHWM")
+    start = resident()
+    run()
+    run()
+    return resident("VmHWM") - start
 
 
 def reset_peak() -> None:
-    """Set the most that this process held back to what it holds, which is brought down to what it uses."""
-    ctypes.CDLL(None).malloc_trim(0)  # what is free but kept would be taken again unseen
-    Path("/proc/self/clear_refs").write_text("5")
+    """Set the high-water mark of resident memory ("VmHWM") to its present value."""
+    Path("/proc/self/clear_refs").write_text("5")  # `ru_maxrss` cannot be reset
 
 
-def _twice(run: Callable[[], Any]) -> None:
-    """In the second training step the optimiser has its state."""
-    run()
-    run()
-
-
-def _status(key: str) -> float:
-    """MiB of a line of /proc/self/status."""
-    found = re.search(rf"^{key}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) / 1024
+def resident(field: str = "VmRSS") -> float:
+    """Return a line of /proc/self/status, such as this process's resident memory, in MiB."""
+    return int(Path("/proc/self/status").read_text().partition(f"{field}:")[2].split()[0]) / 1024
 
 
 class _Flops(TorchDispatchMode):
-    """Counts by PyTorch's formulas. (Its own FlopCounterMode also follows modules, and fails on views without grad.)"""
+    """Count by PyTorch's formulas. (Its own FlopCounterMode also follows modules, and fails on views without grad.)"""
 
-    total: float = 0
+    total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -108,10 +98,9 @@ class _Flops(TorchDispatchMode):
         return output
 
 
-def count_flops(run: Callable[[], Any]) -> float:
-    """Additions and multiplications of the matrix products, convolutions and attentions in `run()`."""
-    # Attention by matrix products: there are fused kernels without a formula.
-    with _Flops() as counter, sdpa_kernel(SDPBackend.MATH):
+def count_flops(run: Callable[[], Any]) -> int:
+    """Count the additions and multiplications of the matrix products, convolutions and attentions of a call."""
+    with _Flops() as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention may have no formula
         run()
     return counter.total
 
@@ -120,28 +109,30 @@ def count_flops(run: Callable[[], Any]) -> float:
 def timed_parts(
     parts: Mapping[str, tuple[Any, str]], clock: Callable[[], float] = time.perf_counter
 ) -> Iterator[dict[str, float]]:
-    """While open, the time spent in each part, in seconds; what one part spends in another counts for that one.
+    """Measure the seconds spent in each part, a method (object, name) or function (module, name), and in "other".
 
-    Args:
-        parts: the object and the name of its method, by the name of the part.
-        clock: seconds.
+    The time of a part that another one calls counts for the inner one only.
     """
-    seconds: dict[str, float] = defaultdict(float)
-    inner: list[float] = []  # of each running part, the time spent in parts that it called
+    seconds = dict.fromkeys((*parts, "other"), 0.0)
+    running, since = ["other"], clock()
+
+    def charge() -> None:
+        nonlocal since
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        now = clock()
+        seconds[running[-1]] += now - since
+        since = now
 
     def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            synchronize()
-            start = clock()
-            inner.append(0.0)
+            charge()
+            running.append(name)
             try:
                 return function(*args, **kwargs)
             finally:
-                synchronize()
-                elapsed = clock() - start
-                seconds[name] += elapsed - inner.pop()
-                if inner:
-                    inner[-1] += elapsed
+                charge()
+                running.pop()
 
         return call
 
@@ -149,11 +140,30 @@ def timed_parts(
         for name, (owner, attribute) in parts.items():
             patches.enter_context(mock.patch.object(owner, attribute, timed(getattr(owner, attribute), name)))
         yield seconds
+        charge()
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """All of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+def environment(device: str) -> dict[str, Any]:
+    """Describe the machine and its load."""
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu_model()
+    load = round(os.getloadavg()[0], 1)
+    return {
+        "device": device,
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "load": load,
+        "torch": torch.__version__,
+    }
+
+
+def report(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], path: Path | None) -> None:
+    """Print results as a table in Markdown; with a path, write them there as JSON, one a line, and the table beside."""
+    table = tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".4g")
+    text = f"{', '.join(f'{key} {value}' for key, value in about.items())}\n\n{table}\n"
+    print(text)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = ",\n".join(json.dumps(row) for row in (*rows, about))
+        for file, content in ((path, f"[\n{lines}\n]\n"), (path.with_suffix(".md"), text)):
+            with atomic_write(file) as partial:
+                partial.write_text(content)

@@ -1,0 +1,76 @@
+"""The scripts on small models and inputs, as a user runs them; none may leave a case out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dformer.d2.checkpoint.checkpointer import ASSETS
+from tests import ROOT
+
+SMALL = ["--device", "cpu", "--rounds", "1", "--sizes", "64x50", "--masks", "12", "--opts"]
+SMALL += ["MODEL.MASK_DECODER.NUM_LAYERS", "1", "MODEL.PIXEL_DECODER.NUM_LAYERS", "1"]
+SMALL += ["MODEL.CRITERION.NUM_POINTS", "64"]
+
+
+def run(folder: Path, script: str, *arguments: str, **environment: str) -> list[dict[str, Any]]:
+    """Run a script of benchmarks/ and return the rows of its record."""
+    record = folder / "record.json"
+    command = [sys.executable, f"benchmarks/{script}", "--json", str(record), *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | environment
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert process.stdout.strip() == record.with_suffix(".md").read_text().strip()
+    *rows, _ = json.loads(record.read_text())
+    return rows
+
+
+def test_all_modes(tmp_path: Path) -> None:
+    rows = run(tmp_path, "model.py", "--models", "dformer", "--steps", "1", "4", "--no-peak", "--profile", *SMALL)
+    inference = [(mode, steps) for mode in ("forward", "inference") for steps in (1, 4)]
+    assert [(row["mode"], row["steps"]) for row in rows] == [*inference, ("train", 1)]
+    more = {"forward": (), "inference": ("post-processing",), "train": ("matching", "losses", "backward", "optimizer")}
+    for row in rows:
+        parts = ("backbone", "pixel decoder", "mask decoder", *more[row["mode"]], "other", "median")
+        assert {key for key in row if key.endswith("_ms")} == {f"{part}_ms" for part in parts}
+        assert row["median_ms"] > 0 and row["peak_mib"] is None and row["size"] == "64x50" and row["masks"] == 12
+    assert rows[0]["gflop"] < rows[1]["gflop"] and rows[2]["gflop"] < rows[3]["gflop"]
+
+
+def test_beside_transformers(tmp_path: Path) -> None:
+    """The peer has as much to do as our Mask2Former: as many FLOPs and parameters, but for details."""
+    pytest.importorskip("transformers", reason="needs the extra: pip install -e '.[bench]'")
+    rows = run(tmp_path, "model.py", "--models", "mask2former", "transformers", "--no-peak", *SMALL)
+    ours, theirs = ({r["mode"]: r for r in rows if r["model"] == model} for model in ("mask2former", "transformers"))
+    assert list(ours) == list(theirs) == ["forward", "inference", "train"]
+    for mode in ("forward", "train"):
+        assert theirs[mode]["gflop"] == pytest.approx(ours[mode]["gflop"], rel=0.05)
+        assert theirs[mode]["million_parameters"] == pytest.approx(ours[mode]["million_parameters"], rel=0.01)
+
+
+def test_peak_memory(tmp_path: Path) -> None:
+    (row,) = run(tmp_path, "model.py", "--models", "mask2former", "--modes", "forward", *SMALL)
+    assert 1 < row["peak_mib"] < 1000
+
+
+def test_loading(data_dir: Path, tmp_path: Path) -> None:
+    """The script itself checks that both mappers give the same."""
+    arguments = ["--dataset", "coco_2017_val_panoptic", "--images", "3", "--rounds", "1"]
+    rows = run(tmp_path, "loading.py", *arguments, DETECTRON2_DATASETS=str(data_dir / "coco_panoptic"))
+    assert [row["mapper"] for row in rows] == ["dformer", "detectron2"]
+
+
+def test_demo(tmp_path: Path) -> None:
+    (row,) = run(tmp_path, "demo.py", "--weights", "dformer://shapes", "--input", str(ASSETS / "examples"))
+    assert row["frames"] == 6 and len(row["MiB"]) == 4
+    assert all(row[part] > 0 for part in ("model", "drawing", "reading and writing"))
+
+
+def test_deformable_attention(tmp_path: Path) -> None:
+    arguments = ["--device", "cpu", "--rounds", "1", "--cases", "512x512, batch 1", "--dtypes", "float32"]
+    ours, plain = run(tmp_path, "ms_deform_attn.py", *arguments)
+    assert ours["implementation"].startswith("dformer") and plain["implementation"] == "reference"
