@@ -1,22 +1,23 @@
-"""Faults in the middle of a training, a few; with `-m slow` as many as docs/reliability.md tells of."""
-
-import os
+"""Faults in a training: a few, and with `-m slow` as many as docs/reliability.md reports (-s prints outcomes)."""
 
 import pytest
 
-from tests.faults.harness import repeat
+from tests.faults.harness import killed, rank_killed, repeat, terminated, worker_killed
 
 
-@pytest.mark.parametrize("fault, count", [("killed", 3), ("terminated", 2), ("worker", 1)])
-def test_a_resumed_training_ends_as_an_undisturbed_one(fault, count, tmp_path):
-    assert repeat(fault, count, tmp_path, seed=1).total() >= count
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "fault, count", [("killed", 50), ("terminated", 20), ("worker", 10), ("full-disk", 5), ("rank", 5)]
+    "fault, count",
+    [
+        (killed, 2),
+        (terminated, 1),
+        (worker_killed, 1),
+        pytest.param(killed, 50, marks=pytest.mark.slow),
+        pytest.param(terminated, 20, marks=pytest.mark.slow),
+        pytest.param(worker_killed, 10, marks=pytest.mark.slow),
+        pytest.param(rank_killed, 5, marks=pytest.mark.slow),
+    ],
 )
-def test_a_resumed_training_ends_as_an_undisturbed_one_each_time(fault, count, tmp_path):
-    if fault == "full-disk" and os.geteuid() != 0:
-        pytest.skip("only root may mount a file system")
-    assert repeat(fault, count, tmp_path).total() >= count
+def test_a_resumed_training_ends_as_an_undisturbed_one(fault, count, tmp_path):
+    outcomes = repeat(fault, count, tmp_path, seed=1)
+    assert outcomes.total() >= count
+    print(fault.__name__, dict(outcomes))

@@ -1,9 +1,8 @@
-"""The training that the faults hit: a tiny DFormer on eight images, 12 steps, a checkpoint every other step.
+"""The training of the faults: a tiny DFormer on eight images, 12 steps, a checkpoint every other step.
 
 `torchrun ... -m tests.faults.training <data> <output> <workers>` for many processes; `launch` for one.
 """
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -27,12 +26,12 @@ LOG_PERIOD = 5  # no divisor of the checkpoints' period
 
 
 def make_data(root: Path) -> None:
-    """The images."""
+    """Generate the images."""
     shapes_script.generate(root, shapes_script.Parameters(train=8, val=2, size=64), progress=False)
 
 
 def configure(data: str, output: str, workers: int) -> CfgNode:
-    """The cfg of the training on images of `make_data`."""
+    """Return the cfg of the training on images of `make_data`."""
     if "faults_train" not in DatasetCatalog.list():
         register_shapes(data, "faults")
     cfg = tiny_cfg()
@@ -46,18 +45,17 @@ def configure(data: str, output: str, workers: int) -> CfgNode:
 
 
 def train(data: str, output: str, workers: int, resume: bool = False) -> None:
-    """Train up to the last step, as tools/train_net.py does it."""
+    """Train to the last step, as tools/train_net.py does."""
     trainer.LOG_PERIOD = LOG_PERIOD
     launch(run, (configure(data, output, workers), resume), device="cpu")
 
 
 @exit_on_user_error
 def child(log: str, data: str, output: str, workers: int, resume: bool) -> None:
-    """`train` in a process of its own, which writes what it says into a file."""
+    """Run `train` in a process with its output in a file."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    logging.raiseExceptions = False  # on a full disk
     torch.set_num_threads(1)
     train(data, output, workers, resume)
 
