@@ -20,7 +20,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from dformer.d2.checkpoint.checkpointer import load_weights
 from dformer.d2.checkpoint.zoo import config_of_checkpoint
 from dformer.d2.config.device import amp_dtype
-from dformer.losses.criterion import Criterion
 from dformer.utils.errors import UserError
 from dformer.weights.checkpoint import read_checkpoint, write_checkpoint
 
@@ -37,9 +36,9 @@ def nonfinite_gradients(model: nn.Module) -> str:
 def trace(cfg: CfgNode, model: nn.Module, batch: Sequence[Item]) -> list[str]:
     """Run the last step again, image by image, and return a sentence per image on where it stops being finite.
 
-    A sentence names the image's own tensors, the first module's output, the matching costs, losses and gradients that
-    are not finite. The model, its gradients and global random states stay the same, except running statistics of
-    norms. In a group, all processes have to call this, with batches of the same size.
+    A sentence names the image's own tensors, the first module's output, the losses and gradients that are not finite.
+    The model, its gradients and global random states stay the same, except running statistics of norms. In a group, all
+    processes have to call this, with batches of the same size.
 
     Args:
         model: in training mode, after its forward with `batch`.
@@ -64,9 +63,7 @@ def _trace_image(model: nn.Module, item: Item) -> list[str]:
     found: list[str] = []
     hooks = []
     for name, module in model.named_modules():
-        if isinstance(module, Criterion):
-            hooks.append(module.register_forward_pre_hook(partial(_check_costs, found)))
-        elif not any(module.children()):
+        if not any(module.children()):
             hooks.append(module.register_forward_hook(partial(_check_output, found, name)))
     try:
         losses = model([item])
@@ -88,15 +85,6 @@ def _check_output(found: list[str], name: str, module: nn.Module, inputs: Any, o
     outputs = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else [output]
     if not found and not all(torch.isfinite(x).all() for x in outputs if isinstance(x, Tensor)):
         found.append(f"first the output of {name}")
-
-
-def _check_costs(found: list[str], criterion: Criterion, inputs: tuple[Any, ...]) -> None:
-    logits, masks, targets, generators = inputs
-    copies = [torch.Generator(g.device).set_state(g.get_state()) for g in generators]  # keep the run's own state
-    (costs,) = criterion.costs(logits.float(), masks, targets, copies)
-    layers = [str(layer) for layer, cost in enumerate(costs) if not torch.isfinite(cost).all()]
-    if layers:
-        found.append(f"matching costs of layer {', '.join(layers)}")
 
 
 def _nonfinite(tensors: Mapping[str, Tensor]) -> str:

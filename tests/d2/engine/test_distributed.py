@@ -58,10 +58,10 @@ def test_two_processes_have_the_gradients_of_one(measured, meta_architecture, tm
 @pytest.mark.parametrize(
     "fault, images, found",
     [
-        ("image", [1], "its image; first the output of backbone.stages.res2; matching costs of layer 0, 1"),
+        ("image", [1], "its image; first the output of backbone.stages.res2; losses: "),
         ("loss", [1, 3], "losses: loss_dice_0"),
         ("gradient", [1, 3], "gradients: head.mask_decoder.class_embed.weight"),
-        ("cost", [1, 3], "matching costs of layer 1; losses: loss_ce"),
+        ("cost", [1, 3], "losses: loss_ce"),
     ],
 )
 def test_a_nonfinite_step_of_one_process_is_skipped_by_all_and_traced(measured, fault, images, found):

@@ -9,8 +9,8 @@ import pytest
 from detectron2.engine import HookBase
 
 from dformer.d2.data import register_shapes
-from dformer.d2.engine import trainer
-from dformer.d2.engine.run import run
+from dformer.d2.engine.run import set_up
+from dformer.d2.engine.trainer import Trainer
 from tests import load_script
 from tests.d2.tiny import own_loggers, tiny_cfg
 
@@ -32,7 +32,7 @@ class Census(HookBase):
 
 
 @pytest.mark.slow
-def test_memory_files_and_threads_do_not_grow(tmp_path, monkeypatch):
+def test_memory_files_and_threads_do_not_grow(tmp_path):
     script = load_script("datasets/shapes.py")
     script.generate(tmp_path, script.Parameters(train=32, val=4, size=64), progress=False)
     register_shapes(tmp_path, "test_soak")
@@ -44,10 +44,11 @@ def test_memory_files_and_threads_do_not_grow(tmp_path, monkeypatch):
     cfg.OUTPUT_DIR = str(tmp_path / "output")
     Path(cfg.OUTPUT_DIR).mkdir()
     census = Census()
-    build = trainer.Trainer._build_hooks
-    monkeypatch.setattr(trainer.Trainer, "_build_hooks", lambda line: [*build(line), census])
     with own_loggers():
-        run(cfg)
+        trainer = Trainer(set_up(cfg, write_config=True))
+        trainer.register_hooks([census])
+        trainer.resume_or_load(resume=False)
+        trainer.train()
 
     steps, resident, files, threads = np.array([c for c in census.counts if c[0] > WARM_UP]).T
     slope = np.polyfit(steps, resident, 1)[0]  # bytes a step
