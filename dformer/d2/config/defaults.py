@@ -36,8 +36,7 @@ def add_dformer_config(cfg: CN) -> None:
     """Add dformer's keys, and then those of `register_keys`, to `cfg` in place."""
     # Deterministic operations. On CPUs, a resumed run then equals an uninterrupted one bit for bit.
     cfg.DETERMINISTIC = False
-    # Minutes that a process waits for the others, after which the run fails and names those that are missing.
-    cfg.COLLECTIVE_TIMEOUT = 30.0
+    cfg.COLLECTIVE_TIMEOUT = 30.0  # minutes that a process waits for the others before the run fails
 
     cfg.MODEL.META_ARCHITECTURE = "DFormer"  # or "Mask2Former"
     cfg.MODEL.NUM_CLASSES = 0  # things and stuff together; 0: as many as the first training data set has

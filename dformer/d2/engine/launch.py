@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +24,6 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from dformer.d2.engine.interruption import RESUME_ME
 from dformer.utils.errors import USER_ERROR, UserError, exit_on_user_error
 from dformer.utils.processes import SIGNALS
-
-ANNOUNCEMENT_SECONDS = 5.0  # in which all processes whose collective timed out announce themselves
 
 
 def launch(
@@ -53,7 +50,7 @@ def launch(
         machine_rank: rank of this machine, 0 <= machine_rank < num_machines.
         dist_url: address of the group, as for `torch.distributed.init_process_group`; "auto" takes a free port of
             this machine, for one machine only.
-        timeout: minutes that a process waits for the others before it fails and names them.
+        timeout: minutes that a process waits in a collective for the others before it fails.
 
     Raises:
         UserError: `dist_url` is "auto" for many machines.
@@ -127,7 +124,7 @@ def _run(main: Callable[..., object], args: tuple[Any, ...], device: str, init_m
     comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size, timeout=limit)
     warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # at each exchange of objects by Detectron2 0.5
     try:
-        with raise_once(), _name_missing_ranks(timeout):
+        with raise_once():
             main(*args)
             dist.barrier()  # none leaves while another still needs it
     except SystemExit:
@@ -167,26 +164,6 @@ def _torchrun_store() -> dist.Store | None:
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     is_alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
     return dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store) if is_alone else store
-
-
-@contextmanager
-def _name_missing_ranks(timeout: float) -> Iterator[None]:
-    """Where a collective times out, raise an error that names the processes that did not join it."""
-    store, rank = _get_default_store(), dist.get_rank()
-    store.set(f"host/{rank}", socket.gethostname())
-    try:
-        yield
-    except RuntimeError as error:
-        if "timed out" not in str(error).lower():
-            raise
-        store.add(f"waits/{rank}", 1)
-        time.sleep(ANNOUNCEMENT_SECONDS)
-        names = {r: f"rank {r} on {store.get(f'host/{r}').decode()}" for r in range(dist.get_world_size())}
-        missing = [name for r, name in names.items() if store.add(f"waits/{r}", 0) == 0]
-        raise TimeoutError(
-            f"{names[rank]} waited {timeout:g} minutes (COLLECTIVE_TIMEOUT) for {', '.join(missing) or 'the others'}: "
-            "it hangs or is much slower. Its own log is log.txt.rank<n> in OUTPUT_DIR"
-        ) from error
 
 
 def _leave_group() -> None:

@@ -158,10 +158,10 @@ def hang(folder: Path) -> None:
     comm.synchronize()
 
 
-def resume(folder: Path, workers: int = 0) -> None:
+def resume(folder: Path) -> None:
     """Train without and with interruptions: one process gets a signal, both stop; a checkpoint is damaged."""
     for output in ("whole", "pieces"):
-        cfg = configure(str(folder / "data"), str(folder / output), workers if output == "pieces" else 0)
+        cfg = configure(str(folder / "data"), str(folder / output), workers=0)
         for stop in (None,) if output == "whole" else (4, 9, None):
             at = stop if comm.get_rank() == 1 else None
             with signalled(at), pytest.raises(SystemExit, match=str(RESUME_ME)) if stop else nullcontext():
@@ -172,11 +172,6 @@ def resume(folder: Path, workers: int = 0) -> None:
             if stop == 9 and comm.is_main_process():
                 damage(folder / output / tags[0])
             comm.synchronize()
-
-
-def resume_with_workers(folder: Path) -> None:
-    """The same; the pieces load their images in two workers a process."""
-    resume(folder, workers=2)
 
 
 def fail_of_ours(folder: Path) -> None:

@@ -103,7 +103,7 @@ def test_detectron2_knows_the_processes_of_a_machine(measured):
         ("--num-gpus", "fail_of_user", "error: one of 2 processes cannot read it"),
         ("torchrun", "fail_of_all", "error: all of them cannot read it"),
         pytest.param("--num-gpus", "fail_of_all", "error: all of them cannot read it", marks=pytest.mark.slow),
-        pytest.param("--num-gpus", "hang", "(COLLECTIVE_TIMEOUT) for rank 1 on ", marks=pytest.mark.slow),
+        pytest.param("--num-gpus", "hang", "RuntimeError", marks=pytest.mark.slow),
         pytest.param("torchrun", "fail_of_ours", "RuntimeError: one of 2 processes has a bug", marks=pytest.mark.slow),
     ],
 )

@@ -59,10 +59,9 @@ def newest(tmp_path):
     return tmp_path / "pieces" / (tmp_path / "pieces" / "last_checkpoint").read_text()
 
 
-@pytest.mark.parametrize("task", ["resume", pytest.param("resume_with_workers", marks=pytest.mark.slow)])
-def test_in_pieces_with_two_processes(task, tmp_path):
+def test_in_pieces_with_two_processes(tmp_path):
     make_data(tmp_path / "data")
-    process = start("torchrun", task, tmp_path)
+    process = start("torchrun", "resume", tmp_path)
     assert process.returncode == 0, process.stderr
     assert "model_0000009.pth cannot be read" in process.stdout
     assert difference(tmp_path / "pieces", tmp_path / "whole") == ""
