@@ -15,7 +15,8 @@ _registered: list[Callable[[CN], None]] = []
 def register_keys(function: Callable[[CN], None]) -> Callable[[CN], None]:
     """Register a function that adds a meta-architecture's own keys to each cfg of `get_cfg`, and return it.
 
-    Use it as a decorator in the module that registers the meta-architecture; keys of dformer are already there::
+    Use it as a decorator in the module that registers the meta-architecture, which has to be imported before `get_cfg`
+    is called. dformer's keys are already in the cfg::
 
         @register_keys
         def add_keys(cfg: CfgNode) -> None:

@@ -113,7 +113,7 @@ def _run(main: Callable[..., object], args: tuple[Any, ...], device: str, init_m
     is_gpu = torch.device(device).type == "cuda"
     if is_gpu:
         if local_size > torch.cuda.device_count():
-            raise UserError(f"--num-gpus {local_size}: each process needs a GPU, found {torch.cuda.device_count()}")
+            raise UserError(f"MODEL.DEVICE {device}: {local_size} processes need a GPU each, found {torch.cuda.device_count()}")
         torch.cuda.set_device(local_rank)
     limit = timedelta(minutes=timeout)
     backend = "nccl" if is_gpu else "gloo"

@@ -193,8 +193,8 @@ class Trainer(TrainerBase):
         self.storage.put_scalar("lr", lr, smoothing_hint=False)
         measured = self._backward(batch)
         # With a scaler, gradients overflow now and then: it skips such a step and lowers its scale by itself.
-        expected = {"grad_norm"} if self.grad_scaler.is_enabled() else set()
-        nonfinite = [name for name, x in measured.items() if not math.isfinite(x) and name not in expected]
+        ignored = {"grad_norm"} if self.grad_scaler.is_enabled() else set()
+        nonfinite = [name for name, x in measured.items() if not math.isfinite(x) and name not in ignored]
         if nonfinite:
             self._report_bad_step(nonfinite, batch)
             for x, before in zip(self.running_statistics, statistics, strict=True):
