@@ -11,35 +11,35 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
 
 
-def test_the_average_is_what_its_formula_says():
-    line = model()
-    average = MovingAverage(line, 0.9)
-    expected = {name: tensor.clone() for name, tensor in line.state_dict().items()}
+def test_the_average_follows_its_formula():
+    network = model()
+    average = MovingAverage(network, 0.9)
+    expected = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for _ in range(5):
-        line(torch.randn(4, 3))  # statistics of the norm
+        network(torch.randn(4, 3))  # statistics of the norm
         with torch.no_grad():
-            for parameter in line.parameters():
+            for parameter in network.parameters():
                 parameter += torch.randn_like(parameter)
-        average.update(line)
-        for name, now in line.state_dict().items():
+        average.update(network)
+        for name, now in network.state_dict().items():
             expected[name] = 0.9 * expected[name] + 0.1 * now if now.is_floating_point() else now.clone()
     for name, tensor in average.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], msg=name)
     assert average.state_dict()["1.num_batches_tracked"] == 5
 
 
-def test_it_is_applied_and_taken_back():
-    line = model()
-    average = MovingAverage(line, 0.5)
+def test_it_is_applied_and_undone():
+    network = model()
+    average = MovingAverage(network, 0.5)
     with torch.no_grad():
-        line[0].weight += 1
-    own = line[0].weight.clone()
-    with pytest.raises(ZeroDivisionError), average.applied(line):
-        assert torch.equal(line[0].weight, average.state_dict()["0.weight"])
-        assert not torch.equal(line[0].weight, own)
+        network[0].weight += 1
+    own = network[0].weight.clone()
+    with pytest.raises(ZeroDivisionError), average.applied(network):
+        assert torch.equal(network[0].weight, average.state_dict()["0.weight"])
+        assert not torch.equal(network[0].weight, own)
         1 / 0  # noqa: B018
-    assert torch.equal(line[0].weight, own)
-    average.restart(line)
+    assert torch.equal(network[0].weight, own)
+    average.restart(network)
     assert torch.equal(average.state_dict()["0.weight"], own)
 
 

@@ -112,8 +112,8 @@ def _run(main: Callable[..., object], args: tuple[Any, ...], device: str, init_m
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     is_gpu = torch.device(device).type == "cuda"
     if is_gpu:
-        if local_size > torch.cuda.device_count():
-            raise UserError(f"MODEL.DEVICE {device}: {local_size} processes need a GPU each, found {torch.cuda.device_count()}")
+        if local_size > (found := torch.cuda.device_count()):
+            raise UserError(f"MODEL.DEVICE {device}: {local_size} processes need a GPU each, found {found}")
         torch.cuda.set_device(local_rank)
     limit = timedelta(minutes=timeout)
     backend = "nccl" if is_gpu else "gloo"

@@ -16,10 +16,10 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from dformer.d2.engine import trainer
 from dformer.d2.engine.interruption import RESUME_ME
 from dformer.d2.engine.launch import launch
 from dformer.d2.engine.run import run
+from dformer.d2.engine.trainer import MAX_BAD_STEPS, Trainer
 from dformer.utils.errors import UserError
 from tests.d2.engine.interrupt import damage, signalled
 from tests.d2.tiny import tiny_batch, tiny_cfg
@@ -34,11 +34,11 @@ class Loader(list):
 
 def gradients(folder: Path, meta_architecture: str) -> tuple[dict[str, Tensor], float]:
     """Gradients and total loss of one step on the joint batch, which the processes share."""
-    line = _trainer(folder, meta_architecture, [_share(tiny_batch(COUNTS))])
-    line.optimizer.zero_grad = lambda: None
-    line.train()
-    gradients = {name: parameter.grad for name, parameter in line.model.named_parameters()}
-    return gradients, line.storage.history("total_loss").latest()
+    trainer = _trainer(folder, meta_architecture, [_share(tiny_batch(COUNTS))])
+    trainer.optimizer.zero_grad = lambda: None
+    trainer.train()
+    gradients = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
+    return gradients, trainer.storage.history("total_loss").latest()
 
 
 def _bad_image(model: nn.Module, batch: list[dict]) -> None:
@@ -81,32 +81,32 @@ def bad_step(folder: Path, fault: str) -> tuple[list[list[bool]], str]:
     The last process has the fault in the first step.
     """
     bad, good = _share(tiny_batch(COUNTS)), _share(tiny_batch(COUNTS))
-    line = _trainer(folder, "DFormer", [bad, good])
+    trainer = _trainer(folder, "DFormer", [bad, good])
     if comm.get_rank() == comm.get_world_size() - 1:
-        FAULTS[fault](line.model, bad)
-    before = [parameter.detach().clone() for parameter in line.model.parameters()]
+        FAULTS[fault](trainer.model, bad)
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     unchanged = []
-    step = line.run_step
+    step = trainer.run_step
 
     def run_step() -> None:
         step()
-        unchanged.append(all(torch.equal(a, b) for a, b in zip(before, line.model.parameters(), strict=True)))
+        unchanged.append(all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True)))
 
-    line.run_step = run_step
+    trainer.run_step = run_step
     with _log() as log:
-        line.train()
+        trainer.train()
     return comm.all_gather(unchanged), log.getvalue()
 
 
 def stop(folder: Path) -> list[str]:
     """The error of each process when the last one has an image of NaNs at each step."""
-    batches = [_share(tiny_batch(COUNTS)) for _ in range(trainer.MAX_BAD_STEPS + 1)]
-    line = _trainer(folder, "DFormer", batches)
+    batches = [_share(tiny_batch(COUNTS)) for _ in range(MAX_BAD_STEPS + 1)]
+    trainer = _trainer(folder, "DFormer", batches)
     if comm.get_rank() == comm.get_world_size() - 1:
         for batch in batches:
-            _bad_image(line.model, batch)
+            _bad_image(trainer.model, batch)
     try:
-        line.train()
+        trainer.train()
     except FloatingPointError as error:
         return comm.all_gather(str(error))
     return comm.all_gather("")
@@ -115,9 +115,9 @@ def stop(folder: Path) -> list[str]:
 def losses_without_objects(folder: Path) -> list[list[str]]:
     """Names of the losses in each process when only the last one has objects; a step would hang if they differed."""
     names: list[str] = []
-    line = _trainer(folder, "DFormer", [_share(tiny_batch((0, 3, 0, 5)))])
-    line.model.register_forward_hook(lambda model, inputs, losses: names.extend(losses) if model.training else None)
-    line.train()
+    trainer = _trainer(folder, "DFormer", [_share(tiny_batch((0, 3, 0, 5)))])
+    trainer.model.register_forward_hook(lambda model, inputs, losses: names.extend(losses) if model.training else None)
+    trainer.train()
     return comm.all_gather(names)
 
 
@@ -186,7 +186,7 @@ def _fail(error: Exception) -> None:
     comm.synchronize()
 
 
-def _trainer(folder: Path, meta_architecture: str, batches: list[list[dict]]) -> trainer.Trainer:
+def _trainer(folder: Path, meta_architecture: str, batches: list[list[dict]]) -> Trainer:
     cfg = tiny_cfg(meta_architecture)
     cfg.OUTPUT_DIR = str(folder)
     cfg.DATASETS.TEST = ()
@@ -197,10 +197,10 @@ def _trainer(folder: Path, meta_architecture: str, batches: list[list[dict]]) ->
 
     # In float32, rounding depends on the batch size and sometimes changes a point or a match.
     parts = {"build_train_loader": lambda cfg: Loader(batches), "build_model": lambda cfg: build_model(cfg).double()}
-    with patch.multiple(trainer, **parts):
-        line = trainer.Trainer(cfg)
-    line.resume_or_load(resume=False)
-    return line
+    with patch.multiple("dformer.d2.engine.trainer", **parts):
+        trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    return trainer
 
 
 def _share(batch: list[dict]) -> list[dict]:

@@ -15,10 +15,10 @@ def signalled(iteration: int | None, number: int = signal.SIGTERM) -> Iterator[N
     """Send this process a signal at the beginning of an iteration within this context."""
     step = Trainer.run_step
 
-    def run_step(line: Trainer) -> None:
-        if line.iter == iteration:
+    def run_step(trainer: Trainer) -> None:
+        if trainer.iter == iteration:
             os.kill(os.getpid(), number)
-        step(line)
+        step(trainer)
 
     with patch.object(Trainer, "run_step", run_step):
         yield
