@@ -1,5 +1,6 @@
 """Checkpoints of the published DFormer and Mask2Former as files of ours, and the way back."""
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dformer.d2.data import model_classes
 from dformer.utils.errors import UserError
 from dformer.weights.checkpoint import write_checkpoint
 from dformer.weights.loading import check, fit_weights, table
-from dformer.weights.published.convert import to_published
+from dformer.weights.published.convert import our_system, to_published
 
 
 def convert(
@@ -46,10 +47,6 @@ def convert(
     if Path(target).suffix not in (".pth", ".safetensors"):
         raise UserError(f"{target}: give a file name that ends in .pth or .safetensors")
     checkpoint = fetch_checkpoint(source, averaged)
-    if "head.mask_decoder.decoder_norm.weight" not in checkpoint["model"]:
-        raise UserError(
-            f"{source} is not of a DFormer or Mask2Former; MODEL.WEIGHTS takes ImageNet backbones as they are"
-        )
     cfg = _config(checkpoint, source, config_file)
     fit = fit_weights(_expected(cfg), checkpoint)
     check(fit, source, trained=True)
@@ -61,7 +58,7 @@ def convert(
         kept = {"left_out": checkpoint["left_out"]} if "left_out" in checkpoint else {}
         write_checkpoint(target, {"model": checkpoint["model"], "config": cfg.dump(), **kept})
     else:
-        _check_schedule(cfg)
+        _check_settings(cfg, checkpoint["model"])
         write_checkpoint(target, {"model": to_published(checkpoint["model"], checkpoint.get("left_out"))})
     return f"{table(fit)}\nwritten    {target}"
 
@@ -85,10 +82,10 @@ def _expected(cfg: CfgNode) -> dict[str, torch.Tensor]:
         return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).state_dict()
 
 
-def _check_schedule(cfg: CfgNode) -> None:
-    diffusion = cfg.DIFFUSION
-    if cfg.MODEL.META_ARCHITECTURE == "DFormer" and (diffusion.SCHEDULE, diffusion.TIMESTEPS) != ("cosine", 1000):
-        raise UserError(
-            f"the published DFormer knows the cosine schedule of 1000 steps only; this model has DIFFUSION.SCHEDULE "
-            f"{diffusion.SCHEDULE} with TIMESTEPS {diffusion.TIMESTEPS}"
-        )
+def _check_settings(cfg: CfgNode, weights: dict[str, torch.Tensor]) -> None:
+    """Raise `UserError` where the config differs from what the published code has as a constant."""
+    system = our_system(weights)
+    for key, expected in system.settings.items() if system else ():
+        value = reduce(getattr, key.split("."), cfg)
+        if value != expected:
+            raise UserError(f"{key} is {value}, but the published {system.name} knows {expected} only")

@@ -1,4 +1,4 @@
-"""Compiles the kernels of csrc/ into libraries: at install, by command, or at first use into the user's cache.
+"""Compile the kernels of csrc/ into libraries: at install, by command, or at first use into the user's cache.
 
 python -m dformer.ops.build [cpu] [cuda]
 
@@ -7,9 +7,9 @@ This module imports nothing but the standard library, for setup.py. A library's 
 `ms_deform_attn-<kind>-<platform>-<hash of sources and flags>.so`, where kind is `cpu` or `cuda<major>-<architectures>`.
 
 Environment variables:
-    DFORMER_BUILD_OPS     0: build nothing; cpu; cuda: CPU and CUDA, also where no GPU is seen. Not set: CPU, and CUDA
-                          where there are a fitting nvcc and a GPU or a TORCH_CUDA_ARCH_LIST.
-    TORCH_CUDA_ARCH_LIST  what to build for, such as "8.0;9.0+PTX". Not set: the GPUs of this machine.
+    DFORMER_BUILD_OPS     0: build nothing; cpu; cuda: CPU and CUDA, even without a GPU. Not set: CPU, and CUDA where
+                          there are a suitable nvcc and a GPU or a TORCH_CUDA_ARCH_LIST.
+    TORCH_CUDA_ARCH_LIST  architectures to build for, such as "8.0;9.0+PTX". Not set: the GPUs of this machine.
     CXX, CUDA_HOME        the C++ compiler, the folder of the CUDA toolkit.
     XDG_CACHE_HOME        the cache is dformer/ops in it; not set: in ~/.cache.
 """
@@ -30,43 +30,34 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 LIBRARIES = "lib"  # folder in the package: beside the modules, Python would take the libraries for modules
-SOURCES = {"cpu": ("cpu.cpp", "cpu.h", "cpu_kernels.h"), "cuda": ("cuda.cu",)}  # the first includes the others
+SOURCES = {"cpu": ("cpu.cpp", "cpu.h", "cpu_kernels.h"), "cuda": ("cuda.cu", "cuda_points.h")}  # the others: included
 FLAGS = {
-    "cpu": (
-        "-O3",
-        "-std=c++17",
-        "-shared",
-        "-fPIC",
-        "-fopenmp",
-        "-fno-math-errno",
-        "-fvisibility=hidden",
-        "-Wno-psabi",
-    ),
-    "cuda": ("-O3", "-std=c++17", "-shared", "-cudart", "shared", "--threads", "0", "-Xcompiler", "-fPIC"),
+    "cpu": shlex.split("-O3 -std=c++17 -shared -fPIC -fopenmp -fno-math-errno -fvisibility=hidden -Wno-psabi"),
+    "cuda": shlex.split("-O3 -std=c++17 -shared -cudart shared --threads 0 -Xcompiler -fPIC"),
 }
-ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0+PTX")  # where no GPU says what to build for, and no variable
+ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0+PTX")  # without a GPU and the variable
+KINDS = {"": None, "0": (), "cpu": ("cpu",), "cuda": ("cpu", "cuda")}  # DFORMER_BUILD_OPS -> what it requests
 
 
 class BuildError(Exception):
-    """Why a library is not there; the first line says it in short, the others tell in full."""
+    """Explain why there is no library: the first line in short, the others in full."""
 
 
 def cache() -> Path:
-    """Folder of the libraries built at first use."""
+    """Return the folder of the libraries built at first use."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "dformer" / "ops"
 
 
-def wanted() -> tuple[str, ...] | None:
-    """The kinds that DFORMER_BUILD_OPS asks for; None where it is not set."""
+def requested_kinds() -> tuple[str, ...] | None:
+    """Return the kinds that DFORMER_BUILD_OPS requests; None where it is not set."""
     choice = os.environ.get("DFORMER_BUILD_OPS", "").strip().lower()
-    kinds = {"": None, "0": (), "cpu": ("cpu",), "cuda": ("cpu", "cuda")}
-    if choice not in kinds:
+    if choice not in KINDS:
         raise BuildError(f"DFORMER_BUILD_OPS is {choice!r}; it may be 0, cpu or cuda")
-    return kinds[choice]
+    return KINDS[choice]
 
 
 def suffix(kind: str) -> str:
-    """How the names of libraries end that fit these sources and this platform."""
+    """Return the end of the names of libraries that match these sources and this platform."""
     digest = hashlib.sha256(repr(FLAGS[kind]).encode())
     for name in SOURCES[kind]:
         digest.update((PACKAGE / "csrc" / name).read_bytes())
@@ -74,21 +65,13 @@ def suffix(kind: str) -> str:
 
 
 def libraries(kind: str) -> list[Path]:
-    """The libraries there are that fit these sources, those of the package first."""
-    return [
-        path
-        for folder in (PACKAGE / LIBRARIES, cache())
-        for path in sorted(folder.glob(f"ms_deform_attn-{kind}*{suffix(kind)}"))
-    ]
-
-
-def strangers(kind: str) -> list[Path]:
-    """Libraries in the package that were built from other sources or for another platform."""
-    return sorted(set((PACKAGE / LIBRARIES).glob(f"ms_deform_attn-{kind}*.so")) - set(libraries(kind)))
+    """List the libraries that match these sources, those of the package first."""
+    folders = (PACKAGE / LIBRARIES, cache())
+    return [path for folder in folders for path in sorted(folder.glob(f"ms_deform_attn-{kind}*{suffix(kind)}"))]
 
 
 def run(command: list[str]) -> str:
-    """What `command` prints; a `BuildError` with all of it where it fails."""
+    """Return what `command` prints; raise a `BuildError` that contains it if the command fails."""
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     except OSError as error:
@@ -101,7 +84,7 @@ def run(command: list[str]) -> str:
 
 
 def cpu_compiler() -> list[str]:
-    """Command of the C++ compiler."""
+    """Find the command of the C++ compiler."""
     if os.environ.get("CXX"):
         return shlex.split(os.environ["CXX"])
     for name in ("g++", "c++", "clang++"):
@@ -111,7 +94,7 @@ def cpu_compiler() -> list[str]:
 
 
 def torch_cuda() -> str | None:
-    """The version of CUDA that PyTorch is built for; None where it is built for none or cannot be imported."""
+    """Return the version of CUDA that PyTorch is built for; None without CUDA or PyTorch."""
     try:
         import torch
     except (ImportError, OSError):
@@ -120,7 +103,7 @@ def torch_cuda() -> str | None:
 
 
 def nvcc() -> tuple[str, str]:
-    """Command of the CUDA compiler, and its version; it must be of the major version that PyTorch is built for."""
+    """Find the command of the CUDA compiler and its version, of the major version that PyTorch is built for."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     places = [shutil.which("nvcc", path=os.path.join(home, "bin")) for home in homes if home]
     places += [shutil.which("nvcc"), shutil.which("nvcc", path="/usr/local/cuda/bin")]
@@ -138,7 +121,7 @@ def nvcc() -> tuple[str, str]:
 
 
 def architectures() -> list[str]:
-    """What to build for, in PyTorch's notation: TORCH_CUDA_ARCH_LIST, or the GPUs of this machine, or none."""
+    """List the architectures to build for, in PyTorch's notation: those of the variable, or of the GPUs, or none."""
     listed = re.split(r"[\s;,]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
     if listed != [""]:
         if wrong := [name for name in listed if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name)]:
@@ -153,7 +136,7 @@ def architectures() -> list[str]:
 
 
 def command(kind: str) -> tuple[list[str], str]:
-    """Command that compiles a kind, all but the output; and the library's name."""
+    """Return the command that compiles a kind, without the output, and the library's name."""
     source = str(PACKAGE / "csrc" / SOURCES[kind][0])
     if kind == "cpu":
         return [*cpu_compiler(), *FLAGS[kind], source], f"ms_deform_attn-cpu{suffix(kind)}"
@@ -168,7 +151,7 @@ def command(kind: str) -> tuple[list[str], str]:
 
 
 def compile_library(kind: str, folder: Path) -> Path:
-    """Compiles a kind into `folder`. `BuildError` where that fails; then nothing is left behind."""
+    """Compile a kind into `folder` and return the library's path; if that fails, raise and leave nothing behind."""
     if platform.system() != "Linux":
         raise BuildError(f"the kernels are for Linux; this is {platform.system()}")
     parts, name = command(kind)
@@ -184,7 +167,7 @@ def compile_library(kind: str, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Held by one process at a time; whoever dies lets go of it."""
+    """Hold a lock that one process has at a time, and that ends with the process."""
     import fcntl
 
     try:
@@ -198,49 +181,43 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def default_kinds() -> tuple[str, ...]:
-    """What to build where nobody says it: what this machine can use."""
-    kinds = wanted()
-    if kinds is not None:
-        return kinds
-    if torch_cuda() is None or not architectures():
-        return ("cpu",)
-    return ("cpu", "cuda")
+    """Return what to build where nobody names it: what is requested, or what this machine can use."""
+    kinds = requested_kinds()
+    if kinds is None:
+        kinds = ("cpu",) if torch_cuda() is None or not architectures() else ("cpu", "cuda")
+    return kinds
 
 
-def install(folder: Path) -> list[str]:
-    """Compiles what this machine allows into `folder`, for setup.py; what came of it, a text each. Never raises."""
-    told = []
+def install(folder: Path, kinds: tuple[str, ...] | None = None) -> list[str]:
+    """Compile `kinds`, by default what this machine can use, into `folder`; return a line for each. Never raises."""
+    lines = []
     try:
-        kinds = default_kinds()
+        for kind in default_kinds() if kinds is None else kinds:
+            try:
+                lines.append(f"built {compile_library(kind, folder)}")
+            except BuildError as error:
+                lines.append(f"no {kind} kernels: {error}")
     except BuildError as error:
-        return [str(error)]
-    for kind in kinds:
-        try:
-            told.append(f"built {compile_library(kind, folder)}")
-        except BuildError as error:
-            told.append(f"no {kind} kernels: {error}")
-    return told
+        lines.append(str(error))
+    return lines
 
 
 def main() -> int:
-    """Compiles into the cache; the exit status is 1 where anything asked for failed."""
+    """Compile into the cache; return 1 if anything failed, else 0."""
     parser = argparse.ArgumentParser(description="Compile the kernels of multi-scale deformable attention.")
     parser.add_argument("kinds", nargs="*", metavar="kind", help="cpu or cuda; default: what this machine can use")
-    try:
-        kinds = parser.parse_args().kinds or default_kinds()
-    except BuildError as error:
-        parser.error(str(error))
+    kinds = parser.parse_args().kinds
     if unknown := set(kinds) - set(SOURCES):
         parser.error(f"{' '.join(unknown)}: neither cpu nor cuda")
-    failed = False
-    for kind in kinds:
-        try:
-            with lock(cache()):
-                print(f"built {compile_library(kind, cache())}")
-        except BuildError as error:
-            failed = True
-            print(f"no {kind} kernels: {error}", file=sys.stderr)
-    return int(failed)
+    try:
+        with lock(cache()):
+            lines = install(cache(), tuple(kinds) or None)
+    except BuildError as error:
+        lines = [str(error)]
+    is_built = [line.startswith("built ") for line in lines]
+    for line, is_good in zip(lines, is_built, strict=True):
+        print(line, file=sys.stdout if is_good else sys.stderr)
+    return int(not all(is_built))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Shapes: B batch, L levels of h_l x w_l cells, S = sum h_l w_l, Q queries, M heads, D channels a head, P points a level.
 
-`ms_deform_attn` is the operator `dformer::ms_deform_attn` of PyTorch's dispatcher. On the CPU and on CUDA its kernels
-are those of csrc/; on other devices, and where those cannot be had, `reference`.
+`ms_deform_attn` is the operator `dformer::ms_deform_attn` of PyTorch's dispatcher. On the CPU and on CUDA it runs the
+kernels of csrc/; on other devices, and where these are not available, `reference`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +16,13 @@ from dformer.ops import native, reference
 
 
 def implementation(device: torch.device | str = "cpu") -> str:
-    """What `ms_deform_attn` runs on `device`: "native", or "reference" in plain PyTorch."""
+    """Return what `ms_deform_attn` runs on `device`: "native", or "reference" in plain PyTorch."""
     return "native" if _state(device).library else "reference"
 
 
 def explanation(device: torch.device | str = "cpu") -> str:
-    """The library that `ms_deform_attn` runs on `device`; or why there is none, the first line in short."""
-    return _state(device).told
+    """Return the library that `ms_deform_attn` runs on `device`, or why there is none, in short in the first line."""
+    return _state(device).explanation
 
 
 def _state(device: torch.device | str) -> native.State:
@@ -38,17 +38,17 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Sum over levels and points of attention weight x bilinearly sampled value; outside of a level the value is 0.
+    """Sum attention weight x bilinearly sampled value over levels and points; outside of a level the value is 0.
 
     Sums and coordinates are float32, or float64 where `value` is. Under autocast `value` is cast to its dtype, the
     others are not. Gradients are those of the same sums; there is no second derivative.
 
     Args:
         value: (B, S, M, D), the levels one after the other, each row by row; float16, bfloat16, float32, float64.
-        spatial_shapes: (L, 2), h_l and w_l: numbers, or an int64 tensor; on the CPU, or it costs a synchronisation, and
-            under torch.compile a graph break.
+        spatial_shapes: (L, 2), h_l and w_l: numbers, or an int64 tensor on the CPU (on a GPU it costs a
+            synchronisation, and under torch.compile a graph break).
         sampling_locations: (B, Q, M, L, P, 2), x and y; (0, 0) is the upper left corner of a level, (1, 1) the lower
-            right. What is not a number lies outside.
+            right. NaN counts as outside.
         attention_weights: (B, Q, M, L, P).
 
     Returns:
@@ -77,45 +77,38 @@ LIBRARY.define(
 
 
 def check(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor) -> None:
-    """Holds a call to the sizes that the docstring of `ms_deform_attn` gives: kernels read memory by them."""
-    if value.ndim != 4 or sampling_locations.ndim != 6:
-        raise ValueError(
-            "ms_deform_attn: value must be (B, S, M, D), sampling_locations (B, Q, M, L, P, 2); "
-            f"they are {tuple(value.shape)} and {tuple(sampling_locations.shape)}"
-        )
-    batch, cells, heads, _ = value.shape
-    queries, levels, points = sampling_locations.shape[1], *sampling_locations.shape[3:5]
+    """Raise `ValueError` unless sizes, dtypes and devices are as documented: kernels read memory by them."""
+
+    def require(condition: bool, rule: str, *found: object) -> None:
+        if not condition:
+            raise ValueError(f"ms_deform_attn: {rule}; got {', '.join(map(str, found))}")
+
+    shapes = tuple(tuple(x.shape) for x in (value, sampling_locations, attention_weights))
+    rule = "value must be (B, S, M, D), sampling_locations (B, Q, M, L, P, 2) and attention_weights (B, Q, M, L, P)"
+    require((value.ndim, sampling_locations.ndim) == (4, 6), rule, *shapes)
+    batch, cells, heads, _ = shapes[0]
+    _, queries, _, levels, points, _ = shapes[1]
     expected = (batch, queries, heads, levels, points)
-    if tuple(sampling_locations.shape) != (*expected, 2) or tuple(attention_weights.shape) != expected:
-        raise ValueError(
-            f"ms_deform_attn: value {tuple(value.shape)}, sampling_locations {tuple(sampling_locations.shape)} and "
-            f"attention_weights {tuple(attention_weights.shape)} differ in B, Q, M, L or P, or locations are not pairs"
-        )
-    if len(spatial_shapes) != 2 * levels or any(size < 0 for size in spatial_shapes):
-        raise ValueError(f"ms_deform_attn: spatial_shapes must be {levels} pairs of sizes; they are {spatial_shapes}")
-    if sum(h * w for h, w in zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True)) != cells:
-        raise ValueError(f"ms_deform_attn: levels of {spatial_shapes} do not have the {cells} cells of value")
-    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"ms_deform_attn: value may be float16, bfloat16, float32 or float64, not {value.dtype}")
+    require(shapes[1:] == ((*expected, 2), expected), rule, *shapes)
+    sizes = list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=False))
+    is_pairs = len(spatial_shapes) == 2 * levels and all(size >= 0 for size in spatial_shapes)
+    require(is_pairs, f"spatial_shapes must be {levels} pairs of sizes", spatial_shapes)
+    require(sum(h * w for h, w in sizes) == cells, f"spatial_shapes must have the {cells} cells of value", sizes)
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    require(value.dtype in floats, "value must be float16, bfloat16, float32 or float64", value.dtype)
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    if not sampling_locations.dtype == attention_weights.dtype == dtype:
-        raise ValueError(
-            f"ms_deform_attn: for {value.dtype} values, locations and weights must be {dtype}; "
-            f"they are {sampling_locations.dtype} and {attention_weights.dtype}"
-        )
-    if not value.device == sampling_locations.device == attention_weights.device:
-        raise ValueError(
-            "ms_deform_attn: value, sampling_locations and attention_weights must be on one device; "
-            f"they are on {value.device}, {sampling_locations.device} and {attention_weights.device}"
-        )
+    dtypes = (sampling_locations.dtype, attention_weights.dtype)
+    require(dtypes == (dtype, dtype), f"for {value.dtype} values, locations and weights must be {dtype}", *dtypes)
+    devices = (value.device, sampling_locations.device, attention_weights.device)
+    require(len(set(devices)) == 1, "value, sampling_locations and attention_weights must be on one device", *devices)
 
 
 def forward(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
-    """The operator on any device."""
+    """Run the operator on any device."""
     check(value, spatial_shapes, sampling_locations, attention_weights)
     if 0 in (*value.shape, *sampling_locations.shape):
         return value.new_zeros(value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
-    library = native.serving(value, spatial_shapes)
+    library = native.find_library(value, spatial_shapes)
     if library is None:
         return reference.ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
     return native.forward(library, value, spatial_shapes, sampling_locations, attention_weights)
@@ -128,11 +121,11 @@ def backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Its gradients by value, locations and weights, on any device."""
+    """Compute its gradients by value, locations and weights, on any device."""
     check(value, spatial_shapes, sampling_locations, attention_weights)
     if 0 in (*value.shape, *sampling_locations.shape):
         return torch.zeros_like(value), torch.zeros_like(sampling_locations), torch.zeros_like(attention_weights)
-    library = native.serving(value, spatial_shapes)
+    library = native.find_library(value, spatial_shapes)
     arguments = (grad_output, value, spatial_shapes, sampling_locations, attention_weights)
     if library is None:
         return reference.ms_deform_attn_backward(*arguments)
@@ -140,7 +133,7 @@ def backward(
 
 
 def autocast(device: str) -> Callable[..., Tensor]:
-    """The operator under autocast on `device`: values in its dtype, coordinates as they are."""
+    """Return the kernel under autocast on `device`: values are cast to its dtype, coordinates are not."""
 
     def kernel(value: Tensor, *others: Any) -> Tensor:
         if value.dtype != torch.float64:  # as PyTorch's own rules

@@ -16,21 +16,21 @@ logger = logging.getLogger(__name__)
 
 
 class Library(NamedTuple):
-    """Functions dformer_<kind>_...; `kind` is cpu or cuda."""
+    """Hold the functions dformer_<kind>_...; `kind` is cpu or cuda."""
 
     kind: str
     functions: ctypes.CDLL
 
 
 class State(NamedTuple):
-    """What serves a device: a library; or none, and `told` says why, the first line in short."""
+    """Hold what serves a device: a library, or None; `explanation` says which or why, in short in its first line."""
 
     library: Library | None
-    told: str
+    explanation: str
 
 
 class Sizes(ctypes.Structure):
-    """As in csrc."""
+    """Hold the sizes of a call, as in csrc."""
 
     _fields_ = [("shapes", ctypes.POINTER(ctypes.c_int64))] + [
         (name, ctypes.c_int64) for name in ("batch", "cells", "heads", "channels", "queries", "levels", "points")
@@ -39,7 +39,7 @@ class Sizes(ctypes.Structure):
 
 @functools.cache
 def state(kind: str, index: int | None = None) -> State:
-    """What serves devices of type `kind`, or the one of them with that index. At first use it may be compiled."""
+    """Find what serves the device of type `kind` with that index; the first call may compile it."""
     from dformer.ops import build  # here, so that it can be run as a command
 
     forced = os.environ.get("DFORMER_OPS", "").strip().lower()
@@ -51,9 +51,10 @@ def state(kind: str, index: int | None = None) -> State:
         return State(None, f"there are no kernels for {kind}")
     if kind == "cuda" and not torch.cuda.is_available():
         return State(None, "PyTorch sees no GPU")
-    rejected = [f"{path} was built from other sources" for path in build.strangers(kind)]
+    rejected: list[str] = []
 
     def load() -> State | None:
+        rejected.clear()
         for path in build.libraries(kind):
             try:
                 return open_library(kind, index, str(path))
@@ -64,19 +65,17 @@ def state(kind: str, index: int | None = None) -> State:
     try:
         if found := load():
             return found
-        kinds = build.wanted()
+        kinds = build.requested_kinds()
         if kinds is not None and kind not in kinds:
-            asked = os.environ["DFORMER_BUILD_OPS"]
-            raise build.BuildError(f"DFORMER_BUILD_OPS={asked}, and there is no library that fits")
-        with build.lock(build.cache()):  # another process may have built it while we waited
-            rejected.clear()
+            raise build.BuildError(f"DFORMER_BUILD_OPS={os.environ['DFORMER_BUILD_OPS']}, and no library fits")
+        with build.lock(build.cache()):  # another process may have built it while this one waited
             return load() or open_library(kind, index, str(build.compile_library(kind, build.cache())))
     except (build.BuildError, OSError) as error:
         return State(None, "\n".join([str(error), *rejected]))
 
 
 def open_library(kind: str, index: int | None, path: str) -> State:
-    """Loads a library and makes sure that it fits; `OSError` where it does not."""
+    """Load a library; raise `OSError` if it does not work here."""
     functions = ctypes.CDLL(path)
     if kind == "cpu":
         functions.dformer_cpu_isa.restype = ctypes.c_char_p
@@ -92,7 +91,7 @@ def open_library(kind: str, index: int | None, path: str) -> State:
 
 
 def cuda_library(functions: ctypes.CDLL) -> Library:
-    """With the functions' results declared: null or what went wrong."""
+    """Declare what the functions return: null, or an error message."""
     calls = [f"{call}_{dtype}" for call in ("forward", "backward") for dtype in CUDA_DTYPES]
     for name in ("check", *calls):
         getattr(functions, f"dformer_cuda_{name}").restype = ctypes.c_char_p
@@ -101,10 +100,10 @@ def cuda_library(functions: ctypes.CDLL) -> Library:
 
 @functools.cache
 def library(kind: str, index: int | None) -> Library | None:
-    """The library that serves a device; where there is none, that is told once, if nobody asked for it."""
+    """Return the library that serves a device; log once if there is none, unless that was asked for."""
     found = state(kind, index)
-    if found.library is None and not found.told.startswith("DFORMER_OPS=reference"):
-        reason = found.told.partition("\n")[0]
+    if found.library is None and not found.explanation.startswith("DFORMER_OPS=reference"):
+        reason = found.explanation.partition("\n")[0]
         logger.warning(
             "ms_deform_attn runs in plain PyTorch on %s, which is slower: %s. In full: python -m dformer.apps.env",
             kind,
@@ -113,8 +112,8 @@ def library(kind: str, index: int | None) -> Library | None:
     return found.library
 
 
-def serving(value: Tensor, spatial_shapes: list[int]) -> Library | None:
-    """The library that can take this call."""
+def find_library(value: Tensor, spatial_shapes: list[int]) -> Library | None:
+    """Return the library that can compute a call, if any."""
     found = library(value.device.type, value.device.index)
     if found is None or value.shape[1] >= 2**31:  # cells are counted in 32 bits
         return None
@@ -123,38 +122,40 @@ def serving(value: Tensor, spatial_shapes: list[int]) -> Library | None:
     return found
 
 
-def sizes(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor) -> Sizes:
-    """The sizes of a call as the libraries want them."""
+def invoke(
+    library: Library,
+    name: str,
+    value: Tensor,
+    spatial_shapes: list[int],
+    sampling_locations: Tensor,
+    *tensors: Tensor | None,
+) -> None:
+    """Call dformer_<kind>_<name>_<dtype> with contiguous `tensors`; on CUDA on the current stream of their device."""
     batch, cells, heads, channels = value.shape
     queries, levels, points = sampling_locations.shape[1], *sampling_locations.shape[3:5]
     shapes = (ctypes.c_int64 * len(spatial_shapes))(*spatial_shapes)
-    return Sizes(shapes, batch, cells, heads, channels, queries, levels, points)
-
-
-def invoke(library: Library, name: str, dtype: torch.dtype, size: Sizes, *tensors: Tensor | None) -> None:
-    """Calls dformer_<kind>_<name>_<dtype> with contiguous `tensors`; on CUDA on the current stream of their device."""
-    function = getattr(library.functions, f"dformer_{library.kind}_{name}_{str(dtype).removeprefix('torch.')}")
+    size = ctypes.byref(Sizes(shapes, batch, cells, heads, channels, queries, levels, points))
+    dtype = str(value.dtype).removeprefix("torch.")
+    function = getattr(library.functions, f"dformer_{library.kind}_{name}_{dtype}")
     pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
     if library.kind == "cpu":
-        function(ctypes.byref(size), torch.get_num_threads(), *pointers)
+        function(size, torch.get_num_threads(), *pointers)
         return
-    assert tensors[0] is not None
-    with torch.cuda.device(tensors[0].device):
+    with torch.cuda.device(value.device):
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        if error := function(ctypes.byref(size), stream, *pointers):
+        if error := function(size, stream, *pointers):
             raise RuntimeError(f"ms_deform_attn: {error.decode()}")
 
 
 def forward(
     library: Library, value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """As `dformer.ops.reference.ms_deform_attn`."""
+    """Compute `dformer.ops.reference.ms_deform_attn`."""
     if library.kind == "cpu" and value.dtype == torch.float16:
         return forward(library, value.float(), spatial_shapes, sampling_locations, attention_weights).to(value.dtype)
     output = value.new_empty(value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
     inputs = [tensor.contiguous() for tensor in (value, sampling_locations, attention_weights)]
-    size = sizes(value, spatial_shapes, sampling_locations)
-    invoke(library, "forward", value.dtype, size, *inputs, output)
+    invoke(library, "forward", value, spatial_shapes, sampling_locations, *inputs, output)
     return output
 
 
@@ -166,7 +167,7 @@ def backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by value, locations and weights; that by value is summed in the precision of the locations."""
+    """Compute the gradients by value, locations and weights; the first is summed in the precision of the locations."""
     if library.kind == "cpu" and value.dtype == torch.float16:
         arguments = (grad_output.float(), value.float(), spatial_shapes, sampling_locations, attention_weights)
         grad_value, grad_locations, grad_weights = backward(library, *arguments)
@@ -174,26 +175,27 @@ def backward(
     grad_locations = torch.empty_like(sampling_locations, memory_format=torch.contiguous_format)
     grad_weights = torch.empty_like(attention_weights, memory_format=torch.contiguous_format)
     inputs = [tensor.contiguous() for tensor in (grad_output, value, sampling_locations, attention_weights)]
-    size = sizes(value, spatial_shapes, sampling_locations)
-    if library.kind == "cpu":  # each sum has one owner and one order
-        grad_value = value.new_zeros(value.shape, dtype=sampling_locations.dtype)
-        invoke(library, "backward", value.dtype, size, *inputs, grad_value, grad_locations, grad_weights)
-    elif torch.are_deterministic_algorithms_enabled():
+    call = (library, "backward", value, spatial_shapes, sampling_locations, *inputs)
+    if library.kind == "cuda" and torch.are_deterministic_algorithms_enabled():
         scale = fixed_scale(grad_output, sampling_locations, attention_weights)
         fixed = value.new_zeros(value.shape, dtype=torch.int64)
-        invoke(library, "backward", value.dtype, size, *inputs, scale, fixed, grad_locations, grad_weights)
+        invoke(*call, scale, fixed, grad_locations, grad_weights)
         grad_value = torch.where(scale.isfinite(), fixed / scale, torch.nan)
     else:
+        scale_argument = [None] if library.kind == "cuda" else []  # on the CPU each sum has one owner and one order
         grad_value = value.new_zeros(value.shape, dtype=sampling_locations.dtype)
-        invoke(library, "backward", value.dtype, size, *inputs, None, grad_value, grad_locations, grad_weights)
+        invoke(*call, *scale_argument, grad_value, grad_locations, grad_weights)
     return grad_value.to(value.dtype), grad_locations, grad_weights
 
 
 def fixed_scale(grad_output: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
-    """Power of two, a float64 number on the device, by which gradients are scaled to be summed as int64.
+    """Compute the factor, a power of two, by which gradients are scaled to be summed as int64.
 
     A cell gets at most one contribution of each query and point of its level, none larger than the largest gradient
-    times the largest weight: scaled, the sum stays below 2^62. Where those are not finite, neither is the scale.
+    times the largest weight: scaled, the sum stays below 2^62.
+
+    Returns:
+        A float64 scalar on the device, not finite where the gradients or weights are not.
     """
     contributions = sampling_locations.shape[1] * sampling_locations.shape[4]
     largest = grad_output.abs().amax().double() * attention_weights.abs().amax().double() * contributions

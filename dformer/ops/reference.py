@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: the definition, and what runs where no kernel does.
+"""Multi-scale deformable attention in plain PyTorch: the definition, and the fallback where there is no kernel.
 
 Symbols as in `dformer.ops.ms_deform_attn`. Here sizes come in one row, h_1, w_1, h_2, w_2, ..., and the precision of
 all arithmetic is that of the locations and weights.
@@ -12,7 +12,7 @@ from torch import Tensor
 def ms_deform_attn(
     value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """As `dformer.ops.ms_deform_attn`."""
+    """Compute `dformer.ops.ms_deform_attn`."""
     batch, _, heads, dim = value.shape
     queries, levels, points = sampling_locations.shape[1], *sampling_locations.shape[3:5]
     images = split(value.to(sampling_locations.dtype), spatial_shapes)
@@ -29,7 +29,7 @@ def ms_deform_attn_backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by value, locations and weights; written out, since an operator's kernel is beneath autograd."""
+    """Compute the gradients by value, locations and weights; written out, since kernels run below autograd."""
     batch, _, heads, dim = value.shape
     dtype, queries = sampling_locations.dtype, sampling_locations.shape[1]
     grad = grad_output.to(dtype).view(batch, queries, heads, dim).permute(0, 2, 3, 1).reshape(-1, dim, queries, 1)
@@ -54,17 +54,17 @@ def ms_deform_attn_backward(
 
 
 def split(value: Tensor, spatial_shapes: list[int]) -> list[Tensor]:
-    """The levels of `value` as images (BM, D, h_l, w_l)."""
+    """Split `value` into its levels, images (BM, D, h_l, w_l)."""
     sizes = list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
     levels = value.split([h * w for h, w in sizes], dim=1)
     return [x.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, size) for x, size in zip(levels, sizes, strict=True)]
 
 
 def grids(sampling_locations: Tensor) -> Tensor:
-    """The locations in [-1, 1], as (L, BM, Q, P, 2)."""
+    """Convert the locations to grid_sample's range, [-1, 1]: (L, BM, Q, P, 2)."""
     return (2 * sampling_locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
 
 
 def sample(image: Tensor, grid: Tensor) -> Tensor:
-    """(BM, D, Q, P)."""
+    """Sample an image (BM, D, h, w) bilinearly -> (BM, D, Q, P)."""
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

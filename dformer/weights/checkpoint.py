@@ -60,17 +60,16 @@ def read_checkpoint(path: str | Path, averaged: bool = False) -> dict[str, Any]:
     path = Path(path)
     checkpoint = _unwrapped(path, _read(path), averaged)
     _check_state_dict(path, checkpoint["model"])
+    names = set(checkpoint["model"])
+    if system := published_system(names):
+        published = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
+        checkpoint["model"], dropped = from_published(published, system)
+        checkpoint |= {"dropped": dropped, "left_out": {name: published[name] for name in dropped}}
     for key in ("model", *AVERAGES):
         if isinstance(checkpoint.get(key), dict):
             checkpoint[key] = from_old_names(checkpoint[key])
-    if system := published_system(checkpoint["model"]):
-        published = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
-        checkpoint["model"], dropped = from_published(published, system)
-        checkpoint |= {
-            "dropped": dropped,
-            "left_out": {name: published[name] for name in dropped},
-            "renamed": len(checkpoint["model"].keys() - published.keys()),
-        }
+    if renamed := checkpoint["model"].keys() - names:
+        checkpoint["renamed"] = len(renamed)
     return checkpoint
 
 

@@ -10,41 +10,42 @@ from torch import Tensor, nn
 
 from dformer.utils.errors import UserError
 from dformer.weights.imagenet import from_imagenet
+from dformer.weights.published.convert import our_system
 
-CLASS_HEAD = re.compile(r"head\.mask_decoder\.class_embed\.(weight|bias)")
+CLASS_EMBED = re.compile(r"(.*\.)?class_embed\..*")
 # What no pretrained backbone has: the norms of the maps that the decoder sees.
-NOT_PRETRAINED = re.compile(r"backbone\.norms\..*|.*\.num_batches_tracked")
+NOT_PRETRAINED = re.compile(r"backbone\.norms\..*")
+COUNTER = ".num_batches_tracked"  # of batch norms; frozen ones here have none
 BIAS_TABLE = ".relative_position_bias_table"
-SHOWN = 10  # names of a kind in a message
+SHOWN = 10  # names of a kind in an error message
 
 
 @dataclass
 class Fit:
-    """Where the entries of a file went, and what the model's parameters and buffers got.
+    """Hold how the entries of a file fit the parameters and buffers of a model.
 
     Attributes:
-        origin: of what kind the file is.
+        origin: the kind of file.
         loaded: what goes into the model, in the shapes that it has there.
         renamed: how many of these have another name in the file.
-        resized: of these, the tables that were resized, with what was done.
-        left_out: entries of the file that no model needs -> the reason.
-        surplus: entries of the file that this model has no place for.
+        resized: tables among these that were resized -> from which to which window.
+        dropped: entries of the file that no model needs -> the reason.
+        unexpected: entries of the file that this model has no place for.
+        missing: names of the model that the file lacks.
         mismatched: names whose shapes differ -> shape in the file, shape in the model.
-        class_head: the names among these that belong to the class head.
-        missing: names of the model that the file lacks though it should have them.
-        initial: names of the model that keep their initial value, for a reason: all of it but the backbone.
+        reinitialized: names of the model that keep their initial values on purpose -> the reason: a head that a
+            pretrained backbone lacks, or a `class_embed` for another number of classes.
     """
 
     origin: str
     loaded: dict[str, Tensor] = field(default_factory=dict)
     renamed: int = 0
     resized: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    surplus: list[str] = field(default_factory=list)
-    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    class_head: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    initial: list[str] = field(default_factory=list)
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    reinitialized: dict[str, str] = field(default_factory=dict)
 
 
 def load(model: nn.Module, checkpoint: Mapping[str, Any], path: str, strict: bool = True, trained: bool = False) -> Fit:
@@ -53,13 +54,12 @@ def load(model: nn.Module, checkpoint: Mapping[str, Any], path: str, strict: boo
     Args:
         checkpoint: as `dformer.weights.checkpoint.read_checkpoint` returns it.
         path: of the file, for messages.
-        strict: nothing of the model may be left as it is by accident, and nothing of the file left over. Meant to be
-            left, and told, are: all but the backbone where the file holds only that, and a class head of another size.
-        trained: the model is going to be used, not trained: these two are accidents as well.
+        strict: raise an error if there are unexpected, missing or mismatched keys.
+        trained: the model is going to be used, not trained, so that reinitialized keys are an error, too.
 
     Raises:
-        UserError: the file does not fit, and `strict`; or it has nothing in common with the model. The model is as
-            it was.
+        UserError: the file does not fit, and `strict`; or it has nothing in common with the model. The model is then
+            unchanged.
     """
     fit = fit_weights(model.state_dict(), checkpoint)
     if not any(name in fit.loaded for name, _ in model.named_parameters()):
@@ -75,47 +75,53 @@ def load(model: nn.Module, checkpoint: Mapping[str, Any], path: str, strict: boo
 
 
 def fit_weights(expected: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> Fit:
-    """Match the weights of a checkpoint with the parameters and buffers that a model expects."""
-    weights, left_out = checkpoint["model"], dict(checkpoint.get("dropped", {}))
-    is_backbone = not any(name.startswith(("backbone.", "head.mask_decoder.")) for name in weights)
-    origin = describe(weights).replace("a ", "a published ", 1) if "dropped" in checkpoint else describe(weights)
-    fit = Fit(origin, left_out=left_out, renamed=checkpoint.get("renamed", 0))
+    """Match the weights of a checkpoint with the parameters and buffers that a model expects.
+
+    A checkpoint that has no name in common with the model is taken for a classifier pretrained on ImageNet.
+    """
+    weights, dropped = checkpoint["model"], dict(checkpoint.get("dropped", {}))
+    system = our_system(weights)
+    kind = "a published " if "dropped" in checkpoint else "a "
+    fit = Fit(kind + system.name if system else "weights", renamed=checkpoint.get("renamed", 0), dropped=dropped)
+    is_backbone = expected.keys().isdisjoint(weights)
     if is_backbone:
-        fit.origin = "a pretrained backbone"
-        weights, fit.left_out = from_imagenet(weights, expected)
-        fit.renamed = len(weights)
+        weights, fit.dropped = from_imagenet(weights, expected)
+        fit.origin, fit.renamed = "a pretrained backbone", len(weights)
     for name, tensor in weights.items():
-        if name not in expected:
-            if not name.endswith(".num_batches_tracked"):  # a batch norm that is frozen here
-                fit.surplus.append(name)
-            continue
-        shape = tuple(expected[name].shape)
-        if name.endswith(BIAS_TABLE) and len(tensor) != shape[0] and tensor.shape[1] == shape[1]:
-            tensor = resize_bias_table(tensor, shape[0])
-            fit.resized[name] = f"{_window(len(weights[name]))} -> {_window(shape[0])}"
-        if tuple(tensor.shape) == shape:
-            fit.loaded[name] = tensor
-        else:
-            fit.mismatched[name] = tuple(tensor.shape), shape
-            if CLASS_HEAD.fullmatch(name):
-                fit.class_head.append(name)
+        if name in expected:
+            _fit_tensor(fit, name, tensor, tuple(expected[name].shape))
+        elif not name.endswith(COUNTER):
+            fit.unexpected.append(name)
     for name in expected:
-        if name not in weights and not name.endswith(".num_batches_tracked"):
-            is_left = is_backbone and (not name.startswith("backbone.") or NOT_PRETRAINED.fullmatch(name))
-            (fit.initial if is_left else fit.missing).append(name)
+        if name in weights or name.endswith(COUNTER):
+            continue
+        if is_backbone and (not name.startswith("backbone.") or NOT_PRETRAINED.fullmatch(name)):
+            fit.reinitialized[name] = "not part of a pretrained backbone"
+        else:
+            fit.missing.append(name)
     return fit
 
 
+def _fit_tensor(fit: Fit, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    theirs = tuple(tensor.shape)
+    if theirs == shape:
+        fit.loaded[name] = tensor
+    elif name.endswith(BIAS_TABLE) and theirs[1:] == shape[1:]:
+        fit.loaded[name] = resize_bias_table(tensor, shape[0])
+        fit.resized[name] = f"{_window(theirs[0])} -> {_window(shape[0])}"
+    elif CLASS_EMBED.fullmatch(name) and theirs[1:] == shape[1:]:
+        fit.reinitialized[name] = f"{theirs[0]} class logits in the file, {shape[0]} here"
+    else:
+        fit.mismatched[name] = theirs, shape
+
+
 def check(fit: Fit, path: str, trained: bool) -> None:
-    """Raise `UserError` where something was left by accident; see `load`."""
-    mismatched = [name for name in fit.mismatched if trained or name not in fit.class_head]
-    shapes = [f"{name} {fit.mismatched[name][0]} in the file and {fit.mismatched[name][1]} here" for name in mismatched]
-    missing = fit.missing + (fit.initial if trained else [])
-    problems = [
-        f"{len(names)} {what} ({_some(names, SHOWN)})"
-        for what, names in [("of another shape", shapes), ("missing", missing), ("not in the model", fit.surplus)]
-        if names
-    ]
+    """Raise `UserError` where there are keys that `load` does not allow."""
+    shapes = [f"{name} {theirs} in the file and {ours} here" for name, (theirs, ours) in fit.mismatched.items()]
+    kinds = {"mismatched": shapes, "missing": fit.missing, "unexpected": fit.unexpected}
+    if trained:
+        kinds["reinitialized"] = [f"{name}: {reason}" for name, reason in fit.reinitialized.items()]
+    problems = [f"{len(names)} {kind} ({_some(names, SHOWN)})" for kind, names in kinds.items() if names]
     if problems:
         remedy = "" if trained else ", or set MODEL.WEIGHTS_STRICT to False to load what fits"
         raise UserError(
@@ -125,7 +131,7 @@ def check(fit: Fit, path: str, trained: bool) -> None:
 
 
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:
-    """Swin's biases by relative position, (rows', heads) -> (rows, heads), for windows of another size.
+    """Resize Swin's biases by relative position, (rows', heads) -> (rows, heads), for windows of another size.
 
     Bicubic over the (2 w - 1) x (2 w - 1) positions, as in the authors' code for transfer to other windows.
     """
@@ -135,39 +141,26 @@ def resize_bias_table(table: Tensor, rows: int) -> Tensor:
     return resized.reshape(-1, rows).T.to(table.dtype)
 
 
-def describe(weights: Mapping[str, Tensor]) -> str:
-    """What a state dict under our names is of: "a DFormer for 133 classes", ..."""
-    if "head.mask_decoder.class_embed.bias" not in weights:
-        return "weights"
-    system = "Mask2Former" if "head.query_feat" in weights else "DFormer"
-    return f"a {system} for {len(weights['head.mask_decoder.class_embed.bias']) - 1} classes"
-
-
 def table(fit: Fit) -> str:
-    """A short account of a load, a line a kind."""
-    lines = [f"loaded     {len(fit.loaded):5}  of {fit.origin}" + (f", {fit.renamed} renamed" if fit.renamed else "")]
-    if fit.resized:
-        name, what = next(iter(fit.resized.items()))
-        lines.append(f"resized    {len(fit.resized):5}  {name}, ...: windows of {what}")
-    for reason in dict.fromkeys(fit.left_out.values()):
-        names = [name for name, why in fit.left_out.items() if why == reason]
-        lines.append(f"left out   {len(names):5}  {reason}: {_some(names)}")
-    if fit.surplus:
-        lines.append(f"left out   {len(fit.surplus):5}  not in this model: {_some(fit.surplus)}")
-    if fit.class_head:
-        theirs, ours = fit.mismatched[fit.class_head[0]]
-        lines.append(
-            f"initial    {len(fit.class_head):5}  the class head begins anew: {theirs[0] - 1} classes in the file, "
-            f"{ours[0] - 1} here"
-        )
-    others = [name for name in fit.mismatched if name not in fit.class_head]
-    if others:
-        lines.append(f"initial    {len(others):5}  of another shape in the file: {_some(others)}")
-    if fit.initial:
-        lines.append(f"initial    {len(fit.initial):5}  not part of a pretrained backbone: {_some(fit.initial)}")
-    if fit.missing:
-        lines.append(f"initial    {len(fit.missing):5}  missing in the file: {_some(fit.missing)}")
+    """Summarize a load, a line for each kind and reason."""
+    renamed = f", {fit.renamed} renamed" if fit.renamed else ""
+    lines = [_line("loaded", len(fit.loaded), f"of {fit.origin}{renamed}")]
+    lines += _by_reason("resized", {name: f"windows of {what}" for name, what in fit.resized.items()})
+    lines += _by_reason("dropped", fit.dropped)
+    lines += _by_reason("reinitialized", fit.reinitialized)
+    for kind in ("mismatched", "missing", "unexpected"):
+        names = list(getattr(fit, kind))
+        lines += [_line(kind, len(names), _some(names))] if names else []
     return "\n".join(lines)
+
+
+def _by_reason(kind: str, entries: Mapping[str, str]) -> list[str]:
+    names = {reason: [name for name, why in entries.items() if why == reason] for reason in entries.values()}
+    return [_line(kind, len(some), f"{reason}: {_some(some)}") for reason, some in names.items()]
+
+
+def _line(kind: str, count: int, text: str) -> str:
+    return f"{kind:13} {count:5}  {text}"
 
 
 def _some(names: list[str], limit: int = 2) -> str:

@@ -38,7 +38,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if request.param == "CUDA":
         if not torch.cuda.is_available():
             pytest.skip("needs a GPU")
-        assert native.state("cuda", 0).library, native.state("cuda", 0).told
+        assert native.state("cuda", 0).library, native.state("cuda", 0).explanation
         yield torch.device("cuda", 0)
     elif request.param == "reference":
         monkeypatch.setattr(native, "library", lambda kind, index: None)
@@ -57,7 +57,7 @@ def instruction_set(name: str) -> Iterator[torch.device]:
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):
         pytest.skip("needs a C++ compiler")
     state = native.state("cpu", None)
-    assert state.library, state.told
+    assert state.library, state.explanation
     functions = state.library.functions
     functions.dformer_cpu_limit_isa(INSTRUCTION_SETS[name])
     if functions.dformer_cpu_isa().decode() != name:

@@ -276,21 +276,21 @@ def test_meta_tensors():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "names"),
     [
         (lambda v, s, a, w: (v.flatten(2), s, a, w), "must be"),
-        (lambda v, s, a, w: (v[:1], s, a, w), "differ in B"),
-        (lambda v, s, a, w: (v, s, a[..., :1], w), "not pairs"),
-        (lambda v, s, a, w: (v, s, a, w[:, :3]), "differ in"),
-        (lambda v, s, a, w: (v, s[:1], a, w), "2 pairs"),
-        (lambda v, s, a, w: (v, [(4, 5), (-2, -3)], a, w), "2 pairs"),
+        (lambda v, s, a, w: (v[:1], s, a, w), "value must be"),
+        (lambda v, s, a, w: (v, s, a[..., :1], w), "sampling_locations"),
+        (lambda v, s, a, w: (v, s, a, w[:, :3]), "attention_weights"),
+        (lambda v, s, a, w: (v, s[:1], a, w), "spatial_shapes must be 2"),
+        (lambda v, s, a, w: (v, [(4, 5), (-2, -3)], a, w), "spatial_shapes must be 2"),
         (lambda v, s, a, w: (v, [(4, 5), (2, 4)], a, w), "26 cells"),
         (lambda v, s, a, w: (v.int(), s, a, w), "float16"),
         (lambda v, s, a, w: (v, s, a.to("meta"), w), "one device"),
     ],
 )
-def test_what_does_not_fit_is_told_before_memory_is_read(change, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_does_not_fit_is_told_before_memory_is_read(change, names):
+    with pytest.raises(ValueError, match=names):
         ms_deform_attn(*change(*random_inputs(torch.device("cpu"))))
 
 

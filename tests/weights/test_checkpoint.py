@@ -40,7 +40,7 @@ def test_what_torch_saved(tmp_path):
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_is_told_or_means_nothing(tmp_path_factory, place, bit):
+def test_a_flipped_bit_is_an_error_or_harmless(tmp_path_factory, place, bit):
     path = tmp_path_factory.getbasetemp() / "flipped.pth"
     write_checkpoint(path, {"model": WEIGHTS, "iteration": 7, "config": "SEED: 1"})
     content = bytearray(path.read_bytes())
@@ -53,12 +53,12 @@ def test_a_flipped_bit_is_told_or_means_nothing(tmp_path_factory, place, bit):
     assert same(read["model"], WEIGHTS) and (read["iteration"], read["config"]) == (7, "SEED: 1")
 
 
-def test_a_flipped_bit_of_a_weight_is_told(tmp_path):
+def test_a_flipped_bit_of_a_weight_is_an_error(tmp_path):
     torch.save({"model": {"x": torch.zeros(1000)}}, tmp_path / "model.pth")
     content = (tmp_path / "model.pth").read_bytes()
     where = content.index(bytes(4000)) + 2000
     (tmp_path / "model.pth").write_bytes(content[:where] + b"\x01" + content[where + 1 :])
-    with pytest.raises(UserError, match=r"model\.pth cannot be read as a checkpoint: it is damaged"):
+    with pytest.raises(UserError, match=r"model\.pth"):
         read_checkpoint(tmp_path / "model.pth")
 
 
@@ -110,9 +110,7 @@ def test_arrays_that_python_2_pickled(tmp_path):
 
 
 def test_arrays_of_numpy_1_and_2(tmp_path):
-    content = pickle.dumps(
-        {"model": {"w": np.ones(3)}, "__author__": "me"}, 2
-    )  # there, names of globals are plain text
+    content = pickle.dumps({"model": {"w": np.ones(3)}, "__author__": "me"}, 2)  # protocol 2: globals as plain text
     for module in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
         (tmp_path / "model.pkl").write_bytes(content.replace(np.ones(0).__reduce__()[0].__module__.encode(), module))
         assert read_checkpoint(tmp_path / "model.pkl")["model"]["w"].tolist() == [1, 1, 1]
@@ -147,22 +145,22 @@ def test_object_arrays_are_refused(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
 @pytest.mark.parametrize(
-    ("content", "says"),
+    "content",
     [
-        (b"", "is empty"),
-        (b"\n<!DOCTYPE html><html><body>404</body></html>", "web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "git lfs pull"),
-        (b"epoch,loss\n1,0.5\n", "cannot be read as a checkpoint"),
-        (pickle.dumps(3, 2), "checkpoint"),
+        b"",
+        b"\n<!DOCTYPE html><html><body>404</body></html>",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a",
+        b"epoch,loss\n1,0.5\n",
+        pickle.dumps(3, 2),
     ],
     ids=["empty", "page", "pointer", "text", "number"],
 )
-def test_what_is_not_a_checkpoint(tmp_path, content, says, suffix):
+def test_what_is_not_a_checkpoint(tmp_path, content, suffix):
     path = tmp_path / f"model{suffix}"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=says) as caught:
+    with pytest.raises(UserError, match=str(path)) as caught:
         read_checkpoint(path)
-    assert str(path) in str(caught.value)
+    assert ("git lfs pull" in str(caught.value)) == content.startswith(b"version https://git-lfs")
 
 
 @pytest.mark.parametrize(
@@ -172,25 +170,14 @@ def test_what_is_not_a_checkpoint(tmp_path, content, says, suffix):
 )
 def test_files_without_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "model.pth")
-    with pytest.raises(UserError, match="state dict"):
-        read_checkpoint(tmp_path / "model.pth")
-
-
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    torch.save({"model": WEIGHTS}, tmp_path / "model.pth")
-    monkeypatch.setattr(torch, "load", refuse)
-    with pytest.raises(UserError, match=r"model\.pth cannot be read as a checkpoint: Permission denied"):
+    with pytest.raises(UserError, match=r"model\.pth is not a checkpoint"):
         read_checkpoint(tmp_path / "model.pth")
 
 
 def test_places_without_a_file(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
-        read_checkpoint(tmp_path / "model.pth")
-    with pytest.raises(UserError, match="is a folder"):
-        read_checkpoint(tmp_path)
+    for path in (tmp_path / "model.pth", tmp_path):
+        with pytest.raises(UserError, match=str(path)):
+            read_checkpoint(path)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +190,7 @@ def intact_files(tmp_path_factory) -> list[Path]:
 
 
 @given(st.data())
-def test_a_truncated_file_is_told(intact_files, data):
+def test_a_truncated_file_is_an_error(intact_files, data):
     for path in intact_files:
         content = path.read_bytes()
         kept = data.draw(st.integers(1, len(content) - 1))

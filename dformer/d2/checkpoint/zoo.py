@@ -5,25 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from torch import Tensor
 
 from dformer.d2.checkpoint.checkpointer import fetch_checkpoint
 from dformer.d2.config import get_cfg, merge_config, merge_text
 from dformer.d2.config.device import resolve_device
 from dformer.utils.errors import UserError
+from dformer.weights.published.convert import our_system
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-
-# Number of classes -> folder and schedule. With 150 classes, ADE20K's semantic and panoptic models look the same.
-DATA_SETS = {
-    133: ("coco/panoptic", "50ep"),
-    80: ("coco/instance", "50ep"),
-    150: ("ade20k/semantic", "160k"),
-    100: ("ade20k/instance", "160k"),
-}
-# Channels of the first stage and blocks of the third -> backbone; weights do not tell with what it was pretrained.
-SWINS = {(96, 6): "swin_tiny", (96, 18): "swin_small", (128, 18): "swin_base", (192, 18): "swin_large_22k"}
-RESNETS = {6: "r50", 23: "r101"}
 
 
 def inference_config(
@@ -75,36 +64,12 @@ def config_of_checkpoint(checkpoint: Mapping[str, Any], path: str) -> CfgNode:
     if isinstance(checkpoint.get("config"), str):
         merge_text(cfg, checkpoint["config"], f"the config in {path} is not one of this version of dformer")
     else:
-        name = published_config(checkpoint["model"])
+        system = our_system(checkpoint["model"])
+        name = system.config(checkpoint["model"]) if system else None
         if name is None or not (CONFIGS / name).is_file():
             raise UserError(
-                f"{path} carries no config, and is not of a model that configs/ has; give its --config-file"
+                f"{path} carries no config, and configs/ has none for its weights; give a --config-file. "
+                "A backbone pretrained on ImageNet goes into MODEL.WEIGHTS as it is"
             )
         merge_config(cfg, str(CONFIGS / name), [])
     return cfg
-
-
-def published_config(weights: Mapping[str, Tensor]) -> str | None:
-    """Config, in the folder configs/, of the published model that has these weights (under our names), or None."""
-    if "head.mask_decoder.class_embed.bias" not in weights:
-        return None
-    folder, schedule = DATA_SETS.get(len(weights["head.mask_decoder.class_embed.bias"]) - 1, (None, None))
-    backbone = _backbone(weights)
-    if folder is None or backbone is None:
-        return None
-    if backbone == "swin_large_22k" and folder.startswith("coco"):
-        schedule = "100ep"
-    system = "mask2former" if "head.query_feat" in weights else "dformer"
-    subfolder = "swin/" if backbone.startswith("swin") else ""
-    return f"{folder}/{subfolder}{system}_{backbone}_{schedule}.yaml"
-
-
-def _backbone(weights: Mapping[str, Tensor]) -> str | None:
-    if "backbone.body.patch_embed.proj.weight" in weights:
-        width = len(weights["backbone.body.patch_embed.proj.weight"])
-        return SWINS.get((width, _blocks(weights, "backbone.body.layers_2.blocks.")))
-    return RESNETS.get(_blocks(weights, "backbone.res4."))
-
-
-def _blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
-    return len({name.removeprefix(prefix).split(".")[0] for name in weights if name.startswith(prefix)})

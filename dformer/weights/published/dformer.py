@@ -1,6 +1,7 @@
 """Names of the published DFormer: Mask2Former's, and the time embedding and the noise schedule."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,4 +52,6 @@ DFORMER = PublishedSystem(
     names=NAMES,
     dropped=[*mask2former.DROPPED, (r"betas|\w*alphas_cumprod\w*|posterior_\w+", "the noise schedule is a setting")],
     buffers=buffers,
+    config=partial(mask2former.find_config, "dformer"),
+    settings={"DIFFUSION.SCHEDULE": "cosine", "DIFFUSION.TIMESTEPS": 1000},
 )

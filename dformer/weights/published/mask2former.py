@@ -1,12 +1,13 @@
 """Names of the published Mask2Former, and what the published DFormer shares with it."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from dformer.weights.names import Table
-from dformer.weights.published.system import Dropped, PublishedSystem
+from dformer.weights.published.system import PublishedSystem
 
 # The first row that matches counts.
 NAMES: Table = [
@@ -71,7 +72,18 @@ NAMES: Table = [
     ("backbone.norm3", "backbone.norms.res5"),
 ]
 
-DROPPED: Dropped = [
+# Number of classes -> folder and schedule. With 150 classes, ADE20K's semantic and panoptic models look the same.
+DATA_SETS = {
+    133: ("coco/panoptic", "50ep"),
+    80: ("coco/instance", "50ep"),
+    150: ("ade20k/semantic", "160k"),
+    100: ("ade20k/instance", "160k"),
+}
+# Channels of the first stage and blocks of the third -> backbone. Weights do not show what it was pretrained on.
+SWINS = {(96, 6): "swin_tiny", (96, 18): "swin_small", (128, 18): "swin_base", (192, 18): "swin_large_22k"}
+RESNETS = {6: "r50", 23: "r101"}
+
+DROPPED = [
     (r"criterion\.empty_weight", "a setting"),
     (r".*\.relative_position_index", "follows from the window size"),
     (r".*\.num_batches_tracked", "counts the steps of training"),
@@ -94,6 +106,30 @@ def relative_position_index(window: int) -> Tensor:
     return (y[:, None] - y + window - 1) * (2 * window - 1) + (x[:, None] - x + window - 1)
 
 
+def find_config(system: str, weights: Mapping[str, Tensor]) -> str | None:
+    """Find the config of the published model of a `system`, "dformer" or "mask2former", that has these weights."""
+    bias = weights.get("head.mask_decoder.class_embed.bias")
+    folder, schedule = DATA_SETS.get(len(bias) - 1 if bias is not None else 0, (None, None))
+    backbone = _backbone(weights)
+    if folder is None or backbone is None:
+        return None
+    if backbone == "swin_large_22k" and folder.startswith("coco"):
+        schedule = "100ep"
+    subfolder = "swin/" if backbone.startswith("swin") else ""
+    return f"{folder}/{subfolder}{system}_{backbone}_{schedule}.yaml"
+
+
+def _backbone(weights: Mapping[str, Tensor]) -> str | None:
+    if "backbone.body.patch_embed.proj.weight" in weights:
+        width = len(weights["backbone.body.patch_embed.proj.weight"])
+        return SWINS.get((width, _count_blocks(weights, "backbone.body.layers_2.blocks.")))
+    return RESNETS.get(_count_blocks(weights, "backbone.res4."))
+
+
+def _count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in weights if name.startswith(prefix)})
+
+
 MASK2FORMER = PublishedSystem(
     name="Mask2Former",
     theirs="sem_seg_head.predictor.",
@@ -101,4 +137,6 @@ MASK2FORMER = PublishedSystem(
     names=NAMES,
     dropped=DROPPED,
     buffers=window_indices,
+    config=partial(find_config, "mask2former"),
+    settings={},
 )

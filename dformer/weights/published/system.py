@@ -2,31 +2,33 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from dformer.weights.names import Table
 
-Dropped = list[tuple[str, str]]  # a pattern for published names -> why nothing of ours needs them
-
 
 @dataclass(frozen=True)
 class PublishedSystem:
-    """Hold the names that a system's parameters have in its published checkpoints.
+    """Hold what is particular to the published checkpoints of a system.
 
     Attributes:
-        name: of the meta-architecture; in lower case, of its configs.
-        theirs: how the names begin that identify a published checkpoint of it.
-        ours: how the names begin that identify a checkpoint of ours.
+        name: of its meta-architecture here.
+        theirs: beginning of the parameters' names by which a published checkpoint is identified.
+        ours: the same for a checkpoint under our names.
         names: published name -> our name.
-        dropped: entries of a published checkpoint that are not converted.
-        buffers: computes, from a checkpoint under published names, what is saved there although it follows from
-            settings.
+        dropped: pattern for published names that have no counterpart here -> why.
+        buffers: computes from the weights under published names what is saved with them, but follows from settings.
+        config: finds the config, relative to configs/, of the published model with these weights (under our names).
+        settings: keys of the config that are constants in the published code -> their values there.
     """
 
     name: str
     theirs: str
     ours: str
     names: Table
-    dropped: Dropped
+    dropped: list[tuple[str, str]]
     buffers: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    config: Callable[[Mapping[str, Tensor]], str | None]
+    settings: Mapping[str, Any]

@@ -1,8 +1,7 @@
-"""Checkpoints are written whole, with the config, and read safely; clear words tell what cannot be."""
+"""Checkpoints are written whole and with the config; what cannot be read or resumed is an error."""
 
 import logging
 import os
-import pickle
 
 import pytest
 import torch
@@ -19,11 +18,6 @@ class Model(nn.Module):
         self.backbone = nn.Module()
         self.backbone.stem = nn.Conv2d(3, 2, 3)
         self.head = nn.Linear(2, 2)
-
-
-class Trap:
-    def __reduce__(self):
-        return (pytest.fail, ("the pickle was run",))
 
 
 def checkpointer(folder=".", model: nn.Module | None = None, **changes) -> Checkpointer:
@@ -54,19 +48,20 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(UserError, match=r"model\.pth cannot be written: no space left"):
+    with pytest.raises(UserError, match=r"model\.pth .*no space left"):
         line.save("model")
     assert (tmp_path / "model.pth").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model.pth"]
 
 
-def test_the_account_is_logged(tmp_path, caplog):
+def test_the_summary_is_logged(tmp_path, caplog):
     weights = Model().state_dict()
     weights["surplus.weight"] = weights.pop("head.weight")
     torch.save(weights, tmp_path / "other.pth")
     with caplog.at_level(logging.INFO):
         checkpointer(MODEL__WEIGHTS_STRICT=False).load(str(tmp_path / "other.pth"), checkpointables=[])
-    assert all(name in caplog.text for name in ("other.pth", "not in this model: surplus.weight", "file: head.weight"))
+    for text in ("other.pth", "unexpected        1  surplus.weight", "missing           1  head.weight"):
+        assert text in caplog.text
 
 
 def test_a_run_is_not_resumed_from_half_a_model(tmp_path):
@@ -79,33 +74,14 @@ def test_a_run_is_not_resumed_from_half_a_model(tmp_path):
         line.load(str(tmp_path / "half.pth"))
 
 
-def test_without_weights_all_is_initial(caplog):
+def test_without_weights_nothing_is_loaded(caplog):
     with caplog.at_level(logging.INFO):
         assert checkpointer().load("") == {}
-    assert "all weights are initial" in caplog.text
+    assert "MODEL.WEIGHTS" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"not a checkpoint", pickle.dumps(Trap(), 2), pickle.dumps({"a": 1}, 2)],
-    ids=["empty", "text", "code", "a number"],
-)
-@pytest.mark.parametrize("suffix", ["pth", "pkl"])
-def test_what_is_not_a_checkpoint_is_refused(tmp_path, content, suffix):
-    path = tmp_path / f"file.{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=path.name):
-        fetch_checkpoint(str(path))
-
-
-def test_a_pickle_is_not_run(tmp_path):
-    torch.save({"model": {"x": Trap()}}, tmp_path / "trap.pth")
-    with pytest.raises(UserError, match="could run code"):
-        fetch_checkpoint(str(tmp_path / "trap.pth"))
-
-
-def test_what_cannot_be_had_is_named():
+def test_weights_that_cannot_be_fetched_are_named():
     with pytest.raises(UserError, match=r"nowhere/model\.pth"):
         fetch_checkpoint("nowhere/model.pth")
-    with pytest.raises(UserError, match=r"weights https://nowhere\.invalid/model\.pth cannot be fetched"):
+    with pytest.raises(UserError, match=r"weights https://nowhere\.invalid/model\.pth"):
         fetch_checkpoint("https://nowhere.invalid/model.pth")
