@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Give the current environment a Detectron2 where it has none; one that is already there stays as it is.
+"""Install Detectron2 into the current environment, unless there is one already.
 
 Detectron2 is not on PyPI under its own name. `detectron2-cdo` there is the source release of 0.5 without the C++ files,
 which pip can neither build nor read the metadata of. So its source archive is fetched from the index that pip is
-configured for, brought up to date for today's Python, NumPy and Pillow, and installed as a pure Python wheel, without
-the version pins of 2021: what it imports, `dformer` depends on. Its compiled operators (rotated boxes, deformable
-convolution, the fast COCO evaluation) are absent; dformer uses none of them.
+configured for, patched for today's Python, NumPy and Pillow, and installed as a pure Python wheel, without the version
+pins of 2021: `dformer` depends on what it imports. Its compiled operators (rotated boxes, deformable convolution, the
+fast COCO evaluation) are absent; dformer uses none of them.
 
-panopticapi, which Detectron2 and dformer measure PQ with, is likewise added where it is missing, without its pin to
+panopticapi, with which Detectron2 and dformer measure PQ, is also installed if it is missing, without its pin to
 NumPy 1, which has no build for Python 3.13 and which it does not need.
 
     python tools/install_detectron2.py                    # into the environment of this python
@@ -69,7 +69,7 @@ REPAIRS = {
     "detectron2/export/__init__.py": ("from .api import *\n", ""),
 }
 
-# Stands in for the compiled module: the log of the set-up asks it for these three.
+# Replaces the compiled module, from which the log of the set-up reads these three.
 COMPILED_MODULE = '''\
 """Stands in for Detectron2's compiled operators, which this pure Python build does not have."""
 
@@ -98,13 +98,13 @@ def say(message: str) -> None:
     print(f"install_detectron2: {message}", flush=True)
 
 
-# What the environment has
+# The environment
 
 
 def existing_detectron2() -> str | None:
-    """Version and place of the Detectron2 that `import detectron2` would find; None where there is none that is whole.
+    """Return version and folder of the Detectron2 that `import detectron2` finds; None if there is no usable one.
 
-    Only an installation of ours can be judged unfit (interrupted, or of older patches); any other is the user's.
+    Only an installation of ours can be unusable (interrupted, or with older patches); any other is the user's.
     """
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None or unfit_installations():  # no origin: a folder that was left empty
@@ -117,7 +117,7 @@ def existing_detectron2() -> str | None:
 
 
 def unfit_installations() -> list[importlib.metadata.Distribution]:
-    """Installations of ours that were interrupted or that hold older patches."""
+    """List installations of ours that were interrupted or that have older patches."""
     return [
         distribution
         for distribution in importlib.metadata.distributions(name="detectron2")
@@ -127,7 +127,7 @@ def unfit_installations() -> list[importlib.metadata.Distribution]:
 
 
 def is_complete(distribution: importlib.metadata.Distribution) -> bool:
-    """Whether every file that the distribution's RECORD lists is on disk with its recorded size."""
+    """Check that every file in the distribution's RECORD is on disk with its recorded size."""
     # Read here, since `distribution.files` leaves out missing files from Python 3.12 on.
     rows = [row for row in csv.reader((distribution.read_text("RECORD") or "").splitlines()) if row]
     paths = [(Path(str(distribution.locate_file(name))), size) for name, _, size in rows]
@@ -135,7 +135,7 @@ def is_complete(distribution: importlib.metadata.Distribution) -> bool:
 
 
 def remove_unfit_installations() -> None:
-    """Remove them, their metadata last, so that a run after an interruption finds them again."""
+    """Remove these, their metadata last, so that a run after an interruption finds them again."""
     for distribution in unfit_installations():
         site_packages = Path(str(distribution.locate_file("")))
         say(f"removing the interrupted or outdated Detectron2 {distribution.version} from {site_packages}")
@@ -147,7 +147,7 @@ def remove_unfit_installations() -> None:
 
 
 def pip_config() -> dict[str, list[str]]:
-    """pip's settings for installing (from pip.conf and PIP_* variables), key -> values."""
+    """Return pip's settings for installing (from pip.conf and PIP_* variables), key -> values."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
     if listed.returncode != 0:
         raise UserError(
@@ -158,7 +158,7 @@ def pip_config() -> dict[str, list[str]]:
 
 
 def parse_pip_config(listing: str) -> dict[str, list[str]]:
-    """Settings from the output of `pip config list`: variables override [install], which overrides [global]."""
+    """Parse the output of `pip config list`: variables override [install], which overrides [global]."""
     sections: dict[str, dict[str, list[str]]] = {"global": {}, "install": {}, ":env:": {}}
     for line in listing.splitlines():
         name, separator, value = line.partition("=")
@@ -169,7 +169,7 @@ def parse_pip_config(listing: str) -> dict[str, list[str]]:
 
 
 def locations(config: dict[str, list[str]]) -> tuple[list[str], list[str]]:
-    """Index URLs and find-links URLs that pip would search."""
+    """Return the index URLs and find-links URLs that pip would search."""
 
     def url(place: str) -> str:
         return place if "://" in place or place.startswith("file:") else Path(place).expanduser().resolve().as_uri()
@@ -181,7 +181,7 @@ def locations(config: dict[str, list[str]]) -> tuple[list[str], list[str]]:
 
 
 def client_options(config: dict[str, list[str]]) -> dict[str, Any]:
-    """Options of unearth's HTTP client that mean what pip's settings mean."""
+    """Convert pip's settings to options of unearth's HTTP client."""
     options: dict[str, Any] = {"follow_redirects": True, "trusted_hosts": config.get("trusted-host", [])}
     if "cert" in config or "client-cert" in config:
         certificates = config.get("cert", [None])[0]
@@ -238,7 +238,7 @@ def fetch_source(folder: Path) -> Path:
 
 
 def patch_source(name: str, text: str) -> str:
-    """The source text of the file `name` of the wheel, brought up to date."""
+    """Return the source text of the file `name` of the wheel, patched."""
     for pattern, replacement in REMOVED_ALIASES:
         text = pattern.sub(replacement, text)
     if name in REPAIRS:
@@ -250,7 +250,7 @@ def patch_source(name: str, text: str) -> str:
 
 
 def wheel_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the wheel's files; metadata first, so that a broken installation is recognised by it."""
+    """Yield names and contents of the wheel's files; metadata first, so that it identifies a broken installation."""
     metadata = f"Metadata-Version: 2.1\nName: detectron2\nVersion: {VERSION}\nLicense: Apache-2.0\n"
     metadata += "Summary: Detectron2 0.5 as a pure Python package, for today's Python, NumPy and Pillow\n"
     yield f"{DIST_INFO}/METADATA", metadata.encode()
@@ -307,7 +307,7 @@ def pip_install(*arguments: str) -> None:
 
 def install_detectron2() -> None:
     if existing := existing_detectron2():
-        say(f"Detectron2 {existing} is there already and stays")
+        say(f"Detectron2 {existing} is installed already and is kept")
         return
     with tempfile.TemporaryDirectory(prefix="dformer-detectron2-") as scratch:
         wheel = fetch_and_build(Path(scratch))

@@ -1,4 +1,4 @@
-"""Checkpoints of the published DFormer and Mask2Former as files of ours, and the way back."""
+"""Conversion of checkpoints of published models to ours, and back."""
 
 from functools import reduce
 from pathlib import Path
@@ -29,16 +29,16 @@ def convert(
     """Convert a checkpoint.
 
     Args:
-        source: what `fetch_checkpoint` takes, of a whole model: ours or published.
+        source: a checkpoint of a whole model, ours or published; see `fetch_checkpoint`.
         target: file to write, `.pth` or `.safetensors`.
-        to: "ours": with config and class names, and with what the published one held beside, so that the way back gives
-            the same file; or "published".
-        config_file: of the model; by default the one that `source` carries, or that of the published model.
-        averaged: take the moving average of the weights that `source` holds.
+        to: "ours": with config and class names, and with the entries that only the published model has, so that the way
+            back gives the same file; or "published".
+        config_file: of the model; by default the one that `source` holds, or that of the published model.
+        averaged: use the moving average of the weights in `source`.
         half: write matrices and kernels in float16, for a file of half the size. Models load it as float32.
 
     Returns:
-        What became of the entries.
+        A summary of the entries.
 
     Raises:
         UserError: `source` is not such a checkpoint or does not fit the config, the published code has no place for a
@@ -64,7 +64,7 @@ def convert(
 
 
 def _halved(tensor: torch.Tensor) -> torch.Tensor:
-    """In float16 where it is a matrix or a kernel: vectors are small, and variances may lie outside of its range."""
+    """Only matrices and kernels in float16: vectors are small, and variances may be out of its range."""
     return tensor.half() if tensor.ndim > 1 and tensor.is_floating_point() else tensor
 
 

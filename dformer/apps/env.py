@@ -1,4 +1,4 @@
-"""One screen on the environment: versions, devices, operators, and what is missing.
+"""A report on the environment: versions, devices, operators, and what is missing.
 
 python -m dformer.apps.env
 """
@@ -6,41 +6,34 @@ python -m dformer.apps.env
 import importlib.util
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
-from dformer.utils.env import REQUIRED, cpu_model, installed
+from dformer.utils.env import REQUIRED, cpu_model, git_state, installed
 from dformer.utils.version import PACKAGE, __version__
 
 ADDED_BY_TOOL = ("detectron2", "panopticapi-lite")
 
 
 def dformer_state() -> str:
-    """dformer's version, its commit where it is a git checkout, and its folder."""
-    folder = PACKAGE
-    commit = ""
-    if (folder.parent / ".git").exists():
-        git = ["git", "-C", str(folder), "describe", "--always", "--dirty=, modified"]
-        try:
-            commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
-        except (OSError, subprocess.TimeoutExpired):
-            commit = "unknown commit"
-    return f"{__version__}{f' (git {commit})' if commit else ''} in {folder}"
+    """Describe dformer: its version, its commit if it is a git checkout, and its folder."""
+    git = git_state()
+    commit = f" (git {git['commit'][:9]}{', modified' if git['status'] else ''})" if git else ""
+    return f"{__version__}{commit} in {PACKAGE}"
 
 
 def detectron2_state() -> str | None:
-    """Detectron2's version, whose it is, and its folder; None where it is missing. It is not imported."""
+    """Describe Detectron2 without importing it: version, who built it, and folder; None if it is missing."""
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:
         return None
     found = installed("detectron2") or ""
-    whose = "pure Python build of tools/install_detectron2.py" if "+dformer" in found else "your own"
-    return f"{found}, {whose}, in {Path(spec.origin).parent}"
+    builder = "pure Python build of tools/install_detectron2.py" if "+dformer" in found else "your own"
+    return f"{found}, {builder}, in {Path(spec.origin).parent}"
 
 
 def torch_lines() -> list[tuple[str, str]]:
-    """What only a running PyTorch can tell: CUDA, devices, operators."""
+    """Describe what requires PyTorch: CUDA, devices, operators."""
     import torch
 
     from dformer import ops
@@ -53,13 +46,12 @@ def torch_lines() -> list[tuple[str, str]]:
         capability = f"compute capability {gpu.major}.{gpu.minor}"
         lines.append((f"GPU {index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {capability}"))
     for kind in ("cpu", "cuda"):
-        implementation, told = ops.implementation(kind), ops.explanation(kind)
-        lines.append((f"ms_deform_attn, {kind}", f"{implementation}: {told}"))
+        lines.append((f"ms_deform_attn, {kind}", f"{ops.implementation(kind)}: {ops.explanation(kind)}"))
     return lines
 
 
 def missing() -> dict[str, list[str]]:
-    """Command, to run in dformer's folder -> the missing distributions that it gets."""
+    """Map each command that installs missing distributions, run in dformer's folder, to their names."""
     absent: dict[str, list[str]] = {}
     for name in REQUIRED:
         if installed(name) is None:
@@ -69,14 +61,14 @@ def missing() -> dict[str, list[str]]:
 
 
 def report() -> str:
-    """The screen."""
+    """Format the whole report."""
     lines = [("dformer", dformer_state()), ("Python", f"{platform.python_version()} at {sys.executable}")]
     lines += [(name, installed(name) or "missing") for name in REQUIRED if name != "detectron2"]
     lines.append(("detectron2", detectron2_state() or "missing"))
     if installed("torch"):
         try:
             lines += torch_lines()
-        except (ImportError, OSError) as error:  # a library that PyTorch is linked to may be missing or unloadable
+        except (ImportError, OSError) as error:  # a library that PyTorch links to may be missing
             lines.append(("PyTorch", f"does not load: {error}"))
     lines.append(("data sets", os.environ.get("DETECTRON2_DATASETS", "datasets (DETECTRON2_DATASETS is not set)")))
     lines += [("to get", f"{', '.join(names)}: {command}") for command, names in missing().items()]

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class Memory(NamedTuple):
-    """What is attended to: `keys` and `values` (B, heads, S, C / heads)."""
+    """Hold what queries attend to: projected `keys` and `values` (B, heads, S, C / heads)."""
 
     keys: Tensor
     values: Tensor
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose mask is shared by the heads."""
+    """Attend with several heads that share a mask."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Attention(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, query: Tensor, memory: Memory, mask: Tensor | None = None) -> Tensor:
-        """Queries (B, N, C) attend to the S cells of `memory` where `mask` (B, N, S) is True -> (B, N, C).
+        """Attend from queries (B, N, C) to the S cells of `memory` where `mask` (B, N, S) is True -> (B, N, C).
 
         A row of `mask` that is False everywhere gives NaN.
         """
@@ -35,16 +35,16 @@ class Attention(nn.Module):
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def encode_memory(self, key: Tensor, value: Tensor) -> Memory:
-        """What keys and values (B, S, C) are to queries: can be used many times."""
+        """Project keys and values (B, S, C) to a memory that any number of forwards can use."""
         return Memory(self.split(self.k_proj(key)), self.split(self.v_proj(value)))
 
     def split(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, heads, N, C / heads)."""
+        """Split (B, N, C) into heads (B, heads, N, C / heads)."""
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 class CrossAttention(nn.Module):
-    """Queries look at the image."""
+    """Attend from queries to the image."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -52,12 +52,12 @@ class CrossAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, pos: Tensor, memory: Memory, mask: Tensor) -> Tensor:
-        """`x` (B, N, C), `pos` that broadcasts to it, `memory` of S cells, `mask` (B, N, S) -> (B, N, C)."""
+        """Update queries `x` (B, N, C) with position `pos` (N, C) from `memory` where `mask` (B, N, S) is True."""
         return self.norm(x + self.attention(x + pos, memory, mask))
 
 
 class SelfAttention(nn.Module):
-    """Queries look at each other."""
+    """Attend from queries to each other."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -65,6 +65,6 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, pos: Tensor) -> Tensor:
-        """`x` (B, N, C), `pos` that broadcasts to it -> (B, N, C)."""
+        """Update queries `x` (B, N, C) with position `pos` (N, C)."""
         query = x + pos
         return self.norm(x + self.attention(query, self.attention.encode_memory(query, x)))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def sine_position(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """Position embedding of a feature map (DETR, App. A.4): the first dim/2 channels tell y, the others x.
+    """Compute the position embedding of a feature map (DETR, App. A.4): y in the first dim/2 channels, x in the others.
 
     Coordinates are normalised by the map's size, so that maps of different strides agree.
 
@@ -27,7 +27,7 @@ def sine_position(height: int, width: int, dim: int, device: torch.device) -> Te
 
 
 def sine_time(t: Tensor, dim: int) -> Tensor:
-    """Embedding (B, dim) of timesteps t (B,), 0..T-1: sines, then cosines, of geometrically spaced frequencies."""
+    """Compute the embedding (B, dim) of timesteps t (B,): sines, then cosines, of geometrically spaced frequencies."""
     half = dim // 2
     frequency = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
     angle = t[:, None].float() * frequency
@@ -35,9 +35,9 @@ def sine_time(t: Tensor, dim: int) -> Tensor:
 
 
 class TimeModulation(nn.Module):
-    """A timestep -> the scale and shift that modulate every query, the same ones in every decoder layer.
+    """Compute from a timestep the scale and shift that modulate every query in every decoder layer.
 
-    `dim` -> 4 `dim` -> 4 `dim` -> 2 `dim`, as published.
+    An MLP of widths `dim`, 4 `dim`, 4 `dim`, 2 `dim`, as published.
     """
 
     def __init__(self, dim: int) -> None:
@@ -47,7 +47,7 @@ class TimeModulation(nn.Module):
         self.project = nn.Sequential(nn.SiLU(), nn.Linear(4 * dim, 2 * dim))
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps (B,) -> scale and shift, each (B, 1, dim); applied as x * (1 + scale) + shift."""
+        """Return scale and shift, each (B, 1, dim), for timesteps (B,); applied as x * (1 + scale) + shift."""
         embedding = sine_time(t, self.dim).to(next(self.embed.parameters()).dtype)  # (B, dim)
         scale, shift = self.project(self.embed(embedding))[:, None].chunk(2, dim=2)
         return scale, shift

@@ -1,1 +1,1 @@
-"""Matching of predictions to ground truth, and losses at sampled points; nothing here knows of diffusion."""
+"""Matching of predictions to ground truth, and losses at sampled points, independent of diffusion."""

@@ -1,6 +1,6 @@
 """The set-prediction loss: match, classify every prediction, shape the matched ones (DFormer, Eq. 4).
 
-Shapes: L supervised predictions (one a decoder layer), B images, N masks each, G_b ground-truth masks of H x W in
+Shapes: L supervised predictions (one per decoder layer), B images, N masks each, G_b ground-truth masks of H x W in
 image b, K classes, P points.
 """
 
@@ -15,40 +15,40 @@ from torch import Tensor, nn
 from dformer.losses.matcher import LossWeights, Matching, assign, matching_cost
 from dformer.losses.points import random_points, sample_logits, sample_map, sample_targets, uncertain_points
 
-MASKS_AT_ONCE = 32  # whose points are drawn together: bounds the memory, of which candidates need most
+MASKS_AT_ONCE = 32  # points are drawn for so many masks together: candidates need most of the memory
 
 
 class Target(NamedTuple):
-    """Ground truth of an image: `labels` (G,) int64 in 0..K-1, `masks` (G, H, W) bool on the padded canvas."""
+    """Hold an image's ground truth: `labels` (G,) int64 in 0..K-1, `masks` (G, H, W) bool on the padded canvas."""
 
     labels: Tensor
     masks: Tensor
 
 
 class MaskProducts(NamedTuple):
-    """Mask logits of L layers and B images as products, of which only what is looked at is computed."""
+    """Hold the mask logits of L layers and B images as factors; only the products that are used are computed."""
 
     queries: Tensor  # (L, B, N, E)
     pixels: tuple[Tensor, ...]  # B times (h, w, E)
 
     def of_queries(self, image: int, rows: Tensor) -> Tensor:
-        """Masks (L * M, h, w), float32, of the queries `rows` (L, M) of an image."""
+        """Compute masks (L * M, h, w), float32, of the queries `rows` (L, M) of an image."""
         layer = torch.arange(len(rows), device=rows.device)[:, None]
         queries = self.queries[layer, image, rows].flatten(0, 1)
         height, width, _ = self.pixels[image].shape
         return (queries @ self.pixels[image].flatten(0, 1).T).float().unflatten(1, (height, width))
 
     def at_points(self, image: int, points: Tensor) -> Tensor:
-        """The logits (L, N, P), float32, of all queries of an image at points (P, 2).
+        """Compute the logits (L, N, P), float32, of all queries of an image at points (P, 2), bilinearly.
 
-        Sampled bilinearly: the product with the sampled embedding, as both are linear.
+        That is the product with the sampled embedding, since both operations are linear.
         """
         pixels = sample_map(self.pixels[image], points)  # (E, P)
         return (self.queries[:, image] @ pixels.to(self.queries.dtype)).float()
 
 
 class Criterion(nn.Module):
-    """Hungarian matching and the three losses, for all layers at once."""
+    """Compute the Hungarian matching and the three losses, for all layers at once."""
 
     class_weight: Tensor
 
@@ -78,32 +78,31 @@ class Criterion(nn.Module):
         targets: list[Target],
         generators: list[torch.Generator],
     ) -> dict[str, Tensor]:
-        """Weighted losses, to be summed.
+        """Compute the weighted losses, to be summed.
 
         Args:
             logits: (L, B, N, K + 1).
             masks: of L layers and B images.
             targets: B.
-            generators: one an image, of the points.
+            generators: of the points, one per image.
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice` of the last layer, `loss_ce_0`, ... of the ones before: the same names
-            whatever the targets. Where a matching cost is not finite, the `loss_ce` of that layer is NaN.
+            for any targets. Where a matching cost is not finite, the `loss_ce` of that layer is NaN.
         """
         class_logits = logits.float()
         matches, bad_layers = self.match(class_logits, masks, targets, generators)
         classes = classification_targets(class_logits, targets, matches)  # (L, B, N)
         class_weight = self.class_weight[classes]
         count = sum(len(target.labels) for target in targets)
-        # Several processes must get the same loss as one with the joint batch: the normalisers are means over the
-        # processes. (The published code does so for the masks alone.)
+        # Means over the processes, so that several get the same loss as one with the joint batch. (The published code
+        # does so only for the masks.)
         normalisers = mean_over_processes(
             torch.cat([class_weight.sum(dim=(1, 2)), class_weight.new_tensor([float(count)])])
         )
         nll = F.cross_entropy(class_logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(class_weight)
         loss_ce = (class_weight * nll).sum(dim=(1, 2)) / normalisers[:-1]
-        if bad_layers:  # such pairs have no meaning and must not be learned, even where they give a number
-            loss_ce[bad_layers] = torch.nan
+        loss_ce[bad_layers] = torch.nan  # their pairs are meaningless and must not be learned
         loss_mask, loss_dice = self.mask_losses(masks, targets, matches, generators)
         num_masks = normalisers[-1].clamp(min=1)
         losses = {
@@ -111,24 +110,20 @@ class Criterion(nn.Module):
             "loss_mask": self.weights.mask * loss_mask / num_masks,
             "loss_dice": self.weights.dice * loss_dice / num_masks,
         }
-        names = [
-            "",
-            *(f"_{layer}" for layer in range(len(class_logits) - 1)),
-        ]  # as published: the last layer has no suffix
-        order = [-1, *range(len(class_logits) - 1)]
-        return {key + name: loss[i] for name, i in zip(names, order, strict=True) for key, loss in losses.items()}
+        suffixes = {-1: ""} | {layer: f"_{layer}" for layer in range(len(class_logits) - 1)}  # as published
+        return {key + suffix: loss[layer] for layer, suffix in suffixes.items() for key, loss in losses.items()}
 
     def match(
         self, logits: Tensor, masks: MaskProducts, targets: list[Target], generators: list[torch.Generator]
     ) -> Matching:
-        """Which predictions go with which ground truth, in each layer and image."""
+        """Match predictions with ground truth, in each layer and image."""
         return assign(self.costs(logits, masks, targets, generators))
 
     @torch.no_grad()
     def costs(
         self, logits: Tensor, masks: MaskProducts, targets: list[Target], generators: list[torch.Generator]
     ) -> list[Tensor]:
-        """The matching costs (L, N, G_b) of each image."""
+        """Compute the matching costs (L, N, G_b) of each image."""
         costs = []
         for b, (target, generator) in enumerate(zip(targets, generators, strict=True)):
             if len(target.labels) == 0:
@@ -148,11 +143,11 @@ class Criterion(nn.Module):
         matches: list[tuple[Tensor, Tensor]],
         generators: list[torch.Generator],
     ) -> tuple[Tensor, Tensor]:
-        """Binary cross-entropy and dice (L,), each the sum over the matched masks of a layer."""
+        """Compute binary cross-entropy and dice (L,), each the sum over the matched masks of a layer."""
         if all(rows.shape[1] == 0 for rows, _ in matches):
-            # Every parameter is reached all the same, or processes would wait for each other's gradients.
-            nothing = 0 * (masks.queries.float().sum((1, 2, 3)) + sum(pixels.float().sum() for pixels in masks.pixels))
-            return nothing, nothing
+            # Every parameter must get a gradient, or processes would wait for each other forever.
+            zero = 0 * (masks.queries.float().sum((1, 2, 3)) + sum(pixels.float().sum() for pixels in masks.pixels))
+            return zero, zero
         loss_mask = loss_dice = torch.zeros(len(masks.queries), device=masks.queries.device)
         for b, (target, (rows, columns), generator) in enumerate(zip(targets, matches, generators, strict=True)):
             layers, matched = rows.shape
@@ -175,7 +170,7 @@ class Criterion(nn.Module):
     def sample(
         self, predicted: Tensor, targets: Tensor, index: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Points (M, P, 2) for predicted masks (M, h, w), and the values (M, P) of the masks `targets[index]` there."""
+        """Draw points (M, P, 2) for predicted masks (M, h, w); return them and `targets[index]` there (M, P)."""
         points = uncertain_points(
             partial(sample_logits, predicted),
             len(predicted),
@@ -188,7 +183,7 @@ class Criterion(nn.Module):
 
 
 def classification_targets(logits: Tensor, targets: list[Target], matches: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The class (L, B, N) that each prediction should have: its match's, or K for "no object"."""
+    """Return the target class (L, B, N) of each prediction: its match's, or K for "no object"."""
     classes = torch.full(logits.shape[:3], logits.shape[3] - 1, device=logits.device)
     index = torch.arange(len(logits), device=logits.device)[:, None]
     for b, (target, (rows, columns)) in enumerate(zip(targets, matches, strict=True)):
@@ -197,18 +192,18 @@ def classification_targets(logits: Tensor, targets: list[Target], matches: list[
 
 
 def mask_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean binary cross-entropy (M,) over points: logits (M, P), targets (M, P) in [0, 1]."""
+    """Compute the mean binary cross-entropy (M,) over points: logits (M, P), targets (M, P) in [0, 1]."""
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 - dice coefficient (M,) over points, smoothed by 1: logits (M, P), targets (M, P) in [0, 1]."""
+    """Compute 1 - dice coefficient (M,) over points, smoothed by 1: logits (M, P), targets (M, P) in [0, 1]."""
     probability = logits.sigmoid()
     return 1 - (2 * (probability * targets).sum(1) + 1) / (probability.sum(1) + targets.sum(1) + 1)
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of `x` over all processes of a distributed run; `x` itself elsewhere."""
+    """Average `x` over all processes of a distributed run; without one, return `x` itself."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(x)
         x = x / dist.get_world_size()

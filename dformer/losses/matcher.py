@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class LossWeights(NamedTuple):
-    """Weights of class cross-entropy, mask binary cross-entropy and dice, in the cost as in the loss."""
+    """Hold the weights of class cross-entropy, mask binary cross-entropy and dice, in the cost as in the loss."""
 
     classes: float
     mask: float
@@ -23,11 +23,11 @@ class LossWeights(NamedTuple):
 def matching_cost(
     logits: Tensor, mask_logits: Tensor, labels: Tensor, target_masks: Tensor, weights: LossWeights
 ) -> Tensor:
-    """Cost (..., N, G) of taking prediction n for ground truth g.
+    """Compute the cost (..., N, G) of matching prediction n with ground truth g.
 
     Args:
         logits: (..., N, K + 1) of the classes.
-        mask_logits: (..., N, P) at points that all masks share.
+        mask_logits: (..., N, P) at points shared by all masks.
         labels: (G,) in 0..K-1.
         target_masks: (G, P) in [0, 1] at the same points.
     """
@@ -42,9 +42,9 @@ def matching_cost(
 
 
 class Matching(NamedTuple):
-    """Which predictions go with which ground truth: an entry an image, with indices (L, min(N, G_b)) of both.
+    """Hold the pairs of predictions and ground truth: for each image, indices (L, min(N, G_b)) of both.
 
-    `bad_layers`: of the L, those with a cost that is not finite in some image.
+    `bad_layers`: those of the L layers with a cost that is not finite in some image.
     """
 
     pairs: list[tuple[Tensor, Tensor]]
@@ -52,10 +52,10 @@ class Matching(NamedTuple):
 
 
 def assign(costs: list[Tensor]) -> Matching:
-    """Optimal assignments for B cost tensors (L, N, G_b).
+    """Find the optimal assignments for B cost tensors (L, N, G_b).
 
-    All costs cross to the CPU in one copy. One that is not finite counts as very large or small, so that the same
-    costs always give the same pairs, and its layer is told.
+    All costs are copied to the CPU at once. A cost that is not finite counts as very large or small, so that the same
+    costs always give the same pairs, and its layer is among the `bad_layers`.
     """
     flat = torch.cat([cost.detach().float().flatten() for cost in costs]).cpu().numpy()
     finite = np.nan_to_num(flat, nan=1e9, posinf=1e9, neginf=-1e9)

@@ -1,6 +1,6 @@
 """Points at which masks are compared (PointRend, Kirillov et al. 2020, Sec. 3; Mask2Former, Sec. 3.3).
 
-Shapes: M masks of H x W, P points a mask. Points are x, y in [0, 1], (0, 0) the upper left corner of the mask.
+Shapes: M masks of H x W, P points per mask. Points are x, y in [0, 1], (0, 0) the upper left corner of the mask.
 """
 
 from collections.abc import Callable
@@ -11,21 +11,21 @@ from torch import Tensor
 
 
 def sample_logits(masks: Tensor, points: Tensor) -> Tensor:
-    """Values of masks (M, H, W), float, bilinearly at points (M, P, 2) -> (M, P); differentiable."""
+    """Sample masks (M, H, W), float, bilinearly at points (M, P, 2) -> (M, P); differentiable."""
     grid = (2 * points - 1)[:, :, None]
     return F.grid_sample(masks[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0, :, 0]
 
 
 def sample_map(features: Tensor, points: Tensor) -> Tensor:
-    """Values of features (H, W, C) bilinearly at points (P, 2) -> (C, P) float32; outside they are 0."""
-    batch = features.float().permute(2, 0, 1)[:, None]  # a map an item: PyTorch's threads share items, not channels
+    """Sample features (H, W, C) bilinearly at points (P, 2) -> (C, P) float32; outside they are 0."""
+    batch = features.float().permute(2, 0, 1)[:, None]  # threads work on items, not channels
     grid = (2 * points - 1)[None, :, None].expand(len(batch), -1, -1, -1)
     return F.grid_sample(batch, grid, padding_mode="zeros", align_corners=False)[:, 0, :, 0]
 
 
 @torch.no_grad()
 def sample_targets(masks: Tensor, index: Tensor, points: Tensor) -> Tensor:
-    """Values of `masks[index]` bilinearly at points, without a copy of the masks.
+    """Sample `masks[index]` bilinearly at points, without a float copy of the masks.
 
     Args:
         masks: (G, H, W) bool, G > 0.
@@ -36,29 +36,26 @@ def sample_targets(masks: Tensor, index: Tensor, points: Tensor) -> Tensor:
         (M, P) float32 in [0, 1]; outside of a mask is 0.
     """
     height, width = masks.shape[1:]
-    # A point lies between four pixels: their values are bits of one byte, which is read once.
-    padded = F.pad(masks, (1, 1, 1, 1)).view(torch.uint8)
-    pairs = padded[:, :, :-1] | padded[:, :, 1:] << 1
-    squares = pairs[:, :-1] | pairs[:, 1:] << 2  # (G, H + 1, W + 1)
-    place = points * points.new_tensor([width, height]) + 0.5
-    corner = place.floor()
+    pixels = F.pad(masks, (1, 1, 1, 1)).flatten()
+    position = points * points.new_tensor([width, height]) + 0.5
+    corner = position.floor()
+    right, down = (position - corner).unbind(-1)
     x, y = corner.long().unbind(-1)
-    square = squares.flatten()[(index[:, None] * (height + 1) + y) * (width + 1) + x]
-    right, down = (place - corner).unbind(-1)
+    top_left = (index[:, None] * (height + 2) + y) * (width + 2) + x
     above, below = (
-        torch.lerp((square >> left & 1).to(right.dtype), (square >> left + 1 & 1).to(right.dtype), right)
-        for left in (0, 2)
+        torch.lerp(pixels[left].to(right.dtype), pixels[left + 1].to(right.dtype), right)
+        for left in (top_left, top_left + width + 2)
     )
     return torch.lerp(above, below, down)
 
 
 def random_points(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Uniform points (*shape, 2)."""
+    """Draw uniform points (*shape, 2)."""
     return torch.rand(*shape, 2, generator=generator, device=generator.device)
 
 
 def uncertainty(logits: Tensor) -> Tensor:
-    """How near a mask logit is to the decision boundary: the larger, the less certain."""
+    """Compute how uncertain mask logits are: the larger, the nearer to the decision boundary."""
     return -logits.abs()
 
 
@@ -71,10 +68,10 @@ def uncertain_points(
     importance_sample_ratio: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Points (M, P, 2): of P x `oversample_ratio` random candidates the most uncertain ones, the rest at random.
+    """Draw points (M, P, 2): the most uncertain of P x `oversample_ratio` random candidates, and some at random.
 
     Args:
-        logits_at: points (M, Q, 2) -> mask logits there (M, Q).
+        logits_at: computes mask logits (M, Q) at points (M, Q, 2).
         importance_sample_ratio: share of the P points that are chosen by uncertainty.
     """
     candidates = random_points((num_masks, int(num_points * oversample_ratio)), generator)

@@ -1,1 +1,1 @@
-"""From backbone features to predictions, in plain PyTorch: one file a system, and the parts that they share."""
+"""From backbone features to predictions, in plain PyTorch: one file per system, and the parts that they share."""

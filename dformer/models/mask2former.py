@@ -1,4 +1,4 @@
-"""Mask2Former (Cheng et al. 2022): learned queries, no diffusion. The yardstick."""
+"""Mask2Former (Cheng et al. 2022): learned queries, no diffusion. The baseline."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from dformer.models.pixel_decoder import PixelDecoder
 
 
 class Mask2FormerHead(nn.Module):
-    """Backbone features -> predictions from learned queries."""
+    """Predict masks from backbone features with learned queries."""
 
     def __init__(self, *, pixel_decoder: PixelDecoder, mask_decoder: MaskDecoder) -> None:
         super().__init__()
@@ -17,11 +17,11 @@ class Mask2FormerHead(nn.Module):
         self.query_feat = nn.Parameter(torch.randn_like(mask_decoder.query_embed))
 
     def forward(self, features: list[Tensor], num_queries: int | None = None) -> list[Prediction]:
-        """Return the predictions of the queries alone and after each layer.
+        """Return the predictions before the first and after each layer.
 
         Args:
             features: maps of strides 4, 8, 16, 32.
-            num_queries: the first so many are used; None: all.
+            num_queries: use only the first so many; None: all.
         """
         image = self.mask_decoder.encode_memory(self.pixel_decoder(features))
         queries = self.query_feat[:num_queries].expand(len(features[0]), -1, -1)  # (B, N, C)

@@ -1,8 +1,8 @@
 """The masked-attention transformer decoder, of Mask2Former (Cheng et al. 2022, Sec. 3.2) and of DFormer (Sec. 3.2).
 
-Shapes: B images, N queries, K classes, C hidden channels, E channels of the pixel embedding, L layers.
-The systems differ in what they start from: learned queries that first predict their own masks (Mask2Former), or
-queries and masks from noise and a modulation by the timestep (DFormer).
+Shapes: B images, N queries, K classes, C hidden channels, E channels of the mask features, L layers.
+The systems start from different inputs: learned queries that first predict their own masks (Mask2Former), or queries
+and masks from noise and a modulation by the timestep (DFormer).
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from dformer.models.pixel_decoder import PixelFeatures
 
 
 class Prediction(NamedTuple):
-    """`logits` (B, N, K + 1), the last one for "no object", and two embeddings whose products are the mask logits.
+    """Hold `logits` (B, N, K + 1), the last one for "no object", and two embeddings whose products are the masks.
 
-    The products are the largest tensors of all, so that they are taken only where somebody looks at them.
+    The masks are by far the largest tensors, and are computed only on access.
     """
 
     logits: Tensor
@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
 
     @property
     def masks(self) -> Tensor:
-        """Mask logits (B, N, H/4, W/4)."""
+        """Compute the mask logits (B, N, H/4, W/4)."""
         products = torch.bmm(self.mask_embed, self.mask_features.flatten(2))
         return products.unflatten(2, self.mask_features.shape[-2:])
 
@@ -46,16 +46,16 @@ class Prediction(NamedTuple):
 
 
 class ImageMemory(NamedTuple):
-    """An image as the decoder's layers look at it, the same for all queries."""
+    """Hold what the decoder's layers need of an image, the same for all queries and sampling steps."""
 
-    memories: list[Memory]  # of each layer: the cells of its level
+    memories: list[Memory]  # for each layer: the cells of its level
     sizes: list[torch.Size]  # h, w of the three levels
-    coarse: list[Tensor]  # the pixel embedding at their cells, (B, E, h * w), without gradient
+    coarse: list[Tensor]  # the mask features at their cells, (B, E, h * w), without gradient
     mask_features: Tensor  # (B, E, H/4, W/4)
 
 
 class DecoderLayer(nn.Module):
-    """Masked cross-attention, self-attention, feed-forward."""
+    """Apply masked cross-attention, self-attention and feed-forward."""
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int) -> None:
         super().__init__()
@@ -64,17 +64,13 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(dim, ffn_dim)
 
     def forward(self, x: Tensor, pos: Tensor, memory: Memory, mask: Tensor) -> Tensor:
-        """`x` (B, N, C), `pos` (N, C), `memory` of S cells, `mask` (B, N, S) -> (B, N, C)."""
+        """Update queries `x` (B, N, C) with position `pos` (N, C) from `memory` where `mask` (B, N, S) is True."""
         x = self.cross_attn(x, pos, memory, mask)
         return self.feed_forward(self.self_attn(x, pos))
 
-    def encode_memory(self, key: Tensor, value: Tensor) -> Memory:
-        """`Attention.encode_memory` of the cross-attention."""
-        return self.cross_attn.attention.encode_memory(key, value)
-
 
 class MaskDecoder(nn.Module):
-    """Refines queries layer by layer, each layer looking only where the masks so far are."""
+    """Refine queries layer by layer, each attending only to the masks predicted by the one before."""
 
     def __init__(
         self,
@@ -109,13 +105,13 @@ class MaskDecoder(nn.Module):
         masks: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
     ) -> list[Prediction]:
-        """Predictions after each layer, the last one the result.
+        """Return the predictions after each layer; the last one is the result.
 
         Args:
-            queries: (B, N, C).
+            queries: (B, N, C), N at most as many as in `query_embed`.
             image: see `encode_memory`.
-            masks: (B, N, h, w), positive inside: where the first layer looks. None: where the queries themselves
-                predict; that prediction then comes first in the list.
+            masks: (B, N, h, w), positive inside, to which the first layer attends. None: those that the queries
+                themselves predict; the returned list then begins with that prediction.
             modulation: scale and shift (B, 1, C) applied to the queries after each layer.
         """
         query_embed = self.query_embed[: queries.shape[1]]
@@ -134,7 +130,7 @@ class MaskDecoder(nn.Module):
         return predictions
 
     def encode_memory(self, features: PixelFeatures) -> ImageMemory:
-        """What the layers see of an image: the same for all its queries and sampling steps."""
+        """Compute what the layers need of an image, once for all its queries and sampling steps."""
         levels = [
             project(level).flatten(2).mT + embedding  # (B, S, C)
             for project, level, embedding in zip(
@@ -142,40 +138,40 @@ class MaskDecoder(nn.Module):
             )
         ]
         sizes = [level.shape[-2:] for level in features.multi_scale_features]
-        located = [
+        with_pos_embed = [
             level + sine_position(h, w, self.hidden_dim, level.device).flatten(1).T
             for level, (h, w) in zip(levels, sizes, strict=True)
         ]
-        memories = [layer.encode_memory(located[i % 3], levels[i % 3]) for i, layer in enumerate(self.layers)]
-        # A mask resized to a level is the product with the resized embedding: all of them are linear.
+        memories = [
+            layer.cross_attn.attention.encode_memory(with_pos_embed[i % 3], levels[i % 3])
+            for i, layer in enumerate(self.layers)
+        ]
+        # Resizing is linear: the product with the resized mask features is the resized mask.
         coarse = [resize(features.mask_features.detach(), size).flatten(2) for size in sizes]  # (B, E, S)
         return ImageMemory(memories, sizes, coarse, features.mask_features)
 
     def predict(self, queries: Tensor, mask_features: Tensor) -> Prediction:
-        """Queries (B, N, C) and pixel embedding (B, E, h, w) -> class logits and masks."""
+        """Predict class logits and masks from queries (B, N, C) and mask features (B, E, h, w)."""
         x = self.decoder_norm(queries)
         return Prediction(self.class_embed(x), self.mask_embed(x), mask_features)
 
 
 def attention_mask(logits: Tensor) -> Tensor:
-    """Where each query may look: masks (B, N, S) at a level's cells, positive inside -> (B, N, S) bool.
+    """Compute where each query may attend, (B, N, S) bool, from its mask logits (B, N, S) at a level's cells.
 
-    A query whose mask is empty at this level may look everywhere.
+    A query whose mask is empty at this level may attend everywhere.
     """
     inside = logits >= 0
     return inside | ~inside.any(dim=2, keepdim=True)
 
 
 def attended_regions(masks: Tensor, predictions: list[Prediction], sizes: list[torch.Size]) -> list[Tensor]:
-    """Where each layer looked, told afterwards from what a decoder was given and what it predicted.
+    """Compute where each layer attended, (B, N, *size of its level) bool, from a decoder's input and predictions.
 
     Args:
         masks: (B, N, h, w), as given to `MaskDecoder.forward`.
         predictions: after each layer.
-        sizes: of the pyramid's levels, from stride 32 on.
-
-    Returns:
-        For each layer (B, N, *size of its level) bool.
+        sizes: of the three levels, from stride 32 on.
     """
     before = [masks, *(prediction.masks for prediction in predictions[:-1])]
     regions = []

@@ -1,6 +1,6 @@
-"""Pixel decoders: backbone features -> a pyramid for the mask decoder and a pixel embedding (Mask2Former, Sec. 3.1).
+"""Pixel decoders: backbone features -> multi-scale features and mask features (Mask2Former, Sec. 3.1).
 
-Both take features of strides 4, 8, 16, 32 and give `PixelFeatures`: C channels for the pyramid, E for the embedding.
+Both take features of strides 4, 8, 16, 32 and return `PixelFeatures`, of C and E channels.
 """
 
 from typing import NamedTuple
@@ -18,14 +18,14 @@ STRIDES = (4, 8, 16, 32)
 
 
 class PixelFeatures(NamedTuple):
-    """`multi_scale_features`: three maps (B, C, h, w) of strides 32, 16, 8; `mask_features`: (B, E, H/4, W/4)."""
+    """Hold `multi_scale_features`: three maps (B, C, h, w) of strides 32, 16, 8; `mask_features`: (B, E, H/4, W/4)."""
 
     multi_scale_features: list[Tensor]
     mask_features: Tensor
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
-    """A deformable transformer encoder over strides 32, 16, 8, and one top-down step to stride 4 (Mask2Former)."""
+    """Run a deformable transformer encoder over strides 32, 16, 8, and one top-down step to stride 4 (Mask2Former)."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.mask_features = convolution(conv_dim, mask_dim, 1)
 
     def forward(self, features: list[Tensor]) -> PixelFeatures:
-        """Four maps (B, c_i, h_i, w_i) of strides 4, 8, 16, 32 -> `PixelFeatures`."""
+        """Compute `PixelFeatures` from four maps (B, c_i, h_i, w_i) of strides 4, 8, 16, 32."""
         levels = [project(x) for project, x in zip(self.input_proj, features[:0:-1], strict=True)]
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
         x = torch.cat([level.flatten(2).mT for level in levels], dim=1)  # (B, S, C)
@@ -58,29 +58,29 @@ class MSDeformAttnPixelDecoder(nn.Module):
         extent = torch.tensor([[w, h] for h, w in sizes], dtype=reference.dtype, device=x.device)[:, None]
         for layer in self.layers:
             x = layer(x, pos, reference, extent, sizes)
-        pyramid = [
+        maps = [
             level.unflatten(1, size).permute(0, 3, 1, 2)  # (B, C, h, w)
             for level, size in zip(x.split([h * w for h, w in sizes], dim=1), sizes, strict=True)
         ]
         finest = self.lateral(features[0])
-        finest += resize(pyramid[-1], finest.shape[-2:])
-        return PixelFeatures(pyramid, self.mask_features(F.relu_(self.smooth(finest))))
+        finest += resize(maps[-1], finest.shape[-2:])
+        return PixelFeatures(maps, self.mask_features(F.relu_(self.smooth(finest))))
 
     def position(self, sizes: list[Size], x: Tensor) -> Tensor:
-        """Where a cell lies, and in which level: (S, C) in the dtype of `x`."""
+        """Compute the embedding of the cells' positions and levels: (S, C) in the dtype of `x`."""
         levels = [sine_position(h, w, x.shape[2], x.device).flatten(1).T.to(x.dtype) for h, w in sizes]
         return torch.cat([p + e for p, e in zip(levels, self.level_embed, strict=True)])
 
 
 def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """Centres (height * width, 2) of a map's cells, x and y in [0, 1], row by row."""
+    """Compute the centres (height * width, 2) of a map's cells, x and y in [0, 1], row by row."""
     y = (torch.arange(height, device=device) + 0.5) / height
     x = (torch.arange(width, device=device) + 0.5) / width
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
 
 
 class FPNPixelDecoder(nn.Module):
-    """A feature pyramid network (Lin et al. 2017): lateral 1x1 convolutions, top-down sums, 3x3 convolutions."""
+    """Run a feature pyramid network (Lin et al. 2017): lateral 1x1 convolutions, top-down sums, 3x3 convolutions."""
 
     def __init__(self, *, in_channels: tuple[int, int, int, int], conv_dim: int, mask_dim: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class FPNPixelDecoder(nn.Module):
         self.mask_features = convolution(conv_dim, mask_dim, 3)
 
     def forward(self, features: list[Tensor]) -> PixelFeatures:
-        """Four maps (B, c_i, h_i, w_i) of strides 4, 8, 16, 32 -> `PixelFeatures`."""
+        """Compute `PixelFeatures` from four maps (B, c_i, h_i, w_i) of strides 4, 8, 16, 32."""
         maps: list[Tensor] = []
         for lateral, smooth, x in zip(self.laterals, self.smooths, reversed(features), strict=True):
             x = lateral(x)

@@ -151,7 +151,7 @@ def command(kind: str) -> tuple[list[str], str]:
 
 
 def compile_library(kind: str, folder: Path) -> Path:
-    """Compile a kind into `folder` and return the library's path; if that fails, raise and leave nothing behind."""
+    """Build a kind's library in `folder` and return its path; if that fails, raise and leave nothing behind."""
     if platform.system() != "Linux":
         raise BuildError(f"the kernels are for Linux; this is {platform.system()}")
     parts, name = command(kind)
@@ -189,7 +189,7 @@ def default_kinds() -> tuple[str, ...]:
 
 
 def install(folder: Path, kinds: tuple[str, ...] | None = None) -> list[str]:
-    """Compile `kinds`, by default what this machine can use, into `folder`; return a line for each. Never raises."""
+    """Build `kinds`, by default what this machine can use, in `folder`; return a line for each. Never raises."""
     lines = []
     try:
         for kind in default_kinds() if kinds is None else kinds:
@@ -203,7 +203,7 @@ def install(folder: Path, kinds: tuple[str, ...] | None = None) -> list[str]:
 
 
 def main() -> int:
-    """Compile into the cache; return 1 if anything failed, else 0."""
+    """Build libraries in the cache; return 1 if anything failed, else 0."""
     parser = argparse.ArgumentParser(description="Compile the kernels of multi-scale deformable attention.")
     parser.add_argument("kinds", nargs="*", metavar="kind", help="cpu or cuda; default: what this machine can use")
     kinds = parser.parse_args().kinds

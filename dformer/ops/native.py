@@ -91,7 +91,7 @@ def open_library(kind: str, index: int | None, path: str) -> State:
 
 
 def cuda_library(functions: ctypes.CDLL) -> Library:
-    """Declare what the functions return: null, or an error message."""
+    """Set the type of what the functions return: null, or an error message."""
     calls = [f"{call}_{dtype}" for call in ("forward", "backward") for dtype in CUDA_DTYPES]
     for name in ("check", *calls):
         getattr(functions, f"dformer_cuda_{name}").restype = ctypes.c_char_p
@@ -130,7 +130,7 @@ def invoke(
     sampling_locations: Tensor,
     *tensors: Tensor | None,
 ) -> None:
-    """Call dformer_<kind>_<name>_<dtype> with contiguous `tensors`; on CUDA on the current stream of their device."""
+    """Run dformer_<kind>_<name>_<dtype> with contiguous `tensors`; on CUDA on the current stream of their device."""
     batch, cells, heads, channels = value.shape
     queries, levels, points = sampling_locations.shape[1], *sampling_locations.shape[3:5]
     shapes = (ctypes.c_int64 * len(spatial_shapes))(*spatial_shapes)

@@ -1,4 +1,4 @@
-"""What is installed: versions, the state of a git checkout, the CPU."""
+"""The environment: installed versions, the state of a git checkout, the CPU."""
 
 import importlib.util
 import platform
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dformer.utils.version import PACKAGE, __version__
 
-# Distribution -> its module, which may also have come by another distribution (opencv-python, a checkout, ...).
+# Distribution -> its module, which another distribution may provide, too (opencv-python, a checkout, ...).
 REQUIRED = {
     "torch": "torch",
     "torchvision": "torchvision",
@@ -25,7 +25,7 @@ REQUIRED = {
 
 
 def installed(name: str) -> str | None:
-    """Version of the distribution `name`; None where neither it nor its module is there."""
+    """Return the version of the distribution `name`; None if neither it nor its module is installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -33,7 +33,7 @@ def installed(name: str) -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Of all that dformer needs, and its own."""
+    """Return the versions of dformer and all that it needs."""
     return {"dformer": __version__} | {name: installed(name) for name in REQUIRED}
 
 

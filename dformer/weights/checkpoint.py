@@ -1,10 +1,8 @@
-"""Checkpoint files, read without running what is in them, and written whole.
+"""Reading and writing of checkpoint files.
 
-A `.pth` file is a zip archive and so has a checksum of each part, which `torch.load` does not look at and we do.
-
-`.pth` and `.pkl` files are pickles, and a pickle can run any code when it is loaded. Here a `.pth` file goes through
-`torch.load(weights_only=True)`, a `.pkl` file of Detectron2's or Detectron's model zoo through an unpickler that
-makes plain values and number arrays only, and `.safetensors` cannot hold anything else.
+Reading never runs code, although `.pth` and `.pkl` files are pickles: a `.pth` file is read by
+`torch.load(weights_only=True)`, a `.pkl` file of Detectron2's or Detectron's model zoo by an unpickler that makes plain
+values and arrays of numbers only. The checksums in a `.pth` file, which `torch.load` ignores, are verified.
 """
 
 import logging
@@ -30,32 +28,30 @@ from dformer.weights.published.convert import from_published, published_system
 
 logger = logging.getLogger(__name__)
 
-
-# Where a state dict stands in a file, the first that is there, and where a moving average of the weights does.
+# Keys under which files hold a state dict (the first one found counts), and a moving average of the weights.
 STATE_DICTS = ("model", "state_dict", "model_state_dict")
 AVERAGES = ("ema_state", "model_ema", "state_dict_ema", "ema_state_dict", "ema")
 
 
 def read_checkpoint(path: str | Path, averaged: bool = False) -> dict[str, Any]:
-    """Read a checkpoint whole: the state dict of the model and what was saved beside it. Tensors are on the CPU.
+    """Read a checkpoint: the state dict of the model, on the CPU, and what was saved with it.
 
     Formats: `.safetensors`; `.pkl` as in the model zoos of Detectron2 and Detectron; anything else as `torch.save`
-    writes it, either `{"model": state dict, ...}` or a bare state dict. The weights of a published DFormer or
-    Mask2Former get our names (`dformer.weights.published`), and so do those of our own
-    earlier versions (`dformer.weights.names`).
+    writes it, either `{"model": state dict, ...}` or a bare state dict. Names of published models
+    (`dformer.weights.published`) and of our earlier versions (`dformer.weights.names`) are changed to today's.
 
     Args:
         path: a local file.
-        averaged: take the moving average of the weights (EMA) that the file holds beside them.
+        averaged: read the moving average of the weights (EMA) instead of the last weights.
 
     Returns:
-        "model": the state dict; further keys as they stand in the file ("optimizer", "iteration", "config", ...).
-        Of a published one "dropped": name -> reason, of what no model needs, "left_out": these tensors, and "renamed":
-        how many names changed. Files of the model zoos have "__author__".
+        "model": the state dict; "renamed": how many of its names were changed, if any; further keys as in the file
+        ("optimizer", "iteration", "config", ...). For a published one also "dropped", name -> why no model needs it,
+        and "left_out", the tensors of these names. Files of the model zoos have "__author__".
 
     Raises:
         UserError: the file does not exist, is not a checkpoint, is damaged, or holds something other than tensors
-            and plain values; or `averaged`, and there is no average.
+            and plain values; or there is no average and `averaged` is set.
     """
     path = Path(path)
     checkpoint = _unwrapped(path, _read(path), averaged)
@@ -77,8 +73,8 @@ def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
     """Write a checkpoint, whole or not at all.
 
     Args:
-        path: `.safetensors` keeps the model and what is text ("config"); anything else is written by `torch.save`.
-        checkpoint: "model": a state dict, and what else is to be kept.
+        path: `.safetensors` holds the model and the strings ("config"); anything else is written by `torch.save`.
+        checkpoint: "model": a state dict, and further entries.
 
     Raises:
         UserError: the file cannot be written.
@@ -88,11 +84,11 @@ def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
         if path.suffix == ".safetensors":
             texts = {key: value for key, value in checkpoint.items() if isinstance(value, str)}
             partial.touch()
-            rights = partial.stat().st_mode  # safetensors leaves its file to the owner alone
+            rights = partial.stat().st_mode  # safetensors writes a file that only its owner can read
             save_safetensors({name: x.contiguous() for name, x in checkpoint["model"].items()}, partial, texts)
             partial.chmod(rights)
         else:
-            with partial.open("wb") as file:  # given a path, torch would not tell why it cannot write
+            with partial.open("wb") as file:  # given a path, torch would not say why it cannot write
                 torch.save(dict(checkpoint), file)
 
 
@@ -118,11 +114,11 @@ def _read(path: Path) -> Any:
 
 
 def _check_sums(path: Path) -> None:
-    """Raise `BadZipFile` where a part of the archive is not what was written. Before PyTorch 1.6 files have no sums."""
+    """Raise `BadZipFile` if a part of the archive is damaged. Files from before PyTorch 1.6 have no checksums."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
-        # PyTorch does not compress, and so a small file cannot take long.
+        # PyTorch does not compress; a small file that claims to be compressed could take forever.
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()) or archive.testzip():
             raise zipfile.BadZipFile
 
@@ -133,9 +129,9 @@ def _unwrapped(path: Path, content: Any, averaged: bool) -> dict[str, Any]:
     average = next((key for key in AVERAGES if isinstance(entries.get(key), dict)), None)
     plain = next((key for key in STATE_DICTS if key in entries), None)
     if averaged and average is None:
-        raise UserError(f"{path} holds no moving average of the weights (it would be at {', '.join(AVERAGES)})")
+        raise UserError(f"{path} holds no moving average of the weights (under any of {', '.join(AVERAGES)})")
     if average and plain and not averaged:
-        logger.info(f'{path} holds a moving average of the weights too, at "{average}"; these are the last weights')
+        logger.info(f'{path} also holds a moving average of the weights, "{average}"; the last weights are used')
     key = average if averaged or plain is None else plain
     if key is None:
         return {"model": content}
@@ -153,7 +149,7 @@ def _check_state_dict(path: Path, weights: Any) -> None:
                 f'{path} is not a checkpoint: its entry "{entry}" is a {type(value).__name__}, not a tensor; '
                 'expected {"model": state dict, ...} or a state dict'
             )
-        # A view can repeat one number a billion times, until it is copied.
+        # An expanded view of one number can have any size once it is copied.
         if value.layout != torch.strided or value.is_meta or value.nbytes > path.stat().st_size:
             raise UserError(f'{path}: the tensor "{name}", {tuple(value.shape)}, is not one that the file holds whole')
 
@@ -169,8 +165,8 @@ def _explain(path: Path, error: Exception) -> str:
         return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
     if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
         return (
-            f"it asks for {forbidden[1]}, and loading that could run code; only tensors and plain values are read. "
-            "Where you trust the file, save its state dict again with torch.save"
+            f"it contains {forbidden[1]}, and loading that could run code; only tensors and plain values are read. "
+            "If you trust the file, save its state dict again with torch.save"
         )
     if path.suffix != ".pkl" and head.startswith(b"pk\x03\x04"):
         return "it is damaged or cut off; copy or download it again"
@@ -195,7 +191,7 @@ def _read_model_zoo(path: Path) -> dict[str, Any]:
 
 
 class _Dtype:
-    """Stands for `numpy.dtype` in a pickle: numbers and booleans only."""
+    """Replaces `numpy.dtype` in a pickle: numbers and booleans only."""
 
     def __init__(self, code: str, *_: object) -> None:
         if not re.fullmatch(r"[<>|=]?[fiub][1248]", code):
@@ -208,7 +204,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for `numpy.ndarray` in a pickle; NumPy's own unpickling trusts the state that it is given."""
+    """Replaces `numpy.ndarray` in a pickle, since NumPy's own unpickling trusts the file."""
 
     def __init__(self, *_: object) -> None:
         self.value: NDArray[Any] = np.zeros(0, np.float32)
@@ -234,12 +230,12 @@ def _bytes_from_str(text: str, encoding: str) -> bytes:
 
 
 def _empty_bytes() -> bytes:
-    """Of an empty array, as Python 2 wrote it; `bytes` itself would make as many as it is asked for."""
+    """Replaces `bytes`, which Python 2 wrote for empty arrays, but which can be called with any size."""
     return b""
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Makes plain values and arrays; every other global of the pickle is refused before it is looked up."""
+    """Makes plain values and arrays; every other global of the pickle is refused."""
 
     _globals: dict[str, Any] = {
         "collections.OrderedDict": OrderedDict,

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-# Name -> why a backbone does not need it.
+# Pattern for names -> why a backbone does not need them.
 DROPPED = [
     (r"(stem\.)?(fc|head|norm|classifier|linear)\.(.*\.)?(weight|bias)", "the classifier"),
     (r".*\.(relative_position_index|attn_mask)", "follows from the window size"),
@@ -34,7 +34,7 @@ def from_imagenet(weights: Mapping[str, Tensor], expected: Collection[str]) -> t
 
     Args:
         weights: by the names of the file.
-        expected: the names of the model, which tell a timm backbone (`backbone.body.`) from Detectron2's ResNet.
+        expected: the names of the model; those of a timm backbone begin with `backbone.body.`.
 
     Returns:
         The weights as `backbone. ...`, and for each name that was dropped the reason.

@@ -128,7 +128,7 @@ def test_assignment_is_optimal():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_costs_that_are_not_finite_are_assigned_and_told(bad):
+def test_costs_that_are_not_finite_are_assigned_and_reported(bad):
     good = torch.rand(2, 3, 2, generator=torch.Generator().manual_seed(0))
     cost = good.clone()
     cost[1] = bad
@@ -139,7 +139,7 @@ def test_costs_that_are_not_finite_are_assigned_and_told(bad):
         assert all(torch.equal(a[0], b[0]) for a, b in zip(pair, expected, strict=True))
 
 
-def test_the_loss_of_a_layer_with_a_bad_cost_is_no_number(criterion, monkeypatch):
+def test_the_loss_of_a_layer_with_a_bad_cost_is_no_number(criterion):
     """Even where losses are finite: here only the cost overflows."""
     truth = [target(2)]
     logits, masks = prediction(truth, 4)

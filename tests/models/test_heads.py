@@ -65,7 +65,7 @@ def test_predictions_of_every_layer(name):
         assert prediction.logits.shape == (2, 6, 6) and prediction.masks.shape == (2, 6, 16, 24)
 
 
-def test_each_layer_looks_where_the_masks_before_it_are(monkeypatch):
+def test_each_layer_attends_to_the_masks_before_it(monkeypatch):
     """Computed at the level's resolution, they are the full masks resized to it."""
     seen = []
     monkeypatch.setattr(mask_decoder_module, "attention_mask", lambda x: seen.append(x) or attention_mask(x))
@@ -74,6 +74,14 @@ def test_each_layer_looks_where_the_masks_before_it_are(monkeypatch):
         size = [(2, 3), (4, 6), (8, 12)][i % 3]
         resized = F.interpolate(prediction.masks, size, mode="bilinear", align_corners=False)
         torch.testing.assert_close(logits, resized.flatten(2).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_fewer_queries_than_trained():
+    """Each query has its own embedding, whatever the number of the others."""
+    head = dformer()
+    memory = head.encode(features())
+    queries = head.mask_decoder(torch.zeros(2, 2, 32), memory, torch.ones(2, 2, 16, 24))[-1].logits
+    assert queries.shape == (2, 2, 6) and not torch.equal(queries[:, 0], queries[:, 1])
 
 
 def test_masks_and_time_matter():
@@ -115,7 +123,7 @@ def test_sampling_encodes_the_image_once(stride, steps):
     assert not torch.equal(a[-1].output[-1].masks, c[-1].output[-1].masks)
 
 
-def test_queries_are_means_of_the_pixel_embedding_under_the_masks():
+def test_queries_are_means_of_the_mask_features_under_the_masks():
     embedding = torch.randn(1, 32, 4, 4)
     masks = torch.zeros(1, 3, 16, 16)
     masks[0, 0, :4, :4] = 1  # one cell
@@ -126,12 +134,12 @@ def test_queries_are_means_of_the_pixel_embedding_under_the_masks():
     assert not queries[0, 2].any()  # nothing under it: zeros, not NaN
 
 
-def test_an_empty_mask_looks_everywhere():
+def test_an_empty_mask_attends_everywhere():
     seen = attention_mask(torch.tensor([[[1.0, -1.0], [-1.0, -2.0]]]))
     assert seen.tolist() == [[[True, False], [True, True]]]
 
 
-def test_widths_that_do_not_fit_are_told():
+def test_different_widths_are_an_error():
     with pytest.raises(ValueError, match="mask_dim=16 must equal hidden_dim=32"):
         DFormerHead(
             pixel_decoder=pixel_decoder(mask_dim=16),

@@ -118,7 +118,7 @@ def test_removed_aliases_are_replaced(old: str, new: str) -> None:
     assert installer.patch_source("detectron2/any.py", old) == new
 
 
-def test_a_repair_that_does_not_fit_is_told() -> None:
+def test_a_repair_that_does_not_apply_is_an_error() -> None:
     name, (broken, repaired) = next(iter(installer.REPAIRS.items()))
     assert installer.patch_source(name, f"a\n{broken}\n") == f"a\n{repaired}\n"
     with pytest.raises(RuntimeError, match=name):
@@ -168,9 +168,9 @@ def isolated(site: Path, call: str) -> str:
 @pytest.mark.parametrize("version", ["0.6", installer.VERSION])
 def test_an_existing_detectron2_stays(tmp_path: Path, version: str) -> None:
     module = installed(tmp_path, version)
-    told = f"{version} in {tmp_path / 'detectron2'}"
-    assert isolated(tmp_path, "existing_detectron2()") == told
-    assert f"Detectron2 {told} is there already and stays" in isolated(tmp_path, "install_detectron2()")
+    expected = f"{version} in {tmp_path / 'detectron2'}"
+    assert isolated(tmp_path, "existing_detectron2()") == expected
+    assert f"Detectron2 {expected} is installed already and is kept" in isolated(tmp_path, "install_detectron2()")
     isolated(tmp_path, "remove_unfit_installations()")
     assert module.exists()
 

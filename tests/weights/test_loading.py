@@ -33,14 +33,10 @@ def test_everything():
 def test_a_class_embed_of_another_size_begins_anew_in_training_only():
     model, other = Model(classes=7), Model(classes=133)
     before = model.head["mask_decoder"]["class_embed"].weight.clone()
-    with pytest.raises(
-        UserError, match=r"coco\.pth.*2 reinitialized \(head\.mask_decoder\.class_embed\.weight: 134 .* 8 here"
-    ):
+    with pytest.raises(UserError, match=r"coco\.pth.*2 reinitialized .*class_embed\.weight: 134 .* 8 here"):
         load(model, checkpoint(other), "coco.pth", trained=True)
     fit = load(model, checkpoint(other), "coco.pth")
-    assert "reinitialized     2  134 class logits in the file, 8 here: head.mask_decoder.class_embed.weight" in table(
-        fit
-    )
+    assert "reinitialized     2  134 class logits in the file, 8 here: head.mask_decoder.class_embed" in table(fit)
     assert torch.equal(model.head["mask_decoder"]["class_embed"].weight, before)
     assert torch.equal(model.backbone["stem"].weight, other.backbone["stem"].weight)
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a cfg's model: written with the cfg; read from files, URLs and timm."""
+"""Checkpoints of a cfg's model: written with the cfg, read from files, URLs, timm and the package."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ BEST = "model_best"
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer on `dformer.weights.checkpoint` and `dformer.weights.loading`."""
+    """Implement Detectron2's checkpointer with `dformer.weights.checkpoint` and `dformer.weights.loading`."""
 
     def __init__(self, model: nn.Module, cfg: CfgNode, **checkpointables: Any) -> None:
         super().__init__(model, cfg.OUTPUT_DIR, **checkpointables)
@@ -40,7 +40,7 @@ class Checkpointer(DetectionCheckpointer):
         """Write `<OUTPUT_DIR>/<name>.pth`: the model, the checkpointables, `kwargs`, "config" and "origin".
 
         Raises:
-            UserError: the file cannot be written. What was there before is as it was.
+            UserError: the file cannot be written. An older file of that name is unchanged.
         """
         if not self.save_to_disk:
             return
@@ -56,14 +56,13 @@ class Checkpointer(DetectionCheckpointer):
             partial.write_text(last_filename_basename)
 
     def numbered(self) -> list[Path]:
-        """Checkpoints model_<iteration>.pth, the newest last."""
+        """List the checkpoints model_<iteration>.pth, the newest last."""
         return sorted(Path(self.save_dir).glob("model_[0-9]*.pth"), key=lambda path: path.stat().st_mtime_ns)
 
     def newest(self) -> str:
-        """The newest checkpoint in OUTPUT_DIR that can be read; "" where there is none at all.
+        """Find the newest readable checkpoint in OUTPUT_DIR, for all processes; return "" if there is none at all.
 
-        That is the one that `last_checkpoint` names, else the next by age; which cannot be read, and why, is logged.
-        The main process looks, and all get its answer.
+        That is the one that `last_checkpoint` names, else the next by age. Unreadable ones are logged with the reason.
 
         Raises:
             UserError: there are checkpoints, but none can be read.
@@ -80,26 +79,26 @@ class Checkpointer(DetectionCheckpointer):
                 read_checkpoint(path)
                 return str(path)
             except UserError as error:
-                logger.error(f"{error}. The checkpoint before it is taken")
+                logger.error(f"{error}. The checkpoint before it is used")
         if candidates:
             names = ", ".join(path.name for path in candidates)
             raise UserError(f"no checkpoint in {self.save_dir} can be read: {names}")
         return ""
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load what `fetch_checkpoint` takes, or nothing where `path` is empty, and log where everything went.
+        """Load the checkpoint at `path` (see `fetch_checkpoint`), if `path` is not empty, and log a summary.
 
         Args:
-            checkpointables: what else to load; None: all, to go on with a run, so that nothing may be missing.
+            checkpointables: what else to load; None: all, to resume a run, so that nothing may be missing.
 
         Returns:
-            All that was saved.
+            The whole checkpoint.
 
         Raises:
-            UserError: the file cannot be had, is not a checkpoint, or does not fit (see `load`).
+            UserError: the file cannot be fetched, is not a checkpoint, or does not fit (see `load`).
         """
         if not path:
-            logger.info("MODEL.WEIGHTS is empty: all weights are initial")
+            logger.info("MODEL.WEIGHTS is empty: nothing is loaded")
             return {}
         checkpoint = fetch_checkpoint(path)
         is_resumed = checkpointables is None
@@ -112,7 +111,7 @@ class Checkpointer(DetectionCheckpointer):
 
 @cache
 def origin() -> dict[str, Any]:
-    """What a run stands on: versions, and the commit where dformer is a git checkout."""
+    """Return the provenance of a run: versions, and the commit where dformer is a git checkout."""
     git = git_state()
     return {"versions": versions(), "commit": git.get("commit"), "changed": git.get("status")}
 
@@ -120,21 +119,21 @@ def origin() -> dict[str, Any]:
 def load_weights(
     model: nn.Module, checkpoint: dict[str, Any], path: str, strict: bool = True, trained: bool = True
 ) -> None:
-    """`dformer.weights.loading.load`, with its account in the log."""
+    """Load a checkpoint by `dformer.weights.loading.load` and log a summary."""
     fit = load(model, checkpoint, path, strict, trained)
     logger.info(f"Weights of {path}:\n{table(fit)}")
 
 
 def fetch_checkpoint(path: str, averaged: bool = False) -> dict[str, Any]:
-    """`dformer.weights.checkpoint.read_checkpoint` from wherever the file is.
+    """Fetch a checkpoint and read it by `dformer.weights.checkpoint.read_checkpoint`.
 
     Args:
-        path: a local file, what Detectron2's path manager fetches (`detectron2://...`, `https://...`),
-            `timm://<name>`, a pretrained model of timm's, or `dformer://<name>`, a model that comes with the package.
+        path: a local file, a URL of Detectron2's path manager (`detectron2://...`, `https://...`), `timm://<name>`, a
+            pretrained model of timm's, or `dformer://<name>`, a model that comes with the package.
         averaged: see `read_checkpoint`.
 
     Raises:
-        UserError: it cannot be had, or is not a checkpoint.
+        UserError: it cannot be fetched, or is not a checkpoint.
     """
     if path.startswith(TIMM):
         return {"model": _timm_weights(path)}
@@ -151,14 +150,14 @@ def fetch_checkpoint(path: str, averaged: bool = False) -> dict[str, Any]:
 
 
 def shipped_models() -> list[str]:
-    """`dformer://<name>` of each model that comes with the package."""
+    """List `dformer://<name>` of each model that comes with the package."""
     return sorted(SHIPPED + file.stem for file in ASSETS.glob("*.safetensors"))
 
 
 def _shipped_file(path: str) -> Path:
     if path not in shipped_models():
         known = shipped_models()
-        raise UserError(f"{path} does not come with dformer{did_you_mean(path, known)} (there is {', '.join(known)})")
+        raise UserError(f"{path} does not come with dformer{did_you_mean(path, known)} (available: {', '.join(known)})")
     return ASSETS / f"{path.removeprefix(SHIPPED)}.safetensors"
 
 

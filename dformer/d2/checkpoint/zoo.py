@@ -18,11 +18,11 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 def inference_config(
     weights: str | None, config_file: str | None, opts: list[str], steps: int | None = None, seed: int | None = None
 ) -> CfgNode:
-    """The config that the tools which run a trained model have from their arguments; on the CPU where there is no GPU.
+    """Build the config of a trained model from a tool's arguments; without a GPU, for the CPU.
 
     Args:
         weights: checkpoint.
-        config_file: config; by default the one of the checkpoint.
+        config_file: config; by default that of the checkpoint.
         opts: overrides.
         steps, seed: DIFFUSION.SAMPLING_STEPS and SEED.
 
@@ -44,21 +44,21 @@ def inference_config(
 
 
 def config_of(path: str) -> CfgNode:
-    """The config of the checkpoint at `path` (see `fetch_checkpoint`), with `path` in MODEL.WEIGHTS."""
+    """Return the config of the checkpoint at `path` (see `fetch_checkpoint`), with `path` in MODEL.WEIGHTS."""
     cfg = config_of_checkpoint(fetch_checkpoint(path), path)
     cfg.MODEL.WEIGHTS = path
     return cfg
 
 
 def config_of_checkpoint(checkpoint: Mapping[str, Any], path: str) -> CfgNode:
-    """The config that a checkpoint carries or, for a published model, that of the same model here.
+    """Return the config that a checkpoint holds or, for a published model, that of the same model here.
 
     Args:
         checkpoint: as `fetch_checkpoint` returns it.
-        path: where it is from, for messages.
+        path: its origin, for messages.
 
     Raises:
-        UserError: it carries no config and is not of a published model, or its config is of another version.
+        UserError: it holds no config and is not of a published model, or its config is of another version.
     """
     cfg = get_cfg()
     if isinstance(checkpoint.get("config"), str):
@@ -68,8 +68,8 @@ def config_of_checkpoint(checkpoint: Mapping[str, Any], path: str) -> CfgNode:
         name = system.config(checkpoint["model"]) if system else None
         if name is None or not (CONFIGS / name).is_file():
             raise UserError(
-                f"{path} carries no config, and configs/ has none for its weights; give a --config-file. "
-                "A backbone pretrained on ImageNet goes into MODEL.WEIGHTS as it is"
+                f"{path} holds no config, and configs/ has none for its weights; give a --config-file. "
+                "MODEL.WEIGHTS takes backbones pretrained on ImageNet as they are"
             )
         merge_config(cfg, str(CONFIGS / name), [])
     return cfg
