@@ -87,5 +87,5 @@ def _check_settings(cfg: CfgNode, weights: dict[str, torch.Tensor]) -> None:
     system = our_system(weights)
     for key, expected in system.settings.items() if system else ():
         value = reduce(getattr, key.split("."), cfg)
-        if value != expected:
+        if system and value != expected:
             raise UserError(f"{key} is {value}, but the published {system.name} knows {expected} only")

@@ -175,16 +175,16 @@ def backward(
     grad_locations = torch.empty_like(sampling_locations, memory_format=torch.contiguous_format)
     grad_weights = torch.empty_like(attention_weights, memory_format=torch.contiguous_format)
     inputs = [tensor.contiguous() for tensor in (grad_output, value, sampling_locations, attention_weights)]
-    call = (library, "backward", value, spatial_shapes, sampling_locations, *inputs)
+    run = functools.partial(invoke, library, "backward", value, spatial_shapes, sampling_locations, *inputs)
     if library.kind == "cuda" and torch.are_deterministic_algorithms_enabled():
         scale = fixed_scale(grad_output, sampling_locations, attention_weights)
         fixed = value.new_zeros(value.shape, dtype=torch.int64)
-        invoke(*call, scale, fixed, grad_locations, grad_weights)
+        run(scale, fixed, grad_locations, grad_weights)
         grad_value = torch.where(scale.isfinite(), fixed / scale, torch.nan)
     else:
         scale_argument = [None] if library.kind == "cuda" else []  # on the CPU each sum has one owner and one order
         grad_value = value.new_zeros(value.shape, dtype=sampling_locations.dtype)
-        invoke(*call, *scale_argument, grad_value, grad_locations, grad_weights)
+        run(*scale_argument, grad_value, grad_locations, grad_weights)
     return grad_value.to(value.dtype), grad_locations, grad_weights
 
 
