@@ -2,7 +2,6 @@
 
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +44,14 @@ TRUTH = [
 # The dog is mistaken for a cat, a cat is missed, and a dog predicted where there is none.
 FALSE_DOG = block(DOG, 10, 30)
 PREDICTED = [
-    [TRUE_CAT, replace(TRUE_DOG, category_id=CAT), rest(SKY, TRUE_CAT, TRUE_DOG)],
+    [TRUE_CAT, TRUE_DOG._replace(category_id=CAT), rest(SKY, TRUE_CAT, TRUE_DOG)],
     [FALSE_DOG, rest(SEA, FALSE_DOG)],
 ]
 SCORES = [[0.9, 0.6, 0.8], [0.7, 0.8]]
 
 
 def output(segments: list[Segment], scores: list[float]) -> dict:
-    things = [k for k, segment in enumerate(segments) if segment.isthing]
+    things = [k for k, segment in enumerate(segments) if segment.is_thing]
     ids, infos = panoptic_output(segments, SIZE)
     return {
         "panoptic_seg": (ids, [{**info, "score": score} for info, score in zip(infos, scores, strict=True)]),
@@ -121,7 +120,7 @@ def test_panoptic_quality_is_panopticapis_on_real_annotations(data_dir, tmp_path
                 mask = np.roll(segment.mask, 12 * (number % 2), axis=1)
                 category = (segment.category_id + 1) % 133 if k % 5 == 0 else segment.category_id
                 if k % 4:
-                    changed.append(Segment(mask, category, category < 80))
+                    changed.append(Segment(mask, category, is_thing=category < 80))
             yield record, perfect_output(changed, segments[0].mask.shape, 133)
 
     results = write_run(tmp_path, name, pairs(), ("panoptic",))["panoptic_seg"]

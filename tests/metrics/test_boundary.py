@@ -1,4 +1,4 @@
-"""Boundaries against brute force, and what they make of AP and IoU, by hand."""
+"""Boundaries against brute force; boundary AP and IoU by hand."""
 
 import numpy as np
 import pytest

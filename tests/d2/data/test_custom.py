@@ -340,7 +340,7 @@ def test_evaluation_of_instance_ids(data_dir: Path, tmp_path: Path) -> None:
     for record in records:
         masks = [rle.decode(a["segmentation"]).astype(bool) for a in record["annotations"]]
         size = record["height"], record["width"]
-        pairs.append((record, {"instances": instances_output([Segment(m, 0, True) for m in masks], size)}))
+        pairs.append((record, {"instances": instances_output([Segment(m, 0) for m in masks], size)}))
     assert evaluate("ped", pairs, tmp_path, ["instance"])["segm"]["AP"] == pytest.approx(100)
 
 
@@ -350,7 +350,8 @@ def test_evaluation_of_labels_that_are_mapped(data_dir: Path, tmp_path: Path) ->
     pairs = []
     for record in records:
         labels = np.asarray(Image.open(record["sem_seg_file_name"]))
-        segments = [Segment(labels < 5, 0, False), Segment(labels >= 5, 1, False)]  # void does not count
+        # void does not count
+        segments = [Segment(labels < 5, 0, is_thing=False), Segment(labels >= 5, 1, is_thing=False)]
         pairs.append((record, {"sem_seg": semantic_output(segments, labels.shape, 2)}))
     results = evaluate("cam", pairs, tmp_path, ["semantic"])["sem_seg"]
     assert (results["mIoU"], results["pACC"]) == (100, 100)

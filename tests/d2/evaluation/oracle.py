@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +9,35 @@ import numpy as np
 import torch
 from detectron2.data.datasets import register_coco_panoptic
 from detectron2.structures import Boxes, Instances
-from numpy.typing import NDArray
 from panopticapi.utils import id2rgb, rgb2id
 from PIL import Image
 from pycocotools import mask as rle
 
 from dformer.d2.config import get_cfg
 from dformer.d2.evaluation import build_evaluators
+from dformer.visualize import Segment, panoptic_segments
 
-Mask = NDArray[np.bool_]
 Results = dict[str, dict[str, float]]
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A region (H, W) of one contiguous class."""
-
-    mask: Mask
-    category_id: int
-    isthing: bool
-    iscrowd: bool = False
-
-
 def read_segments(record: dict[str, Any]) -> list[Segment]:
-    """Segments of a record of Detectron2's panoptic data sets."""
+    """Return the segments of a record of Detectron2's panoptic data sets."""
     with Image.open(record["pan_seg_file_name"]) as picture:
-        ids = rgb2id(np.array(picture))
-    return [
-        Segment(ids == s["id"], s["category_id"], s["isthing"], bool(s["iscrowd"])) for s in record["segments_info"]
-    ]
+        return list(panoptic_segments(rgb2id(np.array(picture)), record["segments_info"]))
 
 
 def panoptic_output(segments: Iterable[Segment], size: tuple[int, int]) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """The model output `panoptic_seg`."""
+    """Return the model output `panoptic_seg`."""
     ids = torch.zeros(size, dtype=torch.int32)
     info = []
     for i, segment in enumerate(segments, start=1):
         ids[torch.from_numpy(segment.mask)] = i
-        info.append({"id": i, "category_id": segment.category_id, "isthing": segment.isthing, "score": 1.0})
+        info.append({"id": i, "category_id": segment.category_id, "isthing": segment.is_thing, "score": 1.0})
     return ids, info
 
 
 def instances_output(segments: Sequence[Segment], size: tuple[int, int], scores: Sequence[float] = ()) -> Instances:
-    """The model output `instances`; scores are 1 unless given."""
+    """Return the model output `instances`; scores are 1 unless given."""
     masks = torch.tensor(np.array([s.mask for s in segments], dtype=bool).reshape(-1, *size))
     return Instances(
         size,
@@ -64,7 +49,7 @@ def instances_output(segments: Sequence[Segment], size: tuple[int, int], scores:
 
 
 def semantic_output(segments: Iterable[Segment], size: tuple[int, int], num_classes: int) -> torch.Tensor:
-    """The model output `sem_seg`; class 0 where there is no segment."""
+    """Return the model output `sem_seg`, class 0 where there is no segment."""
     labels = torch.zeros(size, dtype=torch.int64)
     for segment in segments:
         labels[torch.from_numpy(segment.mask)] = segment.category_id
@@ -72,11 +57,11 @@ def semantic_output(segments: Iterable[Segment], size: tuple[int, int], num_clas
 
 
 def perfect_output(segments: Sequence[Segment], size: tuple[int, int], num_classes: int) -> dict[str, Any]:
-    """All three outputs. No model predicts crowd regions as segments; their pixels have a class all the same."""
-    visible = [s for s in segments if not s.iscrowd]
+    """Return all three outputs. No model predicts crowd regions as segments, but their pixels have a class."""
+    visible = [s for s in segments if not s.is_crowd]
     return {
         "panoptic_seg": panoptic_output(visible, size),
-        "instances": instances_output([s for s in visible if s.isthing], size),
+        "instances": instances_output([s for s in visible if s.is_thing], size),
         "sem_seg": semantic_output(segments, size, num_classes),
     }
 
@@ -88,7 +73,7 @@ def evaluate(
     tasks: Sequence[str] = ("panoptic", "instance", "semantic"),
     more: bool = False,
 ) -> Results:
-    """Results of (model input, model output) pairs on the data set `name`; `more`: boundary, class-agnostic."""
+    """Evaluate (model input, model output) pairs on the data set `name`; `more` adds boundary and class-agnostic PQ."""
     cfg = get_cfg()
     cfg.TEST.TASKS = tuple(tasks)
     cfg.TEST.BOUNDARY = cfg.TEST.CLASS_AGNOSTIC = more
@@ -110,16 +95,16 @@ CATEGORIES = [
 CAT, DOG, SKY, SEA = range(4)
 
 
-def block(category_id: int, row: int, column: int, iscrowd: bool = False) -> Segment:
-    """A segment of 10 x 10 pixels."""
+def block(category_id: int, row: int, column: int, is_crowd: bool = False) -> Segment:
+    """Return a segment of 10 x 10 pixels."""
     mask = np.zeros(SIZE, bool)
     mask[row : row + 10, column : column + 10] = True
-    return Segment(mask, category_id, category_id in (CAT, DOG), iscrowd)
+    return Segment(mask, category_id, is_thing=category_id in (CAT, DOG), is_crowd=is_crowd)
 
 
 def rest(category_id: int, *others: Segment) -> Segment:
-    """A segment of all pixels that no other has."""
-    return Segment(~np.any([s.mask for s in others], axis=0), category_id, category_id in (CAT, DOG))
+    """Return a segment of all other pixels."""
+    return Segment(~np.any([s.mask for s in others], axis=0), category_id, is_thing=category_id in (CAT, DOG))
 
 
 def write_annotations(folder: Path, images: Sequence[Sequence[Segment]]) -> list[dict[str, Any]]:
@@ -133,15 +118,11 @@ def write_annotations(folder: Path, images: Sequence[Sequence[Segment]]) -> list
         ids = np.zeros(SIZE, np.int64)
         info: list[dict[str, Any]] = []
         for i, segment in enumerate(segments, start=1):
-            annotation: dict[str, Any] = {
-                "id": 70000 * i,
-                "category_id": CATEGORIES[segment.category_id]["id"],
-                "iscrowd": int(segment.iscrowd),
-                "area": int(segment.mask.sum()),
-            }
+            category_id, area = CATEGORIES[segment.category_id]["id"], int(segment.mask.sum())
+            annotation = {"id": 70000 * i, "category_id": category_id, "iscrowd": int(segment.is_crowd), "area": area}
             ids[segment.mask] = annotation["id"]
             info.append(annotation)
-            if segment.isthing:
+            if segment.is_thing:
                 mask = rle.encode(np.asfortranarray(segment.mask, np.uint8))
                 mask["counts"] = mask["counts"].decode()
                 # counted from 0: an id that pycocotools alone would take for "not found"

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,12 +164,12 @@ def test_shifted_mask(pets, tmp_path, columns, cat_pq, cat_ap, cat_iou):
     ],
 )
 def test_crowd_and_void(tmp_path, extra, dog_pq, cat_pq):
-    crowd, void = block(CAT, 0, 0, iscrowd=True), block(SEA, 0, 10)
+    crowd, void = block(CAT, 0, 0, is_crowd=True), block(SEA, 0, 10)
     cat, dog = block(CAT, 10, 0), block(DOG, 10, 25)
     sky = rest(SKY, crowd, void, cat, dog)
     register("herd", tmp_path / "data")
     (image,) = write_annotations(tmp_path / "data", [[crowd, cat, dog, sky]])
-    kept_sky = replace(sky, mask=sky.mask & ~extra.mask)
+    kept_sky = sky._replace(mask=sky.mask & ~extra.mask)
     predicted = [cat, dog, kept_sky, extra]
     results = evaluate("herd", [(image, perfect_output(predicted, SIZE, 4))], tmp_path)
     assert results["panoptic_seg"]["PQ-dog"] == pytest.approx(100 * dog_pq)
@@ -182,7 +181,7 @@ def test_crowd_and_void(tmp_path, extra, dog_pq, cat_pq):
 @pytest.mark.parametrize(("kind", "dog_ap"), [(CAT, 1), (DOG, 1 / 2)])
 def test_crowd_and_ap(tmp_path, kind, dog_ap):
     """The detection of the highest score, in a crowd, is ignored if of its class, else false at every recall."""
-    crowd, cat, dog = block(CAT, 0, 0, iscrowd=True), block(CAT, 10, 0), block(DOG, 10, 25)
+    crowd, cat, dog = block(CAT, 0, 0, is_crowd=True), block(CAT, 10, 0), block(DOG, 10, 25)
     register("herd", tmp_path / "data")
     (image,) = write_annotations(tmp_path / "data", [[crowd, cat, dog]])
     instances = instances_output([block(kind, 0, 0), cat, dog], SIZE, scores=[0.9, 0.8, 0.8])

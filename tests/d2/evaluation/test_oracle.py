@@ -3,7 +3,6 @@
 import json
 import math
 from collections import Counter, defaultdict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +40,11 @@ def coco_panoptic(data_dir):
     register_all_coco(str(data_dir / "coco_panoptic"))
 
 
-def oracle(records: list[dict[str, Any]]):
+def oracle(records, change=list, num_classes=NUM_CLASSES):
+    """Yield each record with the outputs of its segments, as changed by `change`."""
     for record in records:
         segments = read_segments(record)
-        yield record, perfect_output(segments, segments[0].mask.shape, NUM_CLASSES)
+        yield record, perfect_output(change(segments), segments[0].mask.shape, num_classes)
 
 
 def assert_perfect(results: Results) -> None:
@@ -87,19 +87,11 @@ def test_coco_class_names(coco_panoptic, data_dir):
 
 
 def test_predicted_crowd_is_not_punished(coco_panoptic, tmp_path):
-    records = [
-        r
-        for r in DatasetCatalog.get("coco_2017_train_panoptic")
-        if any(segment["iscrowd"] for segment in r["segments_info"])
-    ]
+    records = DatasetCatalog.get("coco_2017_train_panoptic")
+    records = [record for record in records if any(segment["iscrowd"] for segment in record["segments_info"])]
     assert len(records) == 4
-
-    def pairs():
-        for record in records:
-            segments = [replace(s, iscrowd=False) for s in read_segments(record)]
-            yield record, perfect_output(segments, segments[0].mask.shape, NUM_CLASSES)
-
-    assert_perfect(evaluate("coco_2017_train_panoptic", pairs(), tmp_path))
+    pairs = oracle(records, lambda segments: [s._replace(is_crowd=False) for s in segments])
+    assert_perfect(evaluate("coco_2017_train_panoptic", pairs, tmp_path))
 
 
 @pytest.mark.parametrize(("split", "images", "empty", "crowds"), [("train", 160, 0, 11), ("val", 40, 1, 6)])
@@ -116,7 +108,7 @@ def test_coco_instances(data_dir, tmp_path, split, images, empty, crowds):
             size = (record["height"], record["width"])
             visible = [a for a in record["annotations"] if not a["iscrowd"]]
             masks = [rle.decode(rle.merge(rle.frPyObjects(a["segmentation"], *size))).astype(bool) for a in visible]
-            objects = [Segment(m, a["category_id"], True) for m, a in zip(masks, visible, strict=True)]
+            objects = [Segment(m, a["category_id"]) for m, a in zip(masks, visible, strict=True)]
             yield record, {"instances": instances_output(objects, size)}
 
     results = evaluate(f"coco_2017_{split}", pairs(), tmp_path)
@@ -142,7 +134,7 @@ def test_ade20k(data_dir, tmp_path, split, folder, images):
             published_file = published / "annotations" / folder / Path(record["sem_seg_file_name"]).name
             published_labels = np.array(Image.open(published_file)).astype(int)  # 1..150, 0 is void
             masks = {k: published_labels == k + 1 for k in range(150)}
-            segments = [Segment(m, (k + shift) % 150, False) for k, m in masks.items() if m.any()]
+            segments = [Segment(m, (k + shift) % 150, is_thing=False) for k, m in masks.items() if m.any()]
             yield record, {"sem_seg": semantic_output(segments, published_labels.shape, 150)}
 
     results = evaluate(f"ade20k_sem_seg_{split}", pairs(shift=0), tmp_path)
@@ -155,12 +147,8 @@ def test_ade20k(data_dir, tmp_path, split, folder, images):
 def test_shapes(tmp_path):
     shapes_script.generate(tmp_path, shapes_script.Parameters(train=1, val=4, size=64), progress=False)
     register_shapes(tmp_path)
-
-    def pairs():
-        for record in DatasetCatalog.get("shapes_val"):
-            yield record, perfect_output(read_segments(record), (64, 64), len(shapes_script.CATEGORIES))
-
-    results = evaluate("shapes_val", pairs(), tmp_path / "out")
+    pairs = oracle(DatasetCatalog.get("shapes_val"), num_classes=len(shapes_script.CATEGORIES))
+    results = evaluate("shapes_val", pairs, tmp_path / "out")
     assert list(results) == ["panoptic_seg", "segm", "sem_seg"]
     assert_perfect(results)
 
@@ -188,14 +176,10 @@ def counted_classes(records: list[dict[str, Any]]) -> tuple[int, int, int]:
 
 def test_two_classes_swapped(records, tmp_path):
     swapped = {ELEPHANT: SKATEBOARD, SKATEBOARD: ELEPHANT}
-
-    def pairs():
-        for record in records:
-            segments = read_segments(record)
-            segments = [replace(s, category_id=swapped.get(s.category_id, s.category_id)) for s in segments]
-            yield record, perfect_output(segments, segments[0].mask.shape, NUM_CLASSES)
-
-    results = evaluate("coco_2017_val_panoptic", pairs(), tmp_path)
+    pairs = oracle(
+        records, lambda segments: [s._replace(category_id=swapped.get(s.category_id, s.category_id)) for s in segments]
+    )
+    results = evaluate("coco_2017_val_panoptic", pairs, tmp_path)
     n_panoptic, n_instance, n_semantic = counted_classes(records)
     assert results["panoptic_seg"]["PQ"] == pytest.approx(100 * (n_panoptic - 2) / n_panoptic)
     assert results["segm"]["AP"] == pytest.approx(100 * (n_instance - 2) / n_instance)
@@ -230,8 +214,8 @@ def test_one_skateboard_of_three_omitted(records, tmp_path):
 def test_class_does_not_matter_to_class_agnostic_pq(records, tmp_path):
     """All classes are mistaken, and a segment of two is omitted."""
     (record,) = (r for r in records if r["image_id"] == 61)
-    segments = [s for s in read_segments(record) if not s.iscrowd]
-    mistaken = [replace(s, category_id=(s.category_id + 1) % NUM_CLASSES, isthing=True) for s in segments]
+    segments = [s for s in read_segments(record) if not s.is_crowd]
+    mistaken = [s._replace(category_id=(s.category_id + 1) % NUM_CLASSES, is_thing=True) for s in segments]
     output = {"panoptic_seg": panoptic_output(mistaken[1:], segments[0].mask.shape)}
     results = evaluate("coco_2017_val_panoptic", [(record, output)], tmp_path, ["panoptic"], more=True)["panoptic_seg"]
     found = len(segments) - 1
@@ -248,7 +232,7 @@ def test_official_tools_give_the_same_marks(coco_panoptic, data_dir, tmp_path, s
     def pairs():
         for record in DatasetCatalog.get(name):
             segments = perturb(read_segments(record), rng)
-            size, things = segments[0].mask.shape, [s for s in segments if s.isthing]
+            size, things = segments[0].mask.shape, [s for s in segments if s.is_thing]
             instances = instances_output(things, size, scores=rng.random(len(things)).tolist())
             yield record, {"panoptic_seg": panoptic_output(segments, size), "instances": instances}
 
@@ -297,14 +281,14 @@ def test_pq_of_perturbed_annotations(records, tmp_path, seed):
     assert {name: results[f"PQ-{name}"] for name in names if not math.isnan(results[f"PQ-{name}"])} == pytest.approx(
         {names[k]: v for k, v in expected.items()}
     )
-    things = {s.category_id for segments in annotated + predicted for s in segments if s.isthing}
+    things = {s.category_id for segments in annotated + predicted for s in segments if s.is_thing}
     assert results["PQ_th"] == pytest.approx(np.mean([v for k, v in expected.items() if k in things]))
     assert results["PQ_st"] == pytest.approx(np.mean([v for k, v in expected.items() if k not in things]))
 
 
 def perturb(segments: list[Segment], rng: np.random.Generator) -> list[Segment]:
     """Segments dropped, mistaken for each other's class, moved, and squares added, crowds and void included."""
-    kinds = sorted({(s.category_id, s.isthing) for s in segments})
+    kinds = sorted({(s.category_id, s.is_thing) for s in segments})
     size = segments[0].mask.shape
     owner = np.full(size, -1)
     classes: list[tuple[int, bool]] = []
@@ -314,14 +298,14 @@ def perturb(segments: list[Segment], rng: np.random.Generator) -> list[Segment]:
         shift = rng.integers(-4, 5, size=2) if rng.random() < 0.5 else (0, 0)
         owner[np.roll(segment.mask, shift, (0, 1))] = len(classes)
         classes.append(
-            kinds[rng.integers(len(kinds))] if rng.random() < 0.2 else (segment.category_id, segment.isthing)
+            kinds[rng.integers(len(kinds))] if rng.random() < 0.2 else (segment.category_id, segment.is_thing)
         )
     for _ in range(5):
         row, column = rng.integers(size[0] - 40), rng.integers(size[1] - 40)
         owner[row : row + 40, column : column + 40] = len(classes)
         classes.append(kinds[rng.integers(len(kinds))])
     masks = [owner == i for i in range(len(classes))]
-    return [Segment(m, *c) for m, c in zip(masks, classes, strict=True) if m.any()]
+    return [Segment(m, k, is_thing=thing) for m, (k, thing) in zip(masks, classes, strict=True) if m.any()]
 
 
 def plain_panoptic_quality(annotated: list[list[Segment]], predicted: list[list[Segment]]) -> dict[int, float]:
@@ -330,19 +314,19 @@ def plain_panoptic_quality(annotated: list[list[Segment]], predicted: list[list[
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for truth, prediction in zip(annotated, predicted, strict=True):
         void = ~np.any([s.mask for s in truth], axis=0)
-        missed = {id(s) for s in truth if not s.iscrowd}
+        missed = {id(s) for s in truth if not s.is_crowd}
         for segment in prediction:
             of_its_class = [s for s in truth if s.category_id == segment.category_id]
             found = False
             for s in of_its_class:
                 union = (s.mask | segment.mask) & ~(segment.mask & void)
                 iou = (s.mask & segment.mask).sum() / union.sum()
-                if iou > 0.5 and not s.iscrowd:
+                if iou > 0.5 and not s.is_crowd:
                     found = True
                     missed.remove(id(s))
                     counts[segment.category_id]["found"] += 1
                     iou_sum[segment.category_id] += iou
-            ignored = np.any([void, *(s.mask for s in of_its_class if s.iscrowd)], axis=0)
+            ignored = np.any([void, *(s.mask for s in of_its_class if s.is_crowd)], axis=0)
             if not found and (segment.mask & ignored).sum() <= 0.5 * segment.mask.sum():
                 counts[segment.category_id]["false"] += 1
         for s in truth:

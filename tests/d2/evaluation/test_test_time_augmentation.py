@@ -1,4 +1,4 @@
-"""Test-time augmentation: what the model is shown and how its answers are joined."""
+"""Test-time augmentation: the views that the model gets, and the mean of its scores."""
 
 import numpy as np
 import pytest
@@ -22,16 +22,16 @@ def augmented_cfg(meta_architecture: str = "DFormer", sizes: tuple[int, ...] = (
 
 
 class Echo(nn.Module):
-    """Scores of three classes: the image, its columns from left to right, and the height that it was shown in."""
+    """Scores of three classes: the image, its columns from left to right, and the height of the view."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.shown: list[tuple[int, int]] = []
+        self.sizes: list[tuple[int, int]] = []
 
     def forward(self, batch):
         (item,) = batch
         height, width = item["image"].shape[1:]
-        self.shown.append((height, width))
+        self.sizes.append((height, width))
         size = (item["height"], item["width"])
         grey = nn.functional.interpolate(item["image"][None].float(), size).mean(1)[0]
         columns = torch.arange(size[1]).float().expand(size)
@@ -39,12 +39,12 @@ class Echo(nn.Module):
 
 
 def test_scores_are_averaged_where_they_belong():
-    """A bright left half stays where it is; a model that counts columns is levelled by the mirror image."""
+    """A bright left half stays where it is; a model that counts columns is averaged out by the mirror image."""
     image = torch.zeros(3, 16, 24, dtype=torch.uint8)
     image[:, :, :12] = 200
     echo = Echo()
     (result,) = SemanticTTA(augmented_cfg(), echo)([{"image": image, "height": 32, "width": 48}])
-    assert echo.shown == [(32, 48), (32, 48), (64, 96), (64, 96)]
+    assert echo.sizes == [(32, 48), (32, 48), (64, 96), (64, 96)]
     bright, columns, height = result["sem_seg"]
     assert bright.shape == (32, 48)
     assert (bright[:, :20] > 190).all() and (bright[:, -20:] < 10).all()
@@ -55,7 +55,7 @@ def test_scores_are_averaged_where_they_belong():
 def test_without_flips():
     echo = Echo()
     (result,) = SemanticTTA(augmented_cfg(flip=False), echo)([{"image": torch.zeros(3, 16, 16, dtype=torch.uint8)}])
-    assert echo.shown == [(32, 32), (64, 64)]
+    assert echo.sizes == [(32, 32), (64, 64)]
     assert (result["sem_seg"][1] == torch.arange(16)).all()
 
 
