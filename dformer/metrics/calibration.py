@@ -15,17 +15,11 @@ BINS = 10  # of scores
 
 @dataclass(frozen=True)
 class Calibration:
-    """Hold the reliability of scores, in `BINS` equal ranges of the score.
+    """Hold the reliability of scores, in `BINS` equal ranges of the score."""
 
-    Attributes:
-        number: of predictions in each range.
-        confidence: their mean score, nan where there are none.
-        accuracy: the share of them that is correct, nan where there are none.
-    """
-
-    number: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
+    number: NDArray[np.int64]  # of predictions
+    confidence: NDArray[np.float64]  # their mean score; nan where there are none
+    accuracy: NDArray[np.float64]  # the share of them that is correct; nan where there are none
 
     @property
     def error(self) -> float:

@@ -20,20 +20,13 @@ SIZES = {
 
 
 class MatchedSegment(NamedTuple):
-    """Hold the outcome of a true segment and the prediction matched with it (IoU > 0.5), or of one without the other.
+    """Hold a true segment and the prediction that matches it (IoU > 0.5), or one without the other, but no masks."""
 
-    Attributes:
-        truth, predicted: contiguous class ids, or None where the segment is false, or missed.
-        iou: 0 without a match.
-        score: of the predicted segment, where it has one.
-        area: in pixels, of the true segment or, where it is false, of the predicted one.
-    """
-
-    truth: int | None
-    predicted: int | None
-    iou: float
-    score: float | None
-    area: int
+    truth: int | None  # contiguous class id; None if the segment is false
+    predicted: int | None  # contiguous class id; None if the segment is missed
+    iou: float  # 0 without a match
+    score: float | None  # of the predicted segment, if it has one
+    area: int  # in pixels, of the true segment or, if it is false, of the predicted one
 
     @property
     def is_correct(self) -> bool:

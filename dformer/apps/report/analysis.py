@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from detectron2.data import DatasetCatalog
+from detectron2.evaluation import DatasetEvaluators
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dformer.apps.report.predictions import LabelPair, SegmentPair, open_predictions
 from dformer.apps.report.run import Run
 from dformer.d2.data.datasets import loading
-from dformer.d2.evaluation import evaluate_saved
 from dformer.d2.evaluation.build import task_evaluators
+from dformer.d2.evaluation.instance import InstanceEvaluator
+from dformer.d2.evaluation.semantic import SemanticEvaluator
 from dformer.data.images import read_image
 from dformer.metrics.calibration import Calibration, detection_calibration, segment_calibration
 from dformer.metrics.segments import MatchedSegment, image_quality, quality_by_size, segment_confusion
@@ -23,52 +25,41 @@ from dformer.visualize import UInt8, draw_comparison, draw_semantic_comparison, 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Hold what a report shows of a run's predictions for a data set.
+    """Hold what a report shows of a run's predictions for a data set."""
 
-    Attributes:
-        run: its name.
-        task: "panoptic", "instance" or "semantic".
-        class_names: by contiguous class id.
-        metrics: task -> metric -> value, as the evaluators return them.
-        confusion: (true, predicted) segments, with "nothing" last; or pixels.
-        qualities: image file -> 0..100, nan where nothing is annotated.
-        by_size: size -> metrics; empty for semantic predictions.
-        calibrations: "segments", "instances" -> the calibration of their scores, where there are any.
-        draw: returns a picture of an image file's ground truth, prediction and errors.
-    """
-
-    run: str
-    task: str
-    class_names: list[str]
-    metrics: dict[str, dict[str, float]]
-    confusion: NDArray[np.int64]
-    qualities: dict[str, float]
-    by_size: dict[str, dict[str, float]]
-    calibrations: dict[str, Calibration]
-    draw: Callable[[str], UInt8]
+    run: str  # its name
+    task: str  # "panoptic", "instance" or "semantic"
+    class_names: list[str]  # by contiguous class id
+    metrics: dict[str, dict[str, float]]  # task -> metric -> value, as the evaluators return them
+    confusion: NDArray[np.int64]  # (true, predicted) segments, with "nothing" last; or pixels
+    qualities: dict[str, float]  # image file -> 0..100, nan where nothing is annotated
+    by_size: dict[str, dict[str, float]]  # size -> metrics; empty for semantic predictions
+    calibrations: dict[str, Calibration]  # of the scores of "segments" and "instances", where there are any
+    draw: Callable[[str], UInt8]  # returns a picture of an image file's ground truth, prediction and errors
 
 
 def analyze(run: Run, dataset_name: str) -> Analysis:
     """Evaluate the predictions for a data set and compare each segment; return what the report shows.
 
     Raises:
-        UserError: as `evaluate_saved`.
+        UserError: the data set or the predictions cannot be read, or do not fit each other.
     """
     folder = run.predictions[dataset_name]
-    metrics = evaluate_saved(run.cfg, dataset_name, folder.parent)
     evaluators = task_evaluators(run.cfg, dataset_name, folder)
     with loading(dataset_name):
         records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
-    categories, read, detections = open_predictions(evaluators, list(records.values()))
+    for each in evaluators.values():
+        each.process_saved(list(records.values()))
+    metrics = DatasetEvaluators(list(evaluators.values())).evaluate()
+    task, evaluator = next(iter(evaluators.items()))
+    categories, read = open_predictions(evaluator, list(records.values()))
     names = [category["name"] for category in categories.values()]
-    confusion = np.zeros((len(names), len(names)), np.int64)
     qualities: dict[str, float] = {}
     segments: list[MatchedSegment] = []
     for file, record in tqdm(records.items(), str(folder)):
         pair = read(record)
         if isinstance(pair, LabelPair):
             pixels = confusion_matrix(pair.truth, pair.prediction, len(names), pair.ignore_label)
-            confusion += pixels
             qualities[file] = semantic_metrics(pixels, names)["mIoU"]
         else:
             matched = list(_match(pair))
@@ -81,18 +72,19 @@ def analyze(run: Run, dataset_name: str) -> Analysis:
             return draw_semantic_comparison(image, pair.truth, pair.prediction, names)
         return draw_comparison(image, pair.truth, pair.prediction, names, pair.void)
 
-    task = next(iter(evaluators))
     calibrations = {"segments": segment_calibration(segments)}
-    if detections:
-        calibrations["instances"] = detection_calibration(detections)
+    instance = evaluators.get("instance")
+    if isinstance(instance, InstanceEvaluator) and instance.evaluation:
+        calibrations["instances"] = detection_calibration(instance.evaluation)
+    is_semantic = isinstance(evaluator, SemanticEvaluator)
     return Analysis(
         run=run.name,
         task=task,
         class_names=names,
         metrics=metrics,
-        confusion=confusion if task == "semantic" else segment_confusion(segments, len(names)),
+        confusion=evaluator.confusion if is_semantic else segment_confusion(segments, len(names)),
         qualities=qualities,
-        by_size={} if task == "semantic" else quality_by_size(segments, categories),
+        by_size={} if is_semantic else quality_by_size(segments, categories),
         calibrations={scored: c for scored, c in calibrations.items() if c.number.any()},
         draw=draw,
     )

@@ -1,22 +1,21 @@
 """Saved predictions with their ground truth, image by image, as the evaluators of the data set read them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from panopticapi.utils import rgb2id
 from pycocotools import mask as rle
-from pycocotools.cocoeval import COCOeval
 
 from dformer.d2.evaluation.evaluator import TaskEvaluator
 from dformer.d2.evaluation.instance import InstanceEvaluator
 from dformer.d2.evaluation.panoptic import PanopticEvaluator
 from dformer.d2.evaluation.semantic import SemanticEvaluator
 from dformer.data.images import read_panoptic_png
-from dformer.metrics.instance import coco_evaluation
 from dformer.metrics.panoptic import Annotation, Categories
 from dformer.metrics.semantic import Labels
+from dformer.utils.errors import UserError
 from dformer.visualize import Bools, Ints, Segment, panoptic_segments
 
 MIN_SCORE = 0.5  # of instances that are compared one by one; those of lower scores are many, and mostly wrong
@@ -33,7 +32,7 @@ class SegmentPair(NamedTuple):
 
 
 class LabelPair(NamedTuple):
-    """Hold the annotated and the predicted class ids (H, W) of an image, and the id that is ignored."""
+    """Hold the annotated and the predicted class ids (H, W) of an image, and the annotated id that is ignored."""
 
     truth: Labels
     prediction: Labels
@@ -43,29 +42,22 @@ class LabelPair(NamedTuple):
 Reader = Callable[[Record], SegmentPair | LabelPair]
 
 
-def open_predictions(
-    evaluators: Mapping[str, TaskEvaluator], records: list[Record]
-) -> tuple[Categories, Reader, COCOeval | None]:
-    """Open the saved predictions for the images `records`, to compare them for the first task of `evaluators`.
+def open_predictions(evaluator: TaskEvaluator, records: list[Record]) -> tuple[Categories, Reader]:
+    """Open the saved predictions for the images `records`, which `evaluator` has evaluated.
 
     Returns:
-        Contiguous class id -> {"name", "isthing"}; a function that reads ground truth and prediction of an image, in
-        contiguous class ids; and pycocotools' matching of all instances, where instances were predicted.
+        Contiguous class id -> {"name", "isthing"}, and a function that reads ground truth and prediction of an image,
+        in contiguous class ids.
 
     Raises:
-        UserError: the predictions cannot be read or are for other images.
+        UserError: there are no annotations to compare with.
     """
-    evaluator, instances, detections = next(iter(evaluators.values())), evaluators.get("instance"), None
-    if isinstance(instances, InstanceEvaluator):
-        read_detections = instances.open_saved(records)
-        found = [detection for record in records for detection in read_detections(record)]
-        detections = coco_evaluation(instances.truth(), found, [record["image_id"] for record in records])
     if isinstance(evaluator, PanopticEvaluator):
-        return *_open_panoptic(evaluator, records), detections
+        return _open_panoptic(evaluator, records)
     if isinstance(evaluator, InstanceEvaluator):
-        return *_open_instances(evaluator, detections), detections
+        return _open_instances(evaluator)
     assert isinstance(evaluator, SemanticEvaluator)
-    return *_open_semantic(evaluator, records), detections
+    return _open_semantic(evaluator, records)
 
 
 def _open_panoptic(evaluator: PanopticEvaluator, records: list[Record]) -> tuple[Categories, Reader]:
@@ -87,9 +79,11 @@ def _open_panoptic(evaluator: PanopticEvaluator, records: list[Record]) -> tuple
     return categories, read
 
 
-def _open_instances(evaluator: InstanceEvaluator, detections: COCOeval) -> tuple[Categories, Reader]:
+def _open_instances(evaluator: InstanceEvaluator) -> tuple[Categories, Reader]:
+    if evaluator.evaluation is None:
+        raise UserError(f"{evaluator.source} has no annotations to compare predictions with")
     contiguous = {i: k for k, i in evaluator.dataset_ids.items()}
-    truth, predictions = detections.cocoGt, detections.cocoDt
+    truth, predictions = evaluator.evaluation.cocoGt, evaluator.evaluation.cocoDt
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     categories = {k: {"name": names[i], "isthing": True} for k, i in sorted(evaluator.dataset_ids.items())}
 

@@ -23,21 +23,13 @@ SAVED = ("panoptic.json", "coco_instances_results.json", "semantic")  # one of t
 
 @dataclass(frozen=True)
 class Run:
-    """Hold saved predictions and, from the OUTPUT_DIR of a training, its curves.
+    """Hold saved predictions and, from the OUTPUT_DIR of a training, its curves."""
 
-    Attributes:
-        name: of the folder.
-        predictions: data set -> folder of the predictions for it.
-        cfg: with which they were made.
-        command: that made them; empty where it is not known.
-        curves: name in metrics.json -> iteration -> value; empty without a training.
-    """
-
-    name: str
-    predictions: Mapping[str, Path]
-    cfg: CfgNode
-    command: str
-    curves: Mapping[str, Mapping[int, float]]
+    name: str  # of the folder
+    predictions: Mapping[str, Path]  # data set -> folder of the predictions for it
+    cfg: CfgNode  # that they were made with
+    command: str  # that made them; empty if it is not known
+    curves: Mapping[str, Mapping[int, float]]  # name in metrics.json -> iteration -> value; empty without a training
 
 
 def read_run(folder: str | Path, config_file: str | None = None, opts: list[str] | None = None) -> Run:

@@ -5,12 +5,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.utils import comm
 from pycocotools import mask as rle
+from pycocotools.cocoeval import COCOeval
 
 from dformer.d2.evaluation.evaluator import REMEDY, TaskEvaluator
 from dformer.metrics.boundary import BoundaryEvaluation
@@ -26,29 +26,24 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
     """Evaluate `instances`: COCO's twelve metrics and the AP of each class, see `mask_average_precision`.
 
     At most 100 masks an image and class count; crowd regions are ignored as the official evaluation ignores them. The
-    folder gets `coco_instances_results.json`, in COCO's results format.
-
-    Attributes:
-        truth: reads the annotations as a COCO instances json has them, in dataset category ids.
-        source: of the annotations, for messages.
-        dataset_ids: contiguous class id -> dataset category id, of things.
-        with_boundary: adds all metrics with boundary IoU, as `Boundary...`.
+    folder gets `coco_instances_results.json`, in COCO's results format. After `evaluate`, the main process has
+    pycocotools' matching of predictions and objects in `evaluation`.
     """
 
-    truth: Callable[[], dict[str, Any]]
-    source: str
-    dataset_ids: Mapping[int, int]
-    with_boundary: bool = False
+    truth: Callable[[], dict[str, Any]]  # reads the annotations as a COCO instances json has them
+    source: str  # of the annotations, for messages
+    dataset_ids: Mapping[int, int]  # contiguous class id -> dataset category id, of things
+    with_boundary: bool = False  # adds all metrics with boundary IoU, as `Boundary...`
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.file = self.folder / "coco_instances_results.json"
 
     def reset(self) -> None:
         super().reset()
+        self.evaluation: COCOeval | None = None
         self._image_ids: list[int | str] = []
         self._predictions: Detections = []
-
-    @property
-    def file(self) -> Path:
-        """Return the file of the predictions."""
-        return self.folder / "coco_instances_results.json"
 
     def write(self, image: dict[str, Any], output: dict[str, Any]) -> Detections:
         instances = output["instances"].to("cpu")
@@ -97,7 +92,8 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
         if "annotations" not in truth:
             logger.warning("%s has no annotations, so AP is not computed; the predictions are saved", self.source)
             return {}
-        results = mask_average_precision(coco_evaluation(truth, predictions, image_ids))
+        self.evaluation = coco_evaluation(truth, predictions, image_ids)
+        results = mask_average_precision(self.evaluation)
         if self.with_boundary:
             evaluation = coco_evaluation(truth, predictions, image_ids, BoundaryEvaluation)
             results |= {f"Boundary{name}": value for name, value in mask_average_precision(evaluation).items()}

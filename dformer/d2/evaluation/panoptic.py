@@ -17,6 +17,7 @@ from dformer.d2.evaluation.evaluator import REMEDY, TaskEvaluator, check_complet
 from dformer.metrics.panoptic import (
     ONE_CLASS,
     Annotation,
+    Categories,
     count_segments,
     panoptic_quality,
     to_one_class,
@@ -26,17 +27,12 @@ from dformer.utils.files import read_json, write_json
 
 
 class PanopticGroundTruth:
-    """Read a data set's panoptic annotations: in dataset category ids, 0 is void.
-
-    Attributes:
-        png_root: folder of the PNGs of segment ids.
-        categories: dataset category id -> {"id", "name", "isthing", ...}.
-    """
+    """Read a data set's panoptic annotations: in dataset category ids, 0 is void."""
 
     def __init__(self, json_file: Path, png_root: Path) -> None:
         content = read_json(json_file)
         self.png_root = png_root
-        self.categories: dict[int, dict[str, Any]] = {c["id"]: c for c in content["categories"]}
+        self.categories: Categories = {c["id"]: c for c in content["categories"]}
         self._annotations: dict[int | str, Annotation] = {a["image_id"]: a for a in content["annotations"]}
         self._json_file = json_file
 
@@ -61,16 +57,12 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
     as in the official evaluation. The folder gets, in COCO's panoptic format, `panoptic.json` and
     `panoptic/<name>.png`, named as the annotations.
 
-    Attributes:
-        ground_truth: in dataset category ids.
-        dataset_ids: contiguous class id -> dataset category id.
-        class_agnostic: adds PQ, SQ and RQ of segments whatever their class (`_agnostic`), as LDMSeg reports them:
-            panopticapi's where all categories are one. (Of several crowd regions in an image, it then excuses false
-            positives in the last one only.)
+    With `class_agnostic` also of segments whatever their class (`_agnostic`), as LDMSeg reports it: panopticapi's PQ
+    with one category. Of several crowd regions in an image, it then ignores false positives in the last one only.
     """
 
     ground_truth: PanopticGroundTruth
-    dataset_ids: Mapping[int, int]
+    dataset_ids: Mapping[int, int]  # contiguous class id -> dataset category id
     class_agnostic: bool = False
 
     def __post_init__(self) -> None:

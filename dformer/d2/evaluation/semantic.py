@@ -22,21 +22,14 @@ class SemanticEvaluator(TaskEvaluator[Labels]):
 
     Pixels with the ignore label do not count, whatever is predicted there, nor classes without annotated pixels, as in
     Detectron2's own evaluator since version 0.6. The folder gets `semantic/<name>.png`, a grey picture (8 bits, or 16
-    for values above 255) of `label_values`.
-
-    Attributes:
-        metadata: of the data set: `stuff_classes`, `ignore_label`.
-        label_values: the value of each class in the predictions.
-        read_truth: returns the annotated labels for an input of the model.
-        name_of: returns the name of its prediction, <name>.png.
-        with_boundary: adds mBoundaryIoU and the BoundaryIoU of each class, see `boundary_counts`.
+    for values above 255) of `label_values`. `confusion` counts the pixels (annotated K, predicted K) of this process.
     """
 
-    metadata: Metadata
-    label_values: Sequence[int]
-    read_truth: Callable[[dict[str, Any]], Labels]
-    name_of: Callable[[dict[str, Any]], str]
-    with_boundary: bool = False
+    metadata: Metadata  # of the data set: `stuff_classes`, `ignore_label`
+    label_values: Sequence[int]  # the value of each class in the predictions
+    read_truth: Callable[[dict[str, Any]], Labels]  # returns the annotated labels for an input of the model
+    name_of: Callable[[dict[str, Any]], str]  # returns the name of its prediction, <name>.png
+    with_boundary: bool = False  # adds mBoundaryIoU and the BoundaryIoU of each class, see `boundary_counts`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +39,7 @@ class SemanticEvaluator(TaskEvaluator[Labels]):
     def reset(self) -> None:
         super().reset()
         num_classes = len(self.label_values)
-        self._confusion = np.zeros((num_classes, num_classes), np.int64)  # annotated x predicted
+        self.confusion = np.zeros((num_classes, num_classes), np.int64)
         self._boundary_counts = np.zeros((3, num_classes), np.int64)
 
     def write(self, image: dict[str, Any], output: dict[str, Any]) -> Labels:
@@ -72,14 +65,14 @@ class SemanticEvaluator(TaskEvaluator[Labels]):
         annotated = self.read_truth(image)
         num_classes, ignore_label = len(self.label_values), self.metadata.ignore_label
         try:
-            self._confusion += confusion_matrix(annotated, prediction, num_classes, ignore_label)
+            self.confusion += confusion_matrix(annotated, prediction, num_classes, ignore_label)
         except UserError as error:
             raise UserError(f"semantic annotation of {image['file_name']}: {error}") from error
         if self.with_boundary:
             self._boundary_counts += boundary_counts(annotated, prediction, num_classes, ignore_label)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        gathered = comm.gather((self._confusion, self._boundary_counts))
+        gathered = comm.gather((self.confusion, self._boundary_counts))
         if not comm.is_main_process():
             return {}
         confusion, counts = (np.sum(parts, axis=0) for parts in zip(*gathered, strict=True))
