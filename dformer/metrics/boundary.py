@@ -22,13 +22,10 @@ def boundary_width(height: int, width: int) -> int:
 
 
 def boundary(labels: NDArray[np.integer[Any]], distance: int) -> NDArray[np.bool_]:
-    """Find the pixels with another label, or the image's border, at most `distance` rows and columns away.
+    """Return the pixels (H, W) with another label, or the image's border, at most `distance` rows and columns away.
 
     Args:
         labels: (H, W), 0..65534.
-
-    Returns:
-        (H, W) bool.
     """
     square = np.ones((2 * distance + 1,) * 2, np.uint8)
     inside = labels.astype(np.uint16) + 1  # 0 is outside

@@ -36,10 +36,7 @@ def semantic_metrics(confusion: NDArray[np.int64], class_names: Sequence[str]) -
     """Return mIoU, fwIoU (weighted by frequency), mACC, pACC (pixel accuracy) and each class's IoU (`IoU-<class>`).
 
     Args:
-        confusion: (annotated K, predicted K). A class without annotated pixels does not count in means.
-
-    Returns:
-        0..100, nan where nothing is annotated.
+        confusion: (annotated K, predicted K). A class without annotated pixels has IoU nan and does not count in means.
     """
     results = dict.fromkeys(["mIoU", "fwIoU", "mACC", "pACC", *(f"IoU-{name}" for name in class_names)], math.nan)
     present = np.flatnonzero(confusion.sum(1))
@@ -77,10 +74,7 @@ def boundary_metrics(counts: NDArray[np.int64], class_names: Sequence[str]) -> d
     """Return mBoundaryIoU and the boundary IoU of each class (`BoundaryIoU-<class>`).
 
     Args:
-        counts: as of `boundary_counts`, summed over images.
-
-    Returns:
-        0..100, nan where nothing is annotated.
+        counts: as of `boundary_counts`, summed over images. Classes without annotated pixels: as in `semantic_metrics`.
     """
     results = dict.fromkeys(["mBoundaryIoU", *(f"BoundaryIoU-{name}" for name in class_names)], math.nan)
     hits, annotated, predicted = counts

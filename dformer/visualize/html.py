@@ -17,10 +17,7 @@ PAGE = Path(__file__).parents[1] / "assets" / "page.html"
 
 
 def write_page(file: str | Path, title: str, body: str) -> None:
-    """Write a page, whole or not at all.
-
-    Args:
-        body: HTML.
+    """Write a page with the HTML `body`, whole or not at all.
 
     Raises:
         UserError: the file cannot be written.

@@ -39,11 +39,7 @@ class Analysis:
 
 
 def analyze(run: Run, dataset_name: str) -> Analysis:
-    """Evaluate the predictions for a data set and compare each segment; return what the report shows.
-
-    Raises:
-        UserError: the data set or the predictions cannot be read, or do not fit each other.
-    """
+    """Evaluate the predictions for a data set and compare each segment; return what the report shows."""
     folder = run.predictions[dataset_name]
     evaluators = task_evaluators(run.cfg, dataset_name, folder)
     with loading(dataset_name):

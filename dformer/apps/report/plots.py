@@ -14,11 +14,7 @@ STYLES = ("-", "--", ":")
 
 
 def curves_svg(title: str, runs: Sequence[Mapping[str, Mapping[int, float]]]) -> str:
-    """Plot values over iterations; return SVG.
-
-    Args:
-        runs: of each, name -> iteration -> value; a run has a colour, a name a style of line.
-    """
+    """Plot each run's curves (name -> iteration -> value), a colour a run and a line style a name; return SVG."""
     figure, axes = _axes(title)
     names = list(dict.fromkeys(name for run in runs for name in run))
     for run, color in zip(runs, COLORS, strict=False):
@@ -40,14 +36,10 @@ def calibration_svg(title: str, calibrations: Sequence[Calibration]) -> str:
     axes.plot([0, 1], [0, 1], color="#999", linewidth=1)
     edges = np.arange(BINS) / BINS
     width = 0.9 / BINS / len(calibrations)
-    for k, (calibration, color) in enumerate(zip(calibrations, COLORS, strict=False)):
-        share = calibration.number / calibration.number.sum()
-        axes.bar(edges + (k + 0.6) * width, share, width, color=color, alpha=0.25)
-        label = f"calibration error {calibration.error:.3f}"
-        filled = calibration.number > 0
-        axes.plot(
-            calibration.confidence[filled], calibration.accuracy[filled], "o-", color=color, label=label, linewidth=1.3
-        )
+    for k, (bins, color) in enumerate(zip(calibrations, COLORS, strict=False)):
+        axes.bar(edges + (k + 0.6) * width, bins.number / bins.number.sum(), width, color=color, alpha=0.25)
+        label, filled = f"calibration error {bins.error:.3f}", bins.number > 0
+        axes.plot(bins.confidence[filled], bins.accuracy[filled], "o-", color=color, label=label, linewidth=1.3)
     axes.set(xlim=(0, 1), ylim=(0, 1.03), xlabel="score; bars: share of the predictions", ylabel="share that is right")
     axes.legend()
     return _svg(figure)

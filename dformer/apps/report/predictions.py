@@ -45,12 +45,8 @@ Reader = Callable[[Record], SegmentPair | LabelPair]
 def open_predictions(evaluator: TaskEvaluator, records: list[Record]) -> tuple[Categories, Reader]:
     """Open the saved predictions for the images `records`, which `evaluator` has evaluated.
 
-    Returns:
-        Contiguous class id -> {"name", "isthing"}, and a function that reads ground truth and prediction of an image,
-        in contiguous class ids.
-
-    Raises:
-        UserError: there are no annotations to compare with.
+    Return the data set's categories and a function that reads ground truth and prediction of an image, with contiguous
+    class ids.
     """
     if isinstance(evaluator, PanopticEvaluator):
         return _open_panoptic(evaluator, records)

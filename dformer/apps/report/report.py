@@ -55,7 +55,7 @@ def _dataset(name: str, runs: Sequence[Run], images: int) -> str:
     if any((a.task, a.class_names) != (first.task, first.class_names) for a in analyses):
         raise UserError(f"the predictions for {name} are of different tasks or classes and cannot be compared")
     by_size = chart("PQ by size of the segments", _by_size(analyses)) if first.by_size else ""
-    charts = chart("Metrics", _metrics(analyses)), f"<div>{chart('By class', _by_class(analyses))}{by_size}</div>"
+    charts = f"{chart('Metrics', _metrics(analyses))}<div>{chart('By class', _by_class(analyses))}{by_size}</div>"
     plots = [
         calibration_svg(f"Calibration of the scores of {scored}", [a.calibrations[scored] for a in analyses])
         for scored in first.calibrations
@@ -66,8 +66,7 @@ def _dataset(name: str, runs: Sequence[Run], images: int) -> str:
         for a in analyses
     ]
     return (
-        f"<section><h2>{escape(name)}</h2>"
-        f"<div class=charts>{''.join(charts)}</div><div class=plots>{''.join(plots)}</div>"
+        f"<section><h2>{escape(name)}</h2><div class=charts>{charts}</div><div class=plots>{''.join(plots)}</div>"
         f"{''.join(confusions)}{_images(analyses, images)}</section>"
     )
 
@@ -164,11 +163,11 @@ def _figure(file: str, analysis: Analysis, with_run: bool) -> str:
 
 
 def _curves(runs: Sequence[Run]) -> str:
-    plots = []
-    for title, ends in CURVES.items():
-        curves = [{name: c for name, c in run.curves.items() if name.endswith(ends)} for run in runs]
-        if any(curves):
-            plots.append(curves_svg(title, curves))
+    plots = [
+        curves_svg(title, curves)
+        for title, ends in CURVES.items()
+        if any(curves := [{name: c for name, c in run.curves.items() if name.endswith(ends)} for run in runs])
+    ]
     return f"<h2>Training</h2><div class=plots>{''.join(plots)}</div>" if plots else ""
 
 

@@ -44,14 +44,12 @@ def read_run(folder: str | Path, config_file: str | None = None, opts: list[str]
         UserError: there are no predictions, no config, or one that cannot be used.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give OUTPUT_DIR of a run, or a folder of saved predictions")
     root = folder / "inference" if (folder / "inference").is_dir() else folder
     found = [path for path in (root, *sorted(root.glob("[!.]*"))) if any((path / name).exists() for name in SAVED)]
     if not found:
         raise UserError(
-            f"{folder} holds no predictions; `tools/train_net.py --eval-only` saves them in OUTPUT_DIR/inference "
-            "(docs/evaluation.md shows the tree)"
+            f"{folder} is no folder with predictions; give OUTPUT_DIR of a run, where `tools/train_net.py --eval-only` "
+            "saves them, or a folder of predictions (docs/evaluation.md shows the tree)"
         )
     saved = found[0] / "config.yaml"
     if not config_file and not saved.is_file():

@@ -32,8 +32,7 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, folder: str | Path) -> Dat
 
     `evaluate` returns {"panoptic_seg": {"PQ", "SQ", "RQ", "PQ_th", ..., "PQ-<class>", ...}, "segm": {"AP", "AP50", ...,
     "AP-<class>"}, "sem_seg": {"mIoU", ..., "IoU-<class>"}}, all 0..100, nan for what is not annotated; it is empty on
-    processes other than the first. `cfg.TEST.BOUNDARY` and `CLASS_AGNOSTIC` add to it. Predictions are written to
-    `folder` (see the evaluators).
+    processes other than the first. `cfg.TEST.BOUNDARY` and `CLASS_AGNOSTIC` add to it. Predictions go to `folder`.
 
     Raises:
         UserError: the data set is not registered, has an evaluator_type that dformer does not know, or annotates none

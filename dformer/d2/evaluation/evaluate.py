@@ -1,6 +1,5 @@
 """Evaluation of a model on the data sets of DATASETS.TEST, or of predictions on disk without a model."""
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,12 @@ HEADLINE = {
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
-    """Run `model` on DATASETS.TEST. Return the metrics, in the main process: {data set: {task: {metric: value}}}.
+    """Run `model` on DATASETS.TEST. Return the metrics, in the main process.
 
     As in a `Predictor`, the model runs in the precision of SOLVER.AMP on a GPU, with TEST.AUG where enabled. The
     predictions are saved with the cfg in OUTPUT_DIR/inference/<data set>, whole or not at all.
     """
-    results = OrderedDict()
+    results = {}
     augmented = augment(cfg, model)
     for name in cfg.DATASETS.TEST:
         with atomic_folder(Path(cfg.OUTPUT_DIR) / "inference" / name) as folder, inference_autocast(cfg):

@@ -45,10 +45,7 @@ class TaskEvaluator(DatasetEvaluator, ABC, Generic[P]):
             self.add(image, self.write(image, output))
 
     def process_saved(self, images: Sequence[Image]) -> None:
-        """Count this process's share of the saved predictions.
-
-        Args:
-            images: all of the data set.
+        """Count this process's share of the saved predictions for `images`, all of the data set.
 
         Raises:
             UserError: predictions are missing, are for other images, or do not fit the data set.
@@ -95,11 +92,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_complete(source: Path, expected: Iterable[Any], found: Iterable[Any]) -> None:
-    """Check that saved predictions are those for a data set's images, no more and no less.
-
-    Args:
-        source: file or folder of the predictions.
-        expected, found: ids or file names.
+    """Check that the predictions `found` in `source`, ids or file names, are those `expected` for a data set.
 
     Raises:
         UserError: some are missing or unexpected, as those for another data set.

@@ -20,6 +20,8 @@ from dformer.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
+FILE = "coco_instances_results.json"
+
 
 @dataclass(eq=False)
 class InstanceEvaluator(TaskEvaluator[Detections]):
@@ -34,10 +36,6 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
     source: str  # of the annotations, for messages
     dataset_ids: Mapping[int, int]  # contiguous class id -> dataset category id, of things
     with_boundary: bool = False  # adds all metrics with boundary IoU, as `Boundary...`
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.file = self.folder / "coco_instances_results.json"
 
     def reset(self) -> None:
         super().reset()
@@ -64,11 +62,11 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
         sizes = {image["id"]: [image["height"], image["width"]] for image in self.truth()["images"]}
         category_ids = set(self.dataset_ids.values())
         by_image: dict[int | str, Detections] = defaultdict(list)
-        for i, detection in enumerate(read_json(self.file, REMEDY)):
+        for i, detection in enumerate(read_json(self.folder / FILE, REMEDY)):
             try:
                 check_detection(detection, sizes, category_ids)
             except UserError as error:
-                raise UserError(f"{self.file}, entry {i}: {error}") from error
+                raise UserError(f"{self.folder / FILE}, entry {i}: {error}") from error
             by_image[detection["image_id"]].append(detection)
         return lambda image: by_image[image["image_id"]]
 
@@ -82,13 +80,11 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
             return {}
         image_ids, predictions = (list(chain.from_iterable(parts)) for parts in zip(*gathered, strict=True))
         if not self.is_saved:
-            write_json(self.file, predictions)
+            write_json(self.folder / FILE, predictions)
         truth = self.truth()
         unknown = set(image_ids) - {image["id"] for image in truth["images"]}
         if unknown:
-            raise UserError(
-                f"{self.source} has no image with id {min(unknown, key=str)!r}; it belongs to another data set"
-            )
+            raise UserError(f"{self.source} has no image with id {min(unknown, key=str)!r}; add it to the annotations")
         if "annotations" not in truth:
             logger.warning("%s has no annotations, so AP is not computed; the predictions are saved", self.source)
             return {}

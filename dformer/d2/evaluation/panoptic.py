@@ -37,15 +37,9 @@ class PanopticGroundTruth:
         self._json_file = json_file
 
     def __getitem__(self, image_id: int | str) -> Annotation:
-        """Return the annotation of an image.
-
-        Raises:
-            UserError: the image is not annotated.
-        """
+        """Return the annotation of an image, or raise a UserError if it has none."""
         if image_id not in self._annotations:
-            raise UserError(
-                f"{self._json_file} has no annotation for the image with id {image_id!r}; add it or leave the image out"
-            )
+            raise UserError(f"{self._json_file} has no annotation for the image with id {image_id!r}; add one")
         return self._annotations[image_id]
 
 

@@ -13,11 +13,7 @@ from dformer.utils.errors import UserError
 
 
 def augment(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Return the model as it is evaluated: `model` or, with TEST.AUG.ENABLED, a `SemanticTTA` around it.
-
-    Raises:
-        UserError: as `check_augmentation`.
-    """
+    """Return the model as it is evaluated: `model` or, with TEST.AUG.ENABLED, a `SemanticTTA` around it."""
     check_augmentation(cfg)
     return SemanticTTA(cfg, model) if cfg.TEST.AUG.ENABLED else model
 
