@@ -225,22 +225,13 @@ def _array_from_buffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order
     return array
 
 
-def _bytes_from_str(text: str, encoding: str) -> bytes:
-    return text.encode(encoding)
-
-
-def _empty_bytes() -> bytes:
-    """Replaces `bytes`, which Python 2 wrote for empty arrays, but which can be called with any size."""
-    return b""
-
-
 class _ArrayUnpickler(pickle.Unpickler):
     """Makes plain values and arrays; every other global of the pickle is refused."""
 
     _globals: dict[str, Any] = {
         "collections.OrderedDict": OrderedDict,
-        "_codecs.encode": _bytes_from_str,
-        "__builtin__.bytes": _empty_bytes,
+        "_codecs.encode": str.encode,
+        "__builtin__.bytes": lambda: b"",  # of an empty array in Python 2; `bytes` itself can be called with any size
         "numpy.dtype": _Dtype,
         "numpy.ndarray": _Array,
         "numpy.core.multiarray._reconstruct": _Array,

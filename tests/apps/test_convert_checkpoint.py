@@ -86,7 +86,7 @@ def test_other_files_of_the_same_weights(published, tmp_path):
     torch.save({"model": {n: x * 0 for n, x in published.items()}, "model_ema": published}, tmp_path / "both.pth")
     assert same(read_checkpoint(tmp_path / "both.pth", averaged=True)["model"], expected)
     assert not read_checkpoint(tmp_path / "both.pth")["model"]["head.mask_decoder.query_embed"].any()
-    with pytest.raises(UserError, match="bare.pth holds no moving average"):
+    with pytest.raises(UserError, match="bare.pth .*model_ema"):
         read_checkpoint(tmp_path / "bare.pth", averaged=True)
 
 
@@ -118,7 +118,7 @@ def test_what_the_published_code_has_no_place_for(tmp_path):
     cfg = tiny_cfg()
     cfg.OUTPUT_DIR = str(tmp_path)
     Checkpointer(build_model(cfg), cfg).save("tiny")
-    with pytest.raises(UserError, match=r"no place for 8 parameters of this model \(backbone\.stages\.res2"):
+    with pytest.raises(UserError, match=r"8 parameters .*backbone\.stages\.res2"):
         convert(str(tmp_path / "tiny.pth"), str(tmp_path / "out.pth"), to="published")
     assert not (tmp_path / "out.pth").exists()
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_converted(tmp_path):
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
     with pytest.raises(UserError, match=r"resnet\.pth .*--config-file"):
         convert(str(tmp_path / "resnet.pth"), str(tmp_path / "out.pth"))
-    with pytest.raises(UserError, match="ends in .pth or .safetensors"):
+    with pytest.raises(UserError, match="out.pkl"):
         convert(str(tmp_path / "resnet.pth"), str(tmp_path / "out.pkl"))
     torch.save({"head.mask_decoder.decoder_norm.weight": torch.zeros(1)}, tmp_path / "unknown.pth")
     with pytest.raises(UserError, match=r"unknown\.pth.*--config-file"):
@@ -151,13 +151,13 @@ def test_classes_of_a_checkpoint_need_no_data_set(tmp_path):
     assert model_classes(cfg) == (["cat", "lawn"], (0,))
     assert build_model(cfg).things.tolist() == [True, False]
     cfg.MODEL.NUM_CLASSES = 5
-    with pytest.raises(UserError, match="NUM_CLASSES is 5, but there are 2 classes"):
+    with pytest.raises(UserError, match="MODEL.NUM_CLASSES"):
         build_model(cfg)
 
 
-def test_a_config_of_another_version_is_told(tmp_path):
+def test_a_config_of_another_version_is_an_error(tmp_path):
     torch.save({"model": {"a": torch.zeros(1)}, "config": "MODEL:\n  NO_SUCH_KEY: 1\n"}, tmp_path / "later.pth")
-    with pytest.raises(UserError, match=r"config in .*later\.pth is not one of this version.*NO_SUCH_KEY"):
+    with pytest.raises(UserError, match=r"later\.pth .*NO_SUCH_KEY"):
         config_of(str(tmp_path / "later.pth"))
 
 

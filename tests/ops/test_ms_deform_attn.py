@@ -133,7 +133,7 @@ def test_borders(device, dtype):
     assert_as_defined(inputs)
 
 
-def test_what_is_not_finite_lies_outside(device, request):
+def test_locations_that_are_not_finite_are_outside(device, request):
     if "reference" in request.node.name:
         pytest.skip("grid_sample gives NaN")
     value, shapes, locations, weights = random_inputs(device, torch.float32, points=1)
@@ -229,7 +229,7 @@ def test_order_does_not_change_the_deterministic_sums(emulated, monkeypatch):
 
     assert torch.equal(*by_value(True)) and not torch.equal(*by_value(False))
     grad_output[0, 0, 0] = torch.inf
-    assert by_value(True)[0].isnan().all()  # told, not hidden
+    assert by_value(True)[0].isnan().all()  # not hidden
 
 
 @pytest.mark.gpu
@@ -261,7 +261,7 @@ def test_autocast(device):
     assert [gradient.dtype for gradient in gradients] == [torch.float32] * 3
 
 
-def test_half_precision_coordinates_are_taken(device):
+def test_half_precision_coordinates(device):
     """A model that is bfloat16 altogether."""
     value, shapes, locations, weights = (x if isinstance(x, list) else x.bfloat16() for x in random_inputs(device))
     output, *gradients = differentiate((value, shapes, locations, weights), torch.ones(()))
@@ -289,18 +289,18 @@ def test_meta_tensors():
         (lambda v, s, a, w: (v, s, a.to("meta"), w), "one device"),
     ],
 )
-def test_what_does_not_fit_is_told_before_memory_is_read(change, names):
+def test_wrong_sizes_are_an_error_before_memory_is_read(change, names):
     with pytest.raises(ValueError, match=names):
         ms_deform_attn(*change(*random_inputs(torch.device("cpu"))))
 
 
-def test_what_the_cuda_kernels_do_not_do_is_done_by_the_reference(emulated, monkeypatch):
+def test_beyond_the_cuda_kernels_the_reference_runs(emulated, monkeypatch):
     monkeypatch.setattr(native, "library", lambda kind, index: emulated)
     assert_as_defined(random_inputs(torch.device("cpu"), channels=257, queries=2, points=1))
     assert_as_defined(random_inputs(torch.device("cpu"), shapes=((1, 1),) * 65, queries=2, points=1))
 
 
-def test_a_slower_path_is_told_once(monkeypatch, caplog):
+def test_a_slower_path_is_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(native, "state", lambda kind, index: native.State(None, "no compiler\nall of it"))
     native.library.cache_clear()
     try:

@@ -170,7 +170,7 @@ def test_what_is_not_a_checkpoint(tmp_path, content, suffix):
 )
 def test_files_without_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "model.pth")
-    with pytest.raises(UserError, match=r"model\.pth is not a checkpoint"):
+    with pytest.raises(UserError, match=r"model\.pth"):
         read_checkpoint(tmp_path / "model.pth")
 
 

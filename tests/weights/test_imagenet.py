@@ -146,7 +146,7 @@ def test_swin(tmp_path, kind, monkeypatch):
         torch.testing.assert_close(maps[key], normed, rtol=1e-4, atol=1e-4)
 
 
-def test_a_swin_of_another_window_is_resized_and_told(tmp_path, caplog):
+def test_a_swin_of_another_window_is_resized(tmp_path, caplog):
     weights = original_swin(timm.create_model("swin_tiny_patch4_window7_224").state_dict())
     for name in list(weights):
         if name.endswith("bias_table"):
@@ -163,7 +163,7 @@ def test_a_swin_of_another_window_is_resized_and_told(tmp_path, caplog):
 def test_a_deeper_swin_is_not_cut_to_size(tmp_path):
     weights = timm.create_model("swin_small_patch4_window7_224").state_dict()
     torch.save({"model": original_swin(weights)}, tmp_path / "small.pth")
-    with pytest.raises(UserError, match=r"small\.pth .*1?[0-9]+ unexpected \(backbone\.body\.layers\.2\.blocks\.6"):
+    with pytest.raises(UserError, match=r"small\.pth .*unexpected \(backbone\.body\.layers\.2\.blocks\.6"):
         load(model("swin_tiny"), tmp_path / "small.pth")
 
 
@@ -178,5 +178,5 @@ def test_other_timm_models(tmp_path):
 
 
 def test_unknown_names_of_timm():
-    with pytest.raises(UserError, match='no pretrained model "swin_tyni.*did you mean "swin_tiny_'):
+    with pytest.raises(UserError, match="MODEL.WEIGHTS .*swin_tyni.*swin_tiny_"):
         fetch_checkpoint("timm://swin_tyni_patch4_window7_224.ms_in1k")
