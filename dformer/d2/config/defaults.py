@@ -146,8 +146,8 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINT_KEEP = 3  # periodic checkpoints that are kept, the newest; 0: all
     cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which needs no loss scaling
 
-    # Detectron2's VIS_PERIOD: each so many steps, TensorBoard gets pictures of two images of the test set (or of the
-    # training set): annotated, their masks with noise, predicted. 0: none.
+    # Every VIS_PERIOD steps (Detectron2, 0: never), TensorBoard gets pictures of two images of the test set, or of the
+    # training set: annotated, masks with noise, predicted.
 
     # Inference and evaluation.
     cfg.TEST.TASKS = ("panoptic", "instance", "semantic")  # results to compute and, if annotated, evaluate

@@ -1,1 +1,1 @@
-"""Training, inference and what a run needs."""
+"""Training and inference."""
