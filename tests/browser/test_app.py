@@ -120,7 +120,7 @@ def test_upload_segment_change_and_download(page, tmp_path):
         page.locator("#json").click()
     download.value.save_as(tmp_path / "a.json")
     found = json.loads((tmp_path / "a.json").read_text())
-    assert (found["task"], found["steps"], found["seed"]) == ("panoptic", 3, 0)
+    assert (found["tasks"], found["steps"], found["seed"]) == (["panoptic"], 3, 0)
     assert (found["height"], found["width"]) == (128, 128) and found["segments"]
     with page.expect_download() as download:
         page.locator("#png").click()
@@ -129,16 +129,16 @@ def test_upload_segment_change_and_download(page, tmp_path):
     assert page.foreign == [], "nothing is fetched from other servers"
 
 
-def test_an_example_a_task_and_fewer_masks(page):
+def test_an_example_a_task_and_fewer_proposals(page):
     page.locator(".gallery-item").nth(1).click()
     page.get_by_label("Remove Image").wait_for()
     page.get_by_label("semantic").check()
     press(page)
     assert "%" in page.inner_text("#legend")
-    set_number(page, "Masks", 1)
+    set_number(page, "Proposals", 1)
     page.get_by_label("panoptic").check()
     press(page)
-    assert page.locator("#legend tr").count() <= 2, "one mask, one segment, and the heading"
+    assert page.locator("#legend tr").count() <= 2, "one proposal, one segment, and the heading"
 
 
 def test_errors_name_broken_and_huge_images(page, tmp_path):
