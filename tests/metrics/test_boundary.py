@@ -69,16 +69,13 @@ def average_precision(mask: np.ndarray, iscrowd: int = 0) -> dict[str, float]:
 def test_boundary_ap():
     """Moved by a row: mask IoU 59/61 passes all thresholds, boundary IoU six of ten."""
     # Of 60^2 - 52^2 = 896 pixels, the moved frame misses the topmost row of 60 and 52 above what is in the frame.
-    assert boundary_iou(square(20, 20), square(21, 20)) == pytest.approx((896 - 60 - 52) / (896 + 60 + 52))  # 0.778
+    boundaries = [rle_boundary(rle.encode(np.asfortranarray(square(row, 20)))) for row in (20, 21)]
+    iou = rle.iou(boundaries[:1], boundaries[1:], [0]).item()
+    assert iou == pytest.approx((896 - 60 - 52) / (896 + 60 + 52))  # 0.778
     assert average_precision(square(20, 20))["AP"] == pytest.approx(100)
     moved = average_precision(square(21, 20))
     assert moved["AR100"] == pytest.approx(100 * (1 + 0.6) / 2)
     assert moved["AP50"] == moved["AP75"] == pytest.approx(100)
-
-
-def boundary_iou(first: np.ndarray, second: np.ndarray) -> float:
-    boundaries = [rle_boundary(rle.encode(np.asfortranarray(m))) for m in (first, second)]
-    return rle.iou(boundaries[:1], boundaries[1:], [0]).item()
 
 
 def test_boundary_ap_and_crowds():

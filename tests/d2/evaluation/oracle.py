@@ -27,23 +27,21 @@ def read_segments(record: dict[str, Any]) -> list[Segment]:
 
 
 def panoptic_output(segments: Iterable[Segment], size: tuple[int, int]) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """Return the model output `panoptic_seg`."""
-    ids = torch.zeros(size, dtype=torch.int32)
-    info = []
-    for i, segment in enumerate(segments, start=1):
-        ids[torch.from_numpy(segment.mask)] = i
-        info.append({"id": i, "category_id": segment.category_id, "isthing": segment.is_thing, "score": 1.0})
-    return ids, info
+    """Return the model output `panoptic_seg`; scores are 1 unless segments have one."""
+    ids, infos = torch.zeros(size, dtype=torch.int32), []
+    for i, s in enumerate(segments, start=1):
+        ids[torch.from_numpy(s.mask)] = i
+        infos.append({"id": i, "category_id": s.category_id, "isthing": s.is_thing, "score": s.score or 1.0})
+    return ids, infos
 
 
 def instances_output(segments: Sequence[Segment], size: tuple[int, int], scores: Sequence[float] = ()) -> Instances:
-    """Return the model output `instances`; scores are 1 unless given."""
-    masks = torch.tensor(np.array([s.mask for s in segments], dtype=bool).reshape(-1, *size))
+    """Return the model output `instances`; scores are 1 unless given or segments have one."""
     return Instances(
         size,
-        pred_masks=masks,
+        pred_masks=torch.tensor(np.array([s.mask for s in segments], dtype=bool).reshape(-1, *size)),
         pred_boxes=Boxes(torch.zeros(len(segments), 4)),
-        scores=torch.tensor(scores or [1.0] * len(segments)),
+        scores=torch.tensor(scores or [s.score or 1.0 for s in segments]),
         pred_classes=torch.tensor([s.category_id for s in segments], dtype=torch.int64),
     )
 

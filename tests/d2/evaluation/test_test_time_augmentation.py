@@ -73,17 +73,11 @@ def test_one_view_is_the_model_itself(meta_architecture):
     assert torch.allclose(twice, (once + mirrored) / 2) and not torch.allclose(twice, once)
 
 
-def test_only_where_enabled():
-    cfg = augmented_cfg()
-    cfg.TEST.AUG.ENABLED = False
-    echo = Echo()
-    assert augment(cfg, echo) is echo
-
-
-def test_images_come_as_they_are(tmp_path):
+def test_only_where_enabled_and_of_the_original_image(tmp_path):
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "1.png")
-    cfg, shapes = augmented_cfg(), []
+    cfg, echo, shapes = augmented_cfg(), Echo(), []
     for cfg.TEST.AUG.ENABLED in (True, False):
+        assert (augment(cfg, echo) is echo) == (not cfg.TEST.AUG.ENABLED)
         shapes.append(TestMapper.from_config(cfg)({"file_name": str(tmp_path / "1.png")})["image"].shape)
     assert shapes == [(3, 20, 30), (3, 64, 96)]
 
