@@ -4,24 +4,21 @@
     <root>/ADEChallengeData2016/annotations_instance/{training,validation}/*.png       as published
     <root>/ADEChallengeData2016/ade20k_instance_{train,val}.json                       written here
 
-Category ids are class ids, 0 to 149, of the 100 classes that are things; image ids are names. Stopped, the next call
-goes on where this one was.
+Category ids are class ids, 0 to 149, of the 100 classes that are things; image ids are names. After an
+interruption, the next call continues.
 """
 
-import argparse
-import json
 import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pycocotools import mask as rle
-
 from dformer.d2.data.ade20k import CLASSES, THINGS, read_ade20k_instances
 from dformer.data.images import read_size
-from dformer.data.prepare import ade20k_names, default_root, fill_folder
+from dformer.data.prepare import ade20k_names, fill_folder, run_script
+from dformer.data.segmentations import area_and_box, encode_mask, json_rle
 from dformer.utils.errors import exit_on_user_error
+from dformer.utils.files import read_json, write_json
 
 SPLITS = {"train": "training", "val": "validation"}
 
@@ -47,15 +44,14 @@ def prepare(root: str | Path, progress: bool = True) -> list[Path]:
                 "annotations": [{"id": i, **a} for i, a in enumerate(annotations, start=1)],
                 "categories": [{"id": i, "name": CLASSES[i]} for i in THINGS],
             }
-            (scratch / target.name).write_text(json.dumps(content))
-            (scratch / target.name).replace(target)
+            write_json(target, content)
             shutil.rmtree(scratch)
         written.append(target)
     return written
 
 
 def _is_there(target: Path, names: list[str]) -> bool:
-    return target.exists() and [image["id"] for image in json.loads(target.read_text())["images"]] == names
+    return target.exists() and [image["id"] for image in read_json(target)["images"]] == names
 
 
 def _prepare_image(images: Path, instances: Path, name: str, _: Path) -> dict[str, Any]:
@@ -63,31 +59,16 @@ def _prepare_image(images: Path, instances: Path, name: str, _: Path) -> dict[st
     height, width = read_size(images / f"{name}.jpg")
     annotations = []
     for category, mask in read_ade20k_instances(instances / f"{name}.png", (height, width)):
-        encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
-        annotations.append(
-            {
-                "image_id": name,
-                "category_id": category,
-                "iscrowd": 0,
-                "area": int(rle.area(encoded)),
-                "bbox": [int(side) for side in rle.toBbox(encoded)],
-                "segmentation": {"size": [height, width], "counts": encoded["counts"].decode("ascii")},
-            }
-        )
+        encoded = encode_mask(mask)
+        common = {"image_id": name, "category_id": category, "iscrowd": 0, **area_and_box(encoded)}
+        annotations.append({**common, "segmentation": json_rle(encoded)})
     image = {"id": name, "file_name": f"{name}.jpg", "height": height, "width": width}
     return {"image": image, "annotations": annotations}
 
 
 @exit_on_user_error
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Prepare ADE20K for instance segmentation.")
-    parser.add_argument(
-        "--root",
-        default=default_root(),
-        help='folder that holds ADEChallengeData2016/; by default $DETECTRON2_DATASETS, or else "datasets"',
-    )
-    for file in prepare(parser.parse_args().root):
-        print(f"{file}: prepared")
+    run_script(prepare, "Prepare ADE20K for instance segmentation.")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,11 @@
     <root>/ADEChallengeData2016/ade20k_panoptic_{train,val}/*.png                      written here: segment ids
     <root>/ADEChallengeData2016/ade20k_panoptic_{train,val}.json                       written here: segments
 
-Things lie on stuff, as published; pixels of a thing class without an instance are void. Category ids are class ids,
-0 to 149; image ids are names. Unlike in the published files, areas and boxes are those of the pixels that are seen, and
-stuff of which nothing is seen is left out. A split appears when it is whole; until then it is in a folder beside it
-whose name ends in ".partial", and the next call goes on with that.
+Things cover stuff, as published; pixels of a thing class without an instance are void. Category ids are class ids, 0 to
+149; image ids are names. Unlike in the published files, areas and boxes are those of the visible pixels, and stuff
+without any is not listed. A split appears when it is complete; after an interruption, the next call continues.
 """
 
-import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +18,13 @@ from typing import Any
 import numpy as np
 from panopticapi.utils import id2rgb
 from PIL import Image
-from pycocotools import mask as rle
 
 from dformer.d2.data.ade20k import CLASSES, THINGS, read_ade20k_instances
 from dformer.data.images import read_labels, read_size
-from dformer.data.prepare import ade20k_names, default_root, fill_folder
+from dformer.data.prepare import ade20k_names, fill_folder, run_script
+from dformer.data.segmentations import area_and_box, encode_mask
 from dformer.utils.errors import UserError, exit_on_user_error
+from dformer.utils.files import write_json
 
 SPLITS = {"train": "training", "val": "validation"}
 
@@ -51,9 +49,7 @@ def prepare(root: str | Path, progress: bool = True) -> list[Path]:
                 "annotations": [annotation for _, annotation in found],
                 "categories": [{"id": i, "name": n, "isthing": int(i in THINGS)} for i, n in enumerate(CLASSES)],
             }
-            unfinished = target.with_name(target.name + ".partial")
-            unfinished.write_text(json.dumps(content))
-            unfinished.replace(target)
+            write_json(target, content)
         written.append(target)
     return written
 
@@ -75,10 +71,9 @@ def _prepare_image(folder: Path, split: str, name: str, pngs: Path) -> tuple[dic
         ids[mask] = segment_id
     info = []
     for segment_id, (category, _) in enumerate(segments, start=1):
-        encoded = rle.encode(np.asfortranarray(ids == segment_id, dtype=np.uint8))
-        area, bbox = int(rle.area(encoded)), [int(side) for side in rle.toBbox(encoded)]
-        if area:
-            info.append({"id": segment_id, "category_id": category, "area": area, "bbox": bbox, "iscrowd": 0})
+        measures = area_and_box(encode_mask(ids == segment_id))
+        if measures["area"]:
+            info.append({"id": segment_id, "category_id": category, **measures, "iscrowd": 0})
     Image.fromarray(id2rgb(ids)).save(pngs / f"{name}.png")
     image = {"id": name, "file_name": f"{name}.jpg", "height": height, "width": width}
     return image, {"image_id": name, "file_name": f"{name}.png", "segments_info": info}
@@ -86,14 +81,7 @@ def _prepare_image(folder: Path, split: str, name: str, pngs: Path) -> tuple[dic
 
 @exit_on_user_error
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Prepare ADE20K for panoptic segmentation.")
-    parser.add_argument(
-        "--root",
-        default=default_root(),
-        help='folder that holds ADEChallengeData2016/; by default $DETECTRON2_DATASETS, or else "datasets"',
-    )
-    for file in prepare(parser.parse_args().root):
-        print(f"{file}: prepared")
+    run_script(prepare, "Prepare ADE20K for panoptic segmentation.")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ The published PNGs have 0 for void and 1 to 150 for the classes. This writes 255
     <root>/ADEChallengeData2016/annotations/{training,validation}/*.png                as published
     <root>/ADEChallengeData2016/annotations_detectron2/{training,validation}/*.png     written here
 
-A split appears in its place when it is whole. Until then it is in a folder beside it whose name ends in ".partial", and
-the next call goes on with that.
+A split appears when it is complete; after an interruption, the next call continues.
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 
@@ -17,19 +15,20 @@ import numpy as np
 from PIL import Image
 
 from dformer.data.images import read_labels
-from dformer.data.prepare import default_root, fill_folder
+from dformer.data.prepare import fill_folder, run_script
 from dformer.utils.errors import UserError, exit_on_user_error
 
 NUM_CLASSES = 150
 
 
-def prepare(root: str | Path, progress: bool = True) -> Path:
-    """Prepare both splits; return the folder written.
+def prepare(root: str | Path, progress: bool = True) -> list[Path]:
+    """Prepare both splits; return their folders.
 
     Raises:
         UserError: no labels are there, or a file is not one of ADE20K's.
     """
     folder = Path(root) / "ADEChallengeData2016"
+    written = []
     for split in ("training", "validation"):
         source, target = folder / "annotations" / split, folder / "annotations_detectron2" / split
         names = sorted(file.name for file in source.glob("*.png"))
@@ -39,7 +38,8 @@ def prepare(root: str | Path, progress: bool = True) -> Path:
             )
         if set(names) != {file.name for file in target.glob("*.png")}:
             fill_folder(target, names, partial(_prepare_file, source), f"ADE20K {split}" if progress else None)
-    return folder / "annotations_detectron2"
+        written.append(target)
+    return written
 
 
 def _prepare_file(source: Path, name: str, target: Path) -> None:
@@ -54,13 +54,7 @@ def _prepare_file(source: Path, name: str, target: Path) -> None:
 
 @exit_on_user_error
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Prepare ADE20K's labels for semantic segmentation with Detectron2.")
-    parser.add_argument(
-        "--root",
-        default=default_root(),
-        help='folder that holds ADEChallengeData2016/; by default $DETECTRON2_DATASETS, or else "datasets"',
-    )
-    print(f"{prepare(parser.parse_args().root)}: prepared")
+    run_script(prepare, "Prepare ADE20K's labels for semantic segmentation with Detectron2.")
 
 
 if __name__ == "__main__":

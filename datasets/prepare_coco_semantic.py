@@ -1,16 +1,15 @@
-"""Semantic labels from COCO's panoptic annotations, as Detectron2 and as the published Mask2Former lay them out.
+"""Semantic labels from COCO's panoptic annotations, in the layouts of Detectron2 and the published Mask2Former.
 
     <root>/coco/annotations/panoptic_{train,val}2017.json                              as published
     <root>/coco/panoptic_{train,val}2017/*.png                                         as published
     <root>/coco/panoptic_stuff_{train,val}2017/*.png       written here, as Detectron2: 0 things, 1-53 stuff, 255 void
     <root>/coco/panoptic_semseg_{train,val}2017/*.png      written here, as Mask2Former: 0-132 all classes, 255 void
 
-dformer itself needs neither: it reads labels off the panoptic PNGs. Detectron2's `coco_2017_*_panoptic_separated` and
-`_stuffonly`, and other repositories, do. A folder appears when it is whole; until then it is beside its place and its
-name ends in ".partial", and the next call goes on with that.
+dformer itself needs neither: it reads labels from the panoptic PNGs. Detectron2's `coco_2017_*_panoptic_separated` and
+`_stuffonly`, and other repositories, do. A folder appears when it is complete; after an interruption, the next call
+continues.
 """
 
-import argparse
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from PIL import Image
 
 from dformer.data.images import read_panoptic_png
 from dformer.data.panoptic import paint_classes
-from dformer.data.prepare import default_root, fill_folder
+from dformer.data.prepare import fill_folder, run_script
 from dformer.utils.errors import UserError, exit_on_user_error
 from dformer.utils.files import read_json
 
@@ -78,14 +77,7 @@ def _prepare_file(
 
 @exit_on_user_error
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Prepare semantic labels from COCO's panoptic annotations.")
-    parser.add_argument(
-        "--root",
-        default=default_root(),
-        help='folder that holds coco/; by default $DETECTRON2_DATASETS, or else "datasets"',
-    )
-    for folder in prepare(parser.parse_args().root):
-        print(f"{folder}: prepared")
+    run_script(prepare, "Prepare semantic labels from COCO's panoptic annotations.")
 
 
 if __name__ == "__main__":

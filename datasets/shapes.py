@@ -1,6 +1,6 @@
 """Shapes: a generated panoptic data set in COCO's layout, small enough to train on a CPU in minutes.
 
-Four kinds of things (disc, square, triangle, star; any colour, size and rotation, later ones occlude earlier ones) lie
+Four kinds of things (disc, square, triangle, star; any colour, size and rotation, later ones occlude earlier ones) are
 on one to three kinds of stuff (grass, water, brick). Its outline and the pattern of its surface tell what a thing is,
 its colours do not. Category ids have gaps, as COCO's have, and segment ids use all three bytes of the panoptic PNG.
 
@@ -23,8 +23,6 @@ writes a video instead: a camera circles over a scene.
 
 import argparse
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -35,11 +33,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as rle
 from scipy.ndimage import uniform_filter
 from tqdm import tqdm
 
+from dformer.data.prepare import default_root
+from dformer.data.segmentations import area_and_box, encode_mask, json_rle
 from dformer.utils.errors import UserError, exit_on_user_error
+from dformer.utils.files import atomic_folder
 from dformer.visualize.files import save_animation
 
 Array = NDArray[np.floating[Any]]
@@ -55,7 +55,7 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a Shapes data set is generated with.
+    """Hold what a Shapes data set is generated with.
 
     Attributes:
         train, val: number of images.
@@ -91,17 +91,10 @@ def generate(root: str | Path, parameters: Parameters = DEFAULT, progress: bool 
         if json.loads(stamp_file.read_text()) == stamp:
             return folder
 
-    partial = folder.with_name(".shapes.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
-    try:
+    with atomic_folder(folder) as new:
         for split in SPLITS:
-            _write_split(partial, split, parameters, progress)
-        (partial / "parameters.json").write_text(json.dumps(stamp))
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            _write_split(new, split, parameters, progress)
+        (new / "parameters.json").write_text(json.dumps(stamp))
     return folder
 
 
@@ -146,7 +139,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArra
 
 
 def film(rng: np.random.Generator, size: int, frames: int) -> Iterator[NDArray[np.uint8]]:
-    """Frames (size, size, 3) of a camera that circles once over a scene of twice its area."""
+    """Yield frames (size, size, 3) of a camera that circles once over a scene of twice its area."""
     scene, _, _ = draw(rng, round(size * 2**0.5))
     free = len(scene) - size
     for angle in 2 * np.pi * np.arange(frames) / frames:
@@ -201,7 +194,7 @@ def _jitter(rng: np.random.Generator, colour: tuple[float, float, float]) -> Arr
 
 
 def _outline(rng: np.random.Generator, name: str, size: int) -> tuple[tuple[slice, slice], Array]:
-    """A thing of random size, place and rotation: the part of the image that it lies in, and its coverage there, 0..1.
+    """A thing of random size, place and rotation: its window in the image, and its coverage there, 0..1.
 
     Its area is that of a square of 1/10 to 1/2 of `size`, whatever its class.
     """
@@ -221,7 +214,7 @@ CORNERS = {"square": (4, np.cos(np.pi / 4)), "triangle": (3, np.cos(np.pi / 3)),
 
 
 def signed_distance(name: str, x: Array, y: Array, radius: float, rotation: float) -> Array:
-    """Distance of points to the outline of a thing, negative inside (beyond corners: to the side's line, so a bound).
+    """Compute the signed distance of points to the outline of a thing, negative inside (beyond corners: a bound).
 
     Squares, triangles and stars are alike after folding: in a sector between a corner and the middle of a side (or a
     star's inner corner), their outline is one straight line.
@@ -245,7 +238,7 @@ def signed_distance(name: str, x: Array, y: Array, radius: float, rotation: floa
 
 
 def unit_area(name: str) -> float:
-    """Area of a thing of radius 1."""
+    """Return the area of a thing of radius 1."""
     if name == "disc":
         return np.pi
     corners, inner = CORNERS[name]
@@ -304,21 +297,16 @@ def _write_split(folder: Path, split: str, parameters: Parameters, progress: boo
         segments_info = []
         for k, cls in enumerate(classes):
             category = CATEGORIES[cls]
-            mask = rle.encode(np.asfortranarray(segments == k, dtype=np.uint8))
-            common = {
-                "category_id": category["id"],
-                "area": int(rle.area(mask)),
-                "bbox": [int(v) for v in rle.toBbox(mask)],
-                "iscrowd": 0,
-            }
+            mask = encode_mask(segments == k)
+            common = {"category_id": category["id"], **area_and_box(mask), "iscrowd": 0}
             segments_info.append({"id": int(ids[k]), **common})
             if category["isthing"]:
-                mask["counts"] = mask["counts"].decode("ascii")
-                instances.append({"id": len(instances) + 1, "image_id": image_id, "segmentation": mask, **common})
+                common |= {"id": len(instances) + 1, "image_id": image_id, "segmentation": json_rle(mask)}
+                instances.append(common)
         images.append({"id": image_id, "file_name": f"{name}.jpg", "height": parameters.size, "width": parameters.size})
         panoptic.append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments_info})
 
-        # The last entry of each table stands for void: segments is -1 there.
+        # The last entry of each table is void: segments is -1 there.
         id_map = np.append(ids, 0)[segments]
         rgb = np.stack([id_map % 256, id_map // 256 % 256, id_map // 65536], -1).astype(np.uint8)
         semantic = np.append(classes, VOID).astype(np.uint8)[segments]
@@ -339,7 +327,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--root",
-        default=os.environ.get("DETECTRON2_DATASETS", "datasets"),
+        default=default_root(),
         help="folder to put shapes/ in; by default $DETECTRON2_DATASETS, or else",
     )
     parser.add_argument("--train", type=int, default=DEFAULT.train, help="training images")

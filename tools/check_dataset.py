@@ -1,24 +1,23 @@
 #!/usr/bin/env python3
-"""Look for what is wrong with data sets before they are trained on: each file is read once, on all cores.
+"""Check data sets before they are trained on: each file is read once, on all cores.
 
 python tools/check_dataset.py pedestrians.yaml
 python tools/check_dataset.py coco_2017_train_panoptic coco_2017_val_panoptic --html coco.html
 python tools/check_dataset.py --config-file configs/own/dformer_pennfudan.yaml
 
-The first data set is taken for the one to train on; what others share with it is told.
+The first data set is the one to train on: images that others share with it are reported.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from dformer.apps.data_report import text_report, write_html
 from dformer.d2.config import get_cfg, merge_config
 from dformer.d2.data import find_datasets, register_custom
 from dformer.d2.data.inspection import inspect_datasets
 from dformer.utils.errors import UserError, exit_on_user_error
+from dformer.utils.files import write_json
 
 
 @exit_on_user_error
@@ -52,7 +51,7 @@ def main() -> None:
     print(f"with pictures: {args.html}")
     if args.json:
         found = {inspection.name: [asdict(f) for f in inspection.findings] for inspection in inspections}
-        Path(args.json).write_text(json.dumps(found, indent=1))
+        write_json(args.json, found, indent=1)
     sys.exit(1 if any(inspection.fatal for inspection in inspections) else 0)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A contact sheet of what a model is fed: images as annotated, as tested, and as augmented, with the targets on top.
+"""Draw a contact sheet of a model's inputs: images as annotated, as tested, and as augmented, with targets on top.
 
 python tools/visualize_data.py --config-file configs/... --output sheet.jpg
 python tools/visualize_data.py --config-file configs/... --draws 8 --opts INPUT.COLOR_AUG_SSD True

@@ -1,38 +1,34 @@
-"""Contact sheets of what a model is fed."""
+"""Contact sheets of a model's inputs."""
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from detectron2.utils.env import seed_all_rng
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from dformer.d2.data.datasets import get_metadata, loading
+from dformer.d2.data.datasets import get_records
 from dformer.d2.data.mappers import TestMapper, TrainMapper
 from dformer.d2.data.pictures import draw_record, draw_targets
+from dformer.utils import rng
 from dformer.visualize import UInt8
 
 MARGIN, TITLE = 4, 22  # pixels around a picture, and above a column
 
 
 def contact_sheet(cfg: CfgNode, rows: int = 6, draws: int = 4, seed: int = 0, cell: int = 360) -> Image.Image:
-    """An image a row; in the columns: as annotated, as tested, and `draws` random augmentations, with targets on top.
-
-    All random numbers of this process start anew from `seed`.
+    """Draw images as annotated, as tested, and in `draws` random augmentations, with targets on top; a row each.
 
     Args:
         cfg: names data set (the first of DATASETS.TRAIN), task, augmentations and sizes.
         rows: number of images, evenly chosen.
         draws: augmentations of each.
+        seed: of the augmentations.
         cell: side of the square that each picture is fitted into, in pixels.
 
     Raises:
         UserError: data set, annotations or augmentations cannot be used.
     """
     name, task = cfg.DATASETS.TRAIN[0], cfg.INPUT.TASK
-    get_metadata(name)
-    with loading(name):
-        records = DatasetCatalog.get(name)
+    records = get_records(name)
     drawn = cfg.clone()
     drawn.merge_from_list(["INPUT.TARGET", "masks"])  # what is drawn, whatever the model takes
     train, test = TrainMapper.from_config(drawn), TestMapper.from_config(cfg)
@@ -43,17 +39,16 @@ def contact_sheet(cfg: CfgNode, rows: int = 6, draws: int = 4, seed: int = 0, ce
         position = (column * cell + MARGIN, MARGIN)
         ImageDraw.Draw(sheet).text(position, title, fill="black", font=ImageFont.load_default(14))
 
-    seed_all_rng(seed)
-    for row, index in enumerate(chosen):
-        record = records[index]
-        pictures = [draw_record(record, name, task), _rgb(test(record)["image"], cfg.INPUT.FORMAT)]
-        for _ in range(draws):
-            fed = train(record)
-            targets = fed["instances"].gt_classes.tolist(), fed["instances"].gt_masks.numpy()
-            pictures.append(draw_targets(_rgb(fed["image"], cfg.INPUT.FORMAT), *targets, name, task))
-        for column, picture in enumerate(pictures):
-            fitted = ImageOps.contain(Image.fromarray(picture), (cell - 2 * MARGIN, cell - 2 * MARGIN))
-            sheet.paste(fitted, (column * cell + MARGIN, TITLE + row * cell + MARGIN))
+    with rng.seeded("contact sheet", seed):
+        for row, index in enumerate(chosen):
+            record = records[index]
+            pictures = [draw_record(record, name, task), _rgb(test(record)["image"], cfg.INPUT.FORMAT)]
+            for item in (train(record) for _ in range(draws)):
+                classes, masks = item["instances"].gt_classes.tolist(), item["instances"].gt_masks.numpy()
+                pictures.append(draw_targets(_rgb(item["image"], cfg.INPUT.FORMAT), classes, masks, name, task))
+            for column, picture in enumerate(pictures):
+                fitted = ImageOps.contain(Image.fromarray(picture), (cell - 2 * MARGIN, cell - 2 * MARGIN))
+                sheet.paste(fitted, (column * cell + MARGIN, TITLE + row * cell + MARGIN))
     return sheet
 
 

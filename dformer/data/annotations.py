@@ -1,11 +1,12 @@
 """Annotation files -> training targets (gt_classes, gt_masks), one reader a task.
 
-What is read is kept small until the image's transforms are known: masks are made of the pixels that are left then.
+Annotations stay small until the transforms of the image are known: masks are made of the pixels that remain.
 
 Shapes: H, W of the annotation, h, w after the transforms, h', w' with padding, G objects.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from pycocotools import mask as rle
 
 from dformer.data.images import read_labels, read_panoptic_png
 from dformer.data.panoptic import paint_classes
-from dformer.data.segmentations import decode_rle, fault_of
+from dformer.data.segmentations import compress, decode_rle, fault_of
 from dformer.data.types import Record, Size, Transforms
 from dformer.utils.errors import UserError
 
@@ -25,20 +26,21 @@ Targets = tuple[list[int], torch.Tensor]  # G contiguous classes; (G, h', w') bo
 
 
 class Annotation(Protocol):
-    """What an image is annotated with, before the transforms."""
+    """Hold what an image is annotated with, before the transforms."""
 
     def class_labels(self) -> NDArray[np.integer[Any]] | None:
-        """(H, W) class of each pixel, for the crop that limits the share of one class; None where there is none."""
+        """Return the class of each pixel, (H, W), or None; for the crop that limits the share of one class."""
 
     def targets(self, transforms: Transforms, size: Size, padded: Size | None = None) -> Targets:
-        """Objects that `transforms` leave at least one pixel of.
+        """Return the objects with at least one pixel left by `transforms`.
 
-        Their masks, of `size` (h, w), lie in the upper left corner of `padded` (h', w'), which is `size` if None.
+        Their masks, of `size` (h, w), are in the upper left corner of `padded` (h', w'), by default `size`.
         """
 
 
+@dataclass
 class Regions:
-    """Regions that do not overlap, as a picture of region ids.
+    """Hold regions that do not overlap, as a picture of region ids.
 
     Args:
         picture: uint8 region ids, (H, W) or, where ids exceed 255, (H, W, 3) with id = R + 256 G + 65536 B.
@@ -46,40 +48,41 @@ class Regions:
         ignore_label: class label of void.
     """
 
-    def __init__(self, picture: NDArray[np.uint8], classes: Mapping[int, int], ignore_label: int) -> None:
-        self.picture = picture
-        self.classes = classes
-        self.ignore_label = ignore_label
+    picture: NDArray[np.uint8]
+    classes: Mapping[int, int]
+    ignore_label: int
 
     def class_labels(self) -> NDArray[np.integer[Any]]:
+        """Return the class of each pixel, (H, W)."""
         return paint_classes(self.picture, self.classes, self.ignore_label)
 
     def targets(self, transforms: Transforms, size: Size, padded: Size | None = None) -> Targets:
+        """Return the regions with at least one pixel left."""
         # The uint8 picture itself is transformed: Detectron2 resizes uint8 with Pillow, which samples the nearest pixel
         # centre, but other types with a top-left bias that would shift masks against the image.
         picture = np.ascontiguousarray(transforms.apply_segmentation(self.picture))
         ids = rgb2id(picture) if picture.ndim == 3 else picture
-        return _gather(
-            ((cls, ids == region) for region, cls in self.classes.items()), len(self.classes), padded or size
-        )
+        regions = ((cls, ids == region) for region, cls in self.classes.items())
+        return _gather(regions, len(self.classes), padded or size)
 
 
+@dataclass
 class Objects:
-    """Objects that may overlap, as polygons or run-length encodings.
+    """Hold objects that may overlap, as polygons or run-length encodings.
 
     Args:
         segmentations: of each object, polygons [[x0, y0, x1, y1, ...], ...] or a compressed RLE of (H, W).
         classes: of each object, contiguous.
     """
 
-    def __init__(self, segmentations: list[Any], classes: list[int]) -> None:
-        self.segmentations = segmentations
-        self.classes = classes
+    segmentations: list[Any]
+    classes: list[int]
 
     def class_labels(self) -> None:
-        return None
+        """Return None: a pixel may have several classes."""
 
     def targets(self, transforms: Transforms, size: Size, padded: Size | None = None) -> Targets:
+        """Return the objects with at least one pixel left."""
         return _gather(self._transformed(transforms, size), len(self.classes), padded or size)
 
     def _transformed(self, transforms: Transforms, size: Size) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -91,7 +94,7 @@ class Objects:
 
 
 def _gather(objects: Iterable[tuple[int, NDArray[Any]]], count: int, padded: Size) -> Targets:
-    """Targets from classes and masks (h, w), at most `count`; empty masks are left out."""
+    """Targets from classes and masks (h, w), at most `count`; empty masks are dropped."""
     classes: list[int] = []
     masks = np.zeros((count, *padded), bool)
     for cls, mask in objects:
@@ -123,7 +126,7 @@ def _outside(points: NDArray[np.floating[Any]], size: Size) -> bool:
 
 
 def annotation_reader(task: str, num_classes: int, ignore_label: int) -> Callable[[Record, Size], Annotation]:
-    """The function that reads what an image is annotated with for a task.
+    """Return the function that reads the annotation of an image for a task.
 
     Args:
         task: "panoptic", "instance" or "semantic".
@@ -204,9 +207,7 @@ def _objects(record: Record, size: Size) -> Objects:
             raise UserError(f'an object of {record["file_name"]} has no "segmentation"; masks are trained with masks')
         if fault := fault_of(segmentation, size):
             raise UserError(f"an object of {record['file_name']} {fault}")
-        if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
-            segmentation = rle.frPyObjects(segmentation, *size)
-        segmentations.append(segmentation)
+        segmentations.append(compress(segmentation, size) if isinstance(segmentation, dict) else segmentation)
         classes.append(annotation["category_id"])
     return Objects(segmentations, classes)
 

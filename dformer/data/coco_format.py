@@ -1,25 +1,23 @@
-"""Records of any data set -> what COCO's json files say."""
+"""Records of any data set -> COCO's json."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from panopticapi.utils import rgb2id
-from pycocotools import mask as rle
 
 from dformer.data.images import read_panoptic_png, read_size
-from dformer.data.segmentations import fault_of
-from dformer.data.types import Metadata, Record
+from dformer.data.segmentations import area_and_box, compress, encode_mask, json_rle
+from dformer.data.types import Metadata, Record, Size
 from dformer.utils.errors import UserError
 from dformer.utils.processes import Map, parallel_map
 
 
 def instances_json(records: Sequence[Record], metadata: Metadata, run: Map = parallel_map) -> dict[str, Any]:
-    """COCO instances json of the things in `records`: {"images", "annotations", "categories"}, in dataset category ids.
+    """Return the COCO instances json of the things in `records`: "images", "annotations", "categories".
 
-    Polygons stay polygons, all else becomes RLE. Ids that are unique within images only become "segment_id".
-    `run` maps a function over the records.
+    Category ids are the data set's. Polygons stay polygons, all else becomes RLE. Ids that are unique within images
+    only become "segment_id". `run` maps a function over the records.
 
     Raises:
         UserError: a file cannot be read, or is annotated for semantic segmentation only.
@@ -40,49 +38,60 @@ def instances_json(records: Sequence[Record], metadata: Metadata, run: Map = par
 
 
 def things_of(record: Record) -> list[dict[str, Any]]:
-    """The things of a record, with contiguous category ids: {"id" (None: it has none), "category_id", "iscrowd",
-    "area", "bbox", "segmentation"}."""
+    """Return the things of a record, with contiguous category ids.
+
+    Each has "id" (None: it has none), "category_id", "iscrowd", "area", "bbox" and "segmentation".
+    """
     if "annotations" in record:
         return [_thing(a, a["segmentation"], record) for a in record["annotations"] if a.get("segmentation")]
     if "segments_info" not in record:
-        raise UserError(
-            f"{record['file_name']} is annotated with classes of pixels only, which tell no instances apart"
-        )
+        raise UserError(f"{record['file_name']} is annotated with classes of pixels only, without instances")
     ids = rgb2id(read_panoptic_png(record["pan_seg_file_name"]))
-    things = [s for s in record["segments_info"] if s["isthing"]]
-    return [_thing(s, rle.encode(np.asfortranarray(ids == s["id"], dtype=np.uint8)), record) for s in things]
+    return [_thing(s, encode_mask(ids == s["id"]), record) for s in record["segments_info"] if s["isthing"]]
+
+
+def _thing(annotation: dict[str, Any], segmentation: Any, record: Record) -> dict[str, Any]:
+    encoded = as_rle(segmentation, record)
+    measures = area_and_box(encoded)
+    if isinstance(segmentation, dict):
+        segmentation = json_rle(encoded)
+    else:  # of polygons, the annotation's own numbers are finer than the mask's
+        measures |= {key: annotation[key] for key in measures if key in annotation}
+    return {
+        "id": annotation.get("segment_id", annotation.get("id")),
+        "category_id": annotation["category_id"],
+        "iscrowd": int(annotation.get("iscrowd", 0)),
+        **measures,
+        "segmentation": segmentation,
+    }
 
 
 def as_rle(segmentation: Any, record: Record) -> dict[str, Any]:
-    """A segmentation (polygons, or RLE of either kind) as a compressed RLE.
+    """Return a segmentation (polygons, or RLE of either kind) of an object in a record as a compressed RLE.
 
     Raises:
-        UserError: there is a fault in it.
+        UserError: it has a fault.
     """
-    if fault := fault_of(segmentation, image_size(record)):
-        raise UserError(f"an object of {record['file_name']} {fault}")
-    if isinstance(segmentation, dict):
-        size = segmentation["size"]
-        return rle.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation
-    return rle.merge(rle.frPyObjects(segmentation, *image_size(record)))
+    try:
+        return compress(segmentation, image_size(record))
+    except UserError as error:
+        raise UserError(f"an object of {record['file_name']} {error}") from error
 
 
-def image_size(record: Record) -> tuple[int, int]:
-    """Height and width; read from the file where the record does not tell."""
-    if "height" in record:
-        return record["height"], record["width"]
-    return read_size(record["file_name"])
+def image_size(record: Record) -> Size:
+    """Return the height and width of a record's image, from the file if the record has none."""
+    return (record["height"], record["width"]) if "height" in record else read_size(record["file_name"])
 
 
 def image_entry(record: Record, metadata: Metadata) -> dict[str, Any]:
-    """An image, its file name relative to `image_root`."""
+    """Return the entry of an image in COCO's json, with its file name relative to `image_root`."""
     height, width = image_size(record)
     name = str(Path(record["file_name"]).relative_to(metadata.image_root))
     return {"id": record["image_id"], "file_name": name, "height": height, "width": width}
 
 
 def category_entries(metadata: Metadata) -> list[dict[str, Any]]:
-    """{"id", "name", "isthing"} of all classes, in contiguous order; labels without things are their own ids."""
+    """Return "id", "name" and "isthing" of all classes, in contiguous order; for label maps, labels are the ids."""
     things = metadata.get("thing_dataset_id_to_contiguous_id", {})
     stuff = metadata.get("stuff_dataset_id_to_contiguous_id")
     if stuff is None:
@@ -90,24 +99,3 @@ def category_entries(metadata: Metadata) -> list[dict[str, Any]]:
     names = metadata.thing_classes if things else metadata.stuff_classes
     entries = [(k, i, 1) for i, k in things.items()] + [(k, i, 0) for i, k in stuff.items()]
     return [{"id": i, "name": names[k], "isthing": isthing} for k, i, isthing in sorted(entries)]
-
-
-def _thing(annotation: dict[str, Any], segmentation: Any, record: Record) -> dict[str, Any]:
-    encoded = as_rle(segmentation, record)
-    area, bbox = int(rle.area(encoded)), [int(side) for side in rle.toBbox(encoded)]
-    if isinstance(segmentation, dict):
-        counts = encoded["counts"]
-        segmentation = {
-            "size": [int(side) for side in encoded["size"]],
-            "counts": counts if isinstance(counts, str) else counts.decode("ascii"),
-        }
-    else:  # of polygons, the annotation's own numbers are finer than the mask's
-        area, bbox = annotation.get("area", area), list(annotation.get("bbox", bbox))
-    return {
-        "id": annotation.get("segment_id", annotation.get("id")),
-        "category_id": annotation["category_id"],
-        "iscrowd": int(annotation.get("iscrowd", 0)),
-        "area": area,
-        "bbox": bbox,
-        "segmentation": segmentation,
-    }

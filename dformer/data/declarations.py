@@ -1,4 +1,4 @@
-"""Declarations of own data sets, `{form: ..., images: ..., annotations: ...}`; datasets/README.md shows each form."""
+"""Declarations of custom data sets, `{form: ..., images: ..., annotations: ...}`; see datasets/README.md."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dformer.data.forms import FORMS, Source, read_classes
+import yaml
+
+from dformer.data.forms import FORMS, Source
 from dformer.utils.errors import UserError, did_you_mean
 
 COMMON_KEYS = ("form", "images", "annotations")
@@ -15,7 +17,7 @@ PATHS = ("images", "annotations", "pngs", "instances")
 
 @dataclass(frozen=True)
 class Split:
-    """Images that are held out for validation, drawn by their names: adding images moves no other image.
+    """Hold out images for validation, drawn by their names: adding images moves no other image.
 
     Attributes:
         val: their number or, below 1, their share.
@@ -26,10 +28,10 @@ class Split:
     seed: int = 0
 
     def validation(self, names: list[str]) -> set[str]:
-        """The names that are drawn.
+        """Return the names that are drawn.
 
         Raises:
-            UserError: no image would be left on one of the sides.
+            UserError: no image would be left for training or for validation.
         """
         count = round(self.val * len(names)) if self.val < 1 else int(self.val)
         if not 0 < count < len(names):
@@ -38,7 +40,7 @@ class Split:
 
 
 def parse(declaration: Any, root: Path, where: str) -> tuple[Source, Split | None]:
-    """What a declaration says, with paths below `root`.
+    """Parse a declaration; return its source, with paths below `root`, and its split.
 
     Raises:
         UserError: a key is unknown (the nearest one is named), missing or of the wrong type; `where` comes first.
@@ -50,41 +52,49 @@ def parse(declaration: Any, root: Path, where: str) -> tuple[Source, Split | Non
         raise UserError(f'{where}form is "{form}"{did_you_mean(str(form), FORMS)} (there are {", ".join(FORMS)})')
     required = (*COMMON_KEYS, *FORMS[form].required)
     known = (*required, *FORMS[form].optional, "split")
-    for key in declaration:
-        if key not in known:
-            raise UserError(
-                f'{where}the form {form} has no key "{key}"{did_you_mean(str(key), known)} (it has {", ".join(known)})'
-            )
-    for key in required:
-        if key not in declaration:
-            raise UserError(f'{where}the form {form} needs the key "{key}"')
-    values: dict[str, Any] = {"form": form}
-    for key in PATHS:
-        if key in declaration:
-            values[key] = root / str(declaration[key])
+    if unknown := [str(key) for key in declaration if key not in known]:
+        nearest = did_you_mean(unknown[0], known)
+        raise UserError(f'{where}the form {form} has no key "{unknown[0]}"{nearest} (it has {", ".join(known)})')
+    if missing := [key for key in required if key not in declaration]:
+        raise UserError(f'{where}the form {form} needs the key "{missing[0]}"')
+    values: dict[str, Any] = {key: root / str(declaration[key]) for key in PATHS if key in declaration}
     if "classes" in declaration:
-        classes = declaration["classes"]
-        values["classes"] = read_classes(root / classes if isinstance(classes, str) else classes, where.rstrip(": "))
+        values["classes"] = _parse_classes(declaration["classes"], root, where)
     if "void" in declaration:
         void = declaration["void"]
         values["void"] = tuple(void) if isinstance(void, list | tuple) else (void,)
         if not all(isinstance(value, int) for value in values["void"]):
             raise UserError(f"{where}void is a value of pixels, or a list of them, got {void!r}")
-        named = set(values["void"]) & set(values.get("classes", {}))
-        if named:
-            raise UserError(f"{where}{min(named)} is declared as void, and as class {values['classes'][min(named)]!r}")
-    return Source(**values), _parse_split(declaration.get("split"), where)
+        if named := set(values["void"]) & set(values.get("classes", {})):
+            raise UserError(f"{where}{min(named)} is declared as void, and in classes")
+    return Source(form, **values), _parse_split(declaration.get("split"), where)
+
+
+def _parse_classes(declared: Any, root: Path, where: str) -> dict[int, str]:
+    """Value -> class name, from a list, a mapping, or a file of either (.txt: a name a line; YOLO's has `names`)."""
+    if isinstance(declared, str):
+        file = root / declared
+        try:
+            text = file.read_text()
+            declared = text.split("\n") if file.suffix == ".txt" else yaml.safe_load(text)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{where}{file} cannot be read: {error}") from error
+        if isinstance(declared, dict) and "names" in declared:
+            declared = declared["names"]
+    if isinstance(declared, list | tuple):
+        declared = dict(enumerate(str(name).strip() for name in declared if str(name).strip()))
+    if not (isinstance(declared, dict) and declared and all(isinstance(value, int) for value in declared)):
+        raise UserError(f"{where}classes are a list of names, a mapping of values to names, or a file of either")
+    return {value: str(name) for value, name in declared.items()}
 
 
 def _parse_split(declared: Any, where: str) -> Split | None:
     if declared is None:
         return None
-    if (
-        not isinstance(declared, Mapping)
-        or set(declared) - {"val", "seed"}
-        or not isinstance(declared.get("val"), int | float)
-        or declared["val"] <= 0
-        or not isinstance(declared.get("seed", 0), int)
-    ):
-        raise UserError(f"{where}split is {{val: number or share of images, seed: 0}}, got {declared!r}")
-    return Split(declared["val"], declared.get("seed", 0))
+    try:
+        split = Split(**declared)
+        if split.val > 0 and isinstance(split.seed, int):
+            return split
+    except TypeError:
+        pass
+    raise UserError(f"{where}split is {{val: number or share of images, seed: 0}}, got {declared!r}")

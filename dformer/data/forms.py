@@ -1,7 +1,7 @@
-"""The forms in which own images may be annotated, one reader each.
+"""The forms in which users' images may be annotated, one reader each.
 
-A reader gives records in Detectron2's standard form and the metadata by which all else goes: the number of classes,
-their names, which of them are things, and which evaluators there are.
+A reader returns records in Detectron2's standard format, and metadata: the classes, which of them are things, and which
+evaluator applies.
 """
 
 import logging
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from pycocotools import mask as rle
 
 from dformer.data.images import read_labels, read_size
+from dformer.data.types import Size
 from dformer.utils.errors import UserError
 from dformer.utils.files import read_json
 from dformer.utils.processes import parallel_map
@@ -24,24 +24,26 @@ from dformer.utils.processes import parallel_map
 logger = logging.getLogger(__name__)
 
 Annotated = tuple[list[dict[str, Any]], dict[str, Any]]  # records, metadata
+Objects = list[dict[str, Any]]  # of an image, in Detectron2's format
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 IGNORE_LABEL = 255
 XYWH_ABS = 1  # Detectron2's `BoxMode` of boxes as x, y, width, height
-COCO_KEYS = ("id", "segment_id", "iscrowd", "bbox", "area")  # of an object, kept beside its mask
+COCO_KEYS = ("id", "segment_id", "iscrowd", "bbox", "area")  # of an object, beside class and mask
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images and annotations of a declared data set lie.
+    """Say where the images and annotations of a declared data set are.
 
     Attributes:
         form: a key of `FORMS`.
-        images: folder, or pattern `folder/*_image.jpg`, where * stands for the name that image and annotation share.
-        annotations: a json file, or a folder or pattern, as the form has it.
+        images: folder, or pattern `folder/*_image.jpg`, where * is the name that image and annotation share.
+        annotations: a json file, or a folder or pattern, depending on the form.
         pngs: coco_panoptic: folder of the PNGs of segment ids.
-        instances: coco_panoptic: the same things as COCO instances json, for mask AP; None: made of the PNGs.
-        classes: value in the annotation -> class name; several values may have the same name. None: as the data say.
+        instances: coco_panoptic: the same things as COCO instances json, for mask AP; None: made from the PNGs.
+        classes: value in the annotation -> class name; several values may have the same name. None: from the data.
         void: semantic: values of pixels that are not annotated.
     """
 
@@ -58,34 +60,25 @@ def _coco_instances(source: Source) -> Annotated:
     content = read_json(source.annotations)
     categories = sorted(content["categories"], key=lambda c: c["id"])
     contiguous = {c["id"]: k for k, c in enumerate(categories)}
-    objects: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    invalid = 0
+    objects: dict[Any, Objects] = defaultdict(list)
     for annotation in content["annotations"]:
-        found = {key: annotation[key] for key in COCO_KEYS if key in annotation}
-        found |= {"category_id": contiguous[annotation["category_id"]], "bbox_mode": XYWH_ABS}
-        if segmentation := annotation.get("segmentation"):
-            if isinstance(segmentation, list):  # of polygons; those of fewer than 3 points are none
-                segmentation = [p for p in segmentation if len(p) % 2 == 0 and len(p) >= 6]
-            elif isinstance(segmentation["counts"], list):
-                segmentation = rle.frPyObjects(segmentation, *segmentation["size"])
-            found["segmentation"] = segmentation
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list):  # polygons of fewer than 3 points have no mask
+            segmentation = [p for p in segmentation if len(p) % 2 == 0 and len(p) >= 6]
             if not segmentation:
-                invalid += 1
+                logger.warning(
+                    "%s: object %s has no valid polygon; it is not used", source.annotations, annotation["id"]
+                )
                 continue
-        objects[annotation["image_id"]].append(found)
-    if invalid:
-        logger.warning(
-            "%s: %d objects have no polygon of 3 points or more, and are left out", source.annotations, invalid
-        )
+        elif segmentation and isinstance(segmentation["counts"], list):
+            segmentation = rle.frPyObjects(segmentation, *segmentation["size"])
+        found = {key: annotation[key] for key in COCO_KEYS if key in annotation}
+        found |= {"segmentation": segmentation} if segmentation else {}
+        category = contiguous[annotation["category_id"]]
+        objects[annotation["image_id"]].append({**found, "category_id": category, "bbox_mode": XYWH_ABS})
     records = [
-        {
-            "file_name": str(source.images / image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            "annotations": objects[image["id"]],
-        }
-        for image in sorted(content["images"], key=lambda image: image["id"])
+        _record(source.images / i["file_name"], i["id"], (i["height"], i["width"]), annotations=objects[i["id"]])
+        for i in sorted(content["images"], key=lambda image: image["id"])
     ]
     metadata = _things([c["name"] for c in categories], source, list(contiguous))
     return records, {**metadata, "json_file": str(source.annotations)}
@@ -94,32 +87,24 @@ def _coco_instances(source: Source) -> Annotated:
 def _coco_panoptic(source: Source) -> Annotated:
     content = read_json(source.annotations)
     # Things first, so that instance classes are 0 .. K-1.
-    categories = sorted(content["categories"], key=lambda c: (not c["isthing"], c["id"]))
-    contiguous = {c["id"]: k for k, c in enumerate(categories)}
-    things = {c["id"] for c in categories if c["isthing"]}
+    classes = class_metadata(sorted(content["categories"], key=lambda c: (not c["isthing"], c["id"])))
+    things = classes["thing_dataset_id_to_contiguous_id"]
+    contiguous = {**things, **classes["stuff_dataset_id_to_contiguous_id"]}
     images = {image["id"]: image for image in content["images"]}
-    assert source.pngs is not None  # the form's keys say so
-    records = [
-        {
-            "file_name": str(source.images / images[annotation["image_id"]]["file_name"]),
-            "image_id": annotation["image_id"],
-            "height": images[annotation["image_id"]]["height"],
-            "width": images[annotation["image_id"]]["width"],
-            "pan_seg_file_name": str(source.pngs / annotation["file_name"]),
-            "segments_info": [
+    assert source.pngs is not None  # the form requires the key
+    records = []
+    for annotation in content["annotations"]:
+        if image := images.get(annotation["image_id"]):
+            segments = [
                 {**s, "category_id": contiguous[s["category_id"]], "isthing": s["category_id"] in things}
                 for s in annotation["segments_info"]
-            ],
-        }
-        for annotation in content["annotations"]
-        if annotation["image_id"] in images
-    ]
-    names = [c["name"] for c in categories]
+            ]
+            png = str(source.pngs / annotation["file_name"])
+            size = image["height"], image["width"]
+            file = source.images / image["file_name"]
+            records.append(_record(file, image["id"], size, pan_seg_file_name=png, segments_info=segments))
     return records, {
-        "thing_classes": names,  # both lists name all classes, as Detectron2 has it; the id maps tell them apart
-        "stuff_classes": names,
-        "thing_dataset_id_to_contiguous_id": {i: k for i, k in contiguous.items() if i in things},
-        "stuff_dataset_id_to_contiguous_id": {i: k for i, k in contiguous.items() if i not in things},
+        **classes,
         "image_root": str(source.images),
         "panoptic_root": str(source.pngs),
         "panoptic_json": str(source.annotations),
@@ -130,18 +115,20 @@ def _coco_panoptic(source: Source) -> Annotated:
     }
 
 
+def class_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a panoptic data set's metadata of classes, from its COCO categories in the order of contiguous ids."""
+    names = [c["name"] for c in categories]  # in both lists, as in Detectron2: the id maps tell things from stuff
+    return {
+        "thing_classes": names,
+        "stuff_classes": names,
+        "thing_dataset_id_to_contiguous_id": {c["id"]: k for k, c in enumerate(categories) if c["isthing"]},
+        "stuff_dataset_id_to_contiguous_id": {c["id"]: k for k, c in enumerate(categories) if not c["isthing"]},
+    }
+
+
 def _semantic(source: Source) -> Annotated:
     pairs = _pairs(source)
-    classes = source.classes
-    if classes is None:
-        found = set().union(*parallel_map(_values, [label for _, label in pairs.values()])) - set(source.void)
-        classes = {value: str(value) for value in range(max(found, default=0) + 1) if value not in source.void}
-        if missing := classes.keys() - found:
-            raise UserError(
-                f"{source.annotations}: the labels run to {max(classes)}, but no pixel has {min(missing)}: is "
-                f"{max(classes)} a class, or void? Declare `void`, or the names of all `classes`"
-            )
-        logger.warning("%s: no names of classes are declared; labels run to %d", source.annotations, max(classes))
+    classes = source.classes or _classes_of_labels(source, [file for _, file in pairs.values()])
     names = list(dict.fromkeys(classes.values()))
     ignore_label = IGNORE_LABEL if len(names) <= IGNORE_LABEL else 65535
     label_map = {value: names.index(name) for value, name in classes.items()}
@@ -159,31 +146,45 @@ def _semantic(source: Source) -> Annotated:
     }
 
 
+def _classes_of_labels(source: Source, files: list[Path]) -> dict[int, str]:
+    found = set().union(*parallel_map(_values, files)) - set(source.void)
+    classes = {value: str(value) for value in range(max(found, default=0) + 1) if value not in source.void}
+    if missing := classes.keys() - found:
+        raise UserError(
+            f"{source.annotations}: there are labels up to {max(classes)}, but no pixel has {min(missing)}: is "
+            f"{max(classes)} a class, or void? Declare `void`, or the names of all `classes`"
+        )
+    logger.warning("%s: no names of classes are declared; there are labels up to %d", source.annotations, max(classes))
+    return classes
+
+
+def _values(file: Path) -> set[int]:
+    return set(np.unique(read_labels(file)).tolist())
+
+
 def _instance_ids(source: Source) -> Annotated:
     pairs = _pairs(source)
     names = list((source.classes or {1: "object"}).values())
     if len(names) > 1:
         raise UserError(
-            f"{source.annotations}: PNGs of instance ids do not tell classes, but there are {len(names)}: "
-            f"{', '.join(names)}; name one, or use another form"
+            f"{source.annotations}: PNGs of instance ids have one class, but `classes` are {', '.join(names)}; "
+            "declare one, or use another form"
         )
     annotated = parallel_map(_read_instance_ids, [ids for _, ids in pairs.values()])
     return _records(pairs, annotated), _things(names, source)
 
 
-def _read_instance_ids(file: Path) -> tuple[tuple[int, int], list[dict[str, Any]]]:
+def _read_instance_ids(file: Path) -> tuple[Size, Objects]:
     ids = read_labels(file)
-    return ids.shape, [
-        _object(0, rle.encode(np.asfortranarray(ids == k, dtype=np.uint8)), k) for k in np.unique(ids).tolist() if k
-    ]
+    masks = {k: rle.encode(np.asfortranarray(ids == k, dtype=np.uint8)) for k in np.unique(ids).tolist() if k}
+    return ids.shape, [{**_object(0, mask, rle.toBbox(mask).tolist()), "id": k} for k, mask in masks.items()]
 
 
 def _labelme(source: Source) -> Annotated:
     pairs = _pairs(source)
     contents = {name: read_json(file) for name, (_, file) in pairs.items()}
-    names = list((source.classes or {}).values())
-    if not names:
-        names = sorted({shape["label"] for content in contents.values() for shape in content["shapes"]})
+    labels = {shape["label"] for content in contents.values() for shape in content["shapes"]}
+    names = list((source.classes or {}).values()) or sorted(labels)
     annotated = []
     for name, content in contents.items():
         parts: dict[Any, list[list[float]]] = defaultdict(list)  # of objects; those of one group are one object
@@ -193,7 +194,7 @@ def _labelme(source: Source) -> Annotated:
             group = k if shape.get("group_id") is None else f"group {shape['group_id']}"
             parts[shape["label"], group].append(_labelme_polygon(shape, pairs[name][1]))
         size = (content["imageHeight"], content["imageWidth"])
-        annotated.append((size, [_object(names.index(label), polygons) for (label, _), polygons in parts.items()]))
+        annotated.append((size, [_polygons(names.index(label), polygons) for (label, _), polygons in parts.items()]))
     return _records(pairs, annotated), _things(names, source)
 
 
@@ -204,22 +205,20 @@ def _labelme_polygon(shape: Mapping[str, Any], file: Path) -> list[float]:
         points = [(left, top), (right, top), (right, bottom), (left, bottom)]
     elif kind != "polygon" or len(points) < 3:
         raise UserError(
-            f'{file}: a shape "{kind}" of {len(points)} points, labelled "{shape["label"]}", is no mask; '
-            "polygons (of 3 points or more) and rectangles are read"
+            f'{file}: a shape "{kind}" of {len(points)} points, with the label "{shape["label"]}", has no mask; use '
+            "polygons of 3 points or more, or rectangles"
         )
     return [float(c) for point in points for c in point]
 
 
 def _yolo_segment(source: Source) -> Annotated:
     pairs = _pairs(source)
-    if not source.classes:
-        raise UserError(f"{source.annotations}: YOLO's files have no names of classes; declare `classes`")
-    names = list(source.classes.values())
+    names = list((source.classes or {}).values())
     annotated = parallel_map(partial(_read_yolo, num_classes=len(names)), list(pairs.values()))
     return _records(pairs, annotated), _things(names, source)
 
 
-def _read_yolo(files: tuple[Path, Path | None], num_classes: int) -> tuple[tuple[int, int], list[dict[str, Any]]]:
+def _read_yolo(files: tuple[Path, Path | None], num_classes: int) -> tuple[Size, Objects]:
     image, annotation = files
     height, width = read_size(image)
     objects = []
@@ -227,14 +226,15 @@ def _read_yolo(files: tuple[Path, Path | None], num_classes: int) -> tuple[tuple
         words = line.split()
         try:
             cls, corners = int(words[0]), np.array(words[1:], float).reshape(-1, 2)
-        except (IndexError, ValueError) as error:
-            raise UserError(f'{annotation}, line {number}: expected "class x y x y ...", got "{line[:60]}"') from error
-        if len(corners) < 3 or not 0 <= cls < num_classes or corners.min() < 0 or corners.max() > 1:
+            valid = len(corners) >= 3 and 0 <= cls < num_classes and corners.min() >= 0 and corners.max() <= 1
+        except (IndexError, ValueError):
+            valid = False
+        if not valid:
             raise UserError(
-                f"{annotation}, line {number}: expected a class of 0..{num_classes - 1} and a polygon of 3 points or "
-                f'more, in parts of the width and height (0..1), got "{line[:60]}"'
+                f'{annotation}, line {number}: expected "class x y x y x y ...", a class of 0..{num_classes - 1} and 3 '
+                f'points or more as parts of width and height (0..1), got "{line[:60]}"'
             )
-        objects.append(_object(cls, [(corners * (width, height)).ravel().tolist()]))
+        objects.append(_polygons(cls, [(corners * (width, height)).ravel().tolist()]))
     return (height, width), objects
 
 
@@ -255,7 +255,6 @@ class Form(NamedTuple):
     file_may_be_missing: bool = False
 
 
-LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 FORMS = {
     "coco_instances": Form(_coco_instances),
     "coco_panoptic": Form(_coco_panoptic, ("pngs",), ("instances",)),
@@ -266,60 +265,37 @@ FORMS = {
 }
 
 
-def read_classes(declared: Any, where: str) -> dict[int, str]:
-    """Value -> class name, from a list of names, a mapping, or a file (.txt: a name a line; .yaml, .json: either, or
-    YOLO's `names: `).
-
-    Raises:
-        UserError: it is none of these; `where` is named.
-    """
-    if isinstance(declared, Path):
-        file = declared
-        try:
-            text = file.read_text()
-            declared = text.split("\n") if file.suffix == ".txt" else yaml.safe_load(text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{where}: {file} cannot be read: {error}") from error
-        if isinstance(declared, dict) and "names" in declared:
-            declared = declared["names"]
-    if isinstance(declared, list | tuple):
-        declared = dict(enumerate(str(name).strip() for name in declared if str(name).strip()))
-    if not (isinstance(declared, dict) and declared and all(isinstance(value, int) for value in declared)):
-        raise UserError(f"{where}: classes are a list of names, a mapping of values to names, or a file of either")
-    return {value: str(name) for value, name in declared.items()}
+def folder_of(path: Path) -> Path:
+    """Return the folder of a pattern `folder/*_mask.png`, and any other path unchanged."""
+    return path.parent if "*" in path.name else path
 
 
-def folder_of(place: Path) -> Path:
-    """The folder of a pattern `folder/*_mask.png`; any other path is returned as it is."""
-    return place.parent if "*" in place.name else place
-
-
-def files_by_name(place: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files in a folder and below by their path in it, without suffix; or of a pattern, by what stands for its `*`.
-
-    Raises:
-        UserError: the folder does not exist.
-    """
-    before, star, after = place.name.partition("*")
-    folder = folder_of(place)
+def _files_by_name(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files below a folder by their path in it, without suffix; or of a pattern, by what its `*` matches."""
+    before, star, after = path.name.partition("*")
+    folder = folder_of(path)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     if star:
-        found = sorted(folder.glob(place.name))
+        found = sorted(folder.glob(path.name))
         return {file.name[len(before) : len(file.name) - len(after)]: file for file in found}
     found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
     return {str(file.relative_to(folder).with_suffix("")): file for file in found}
 
 
 def pair_files(source: Source) -> tuple[dict[str, Any], list[Path], list[Path]]:
-    """Pair images and annotations by name, in the order of names.
+    """Match images and annotations by name, in the order of names.
 
     Returns:
         Name -> image and annotation file, which is None where the form takes this for an image without objects;
         images without an annotation; annotations without an image.
+
+    Raises:
+        UserError: a folder does not exist.
     """
     form = FORMS[source.form]
-    images, annotations = files_by_name(source.images, IMAGE_SUFFIXES), files_by_name(source.annotations, form.suffixes)
+    images = _files_by_name(source.images, IMAGE_SUFFIXES)
+    annotations = _files_by_name(source.annotations, form.suffixes)
     pairs = {n: (f, annotations.get(n)) for n, f in images.items() if n in annotations or form.file_may_be_missing}
     without_annotation = [file for name, file in images.items() if name not in pairs]
     return pairs, without_annotation, [file for name, file in annotations.items() if name not in images]
@@ -348,32 +324,19 @@ def _things(names: list[str], source: Source, ids: Sequence[int] | None = None) 
     }
 
 
-def _records(
-    pairs: Mapping[str, tuple[Path, Path]], annotated: Sequence[tuple[tuple[int, int], list[dict[str, Any]]]]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "file_name": str(image),
-            "image_id": name,
-            "height": height,
-            "width": width,
-            "annotations": objects,
-        }
-        for (name, (image, _)), ((height, width), objects) in zip(pairs.items(), annotated, strict=True)
-    ]
+def _record(file: Path, image_id: Any, size: Size, **annotation: Any) -> dict[str, Any]:
+    return {"file_name": str(file), "image_id": image_id, "height": size[0], "width": size[1], **annotation}
 
 
-def _object(cls: int, segmentation: Any, object_id: int | None = None) -> dict[str, Any]:
-    """An object as Detectron2 has it; `segmentation` is an RLE or polygons."""
-    if isinstance(segmentation, dict):
-        box = rle.toBbox(segmentation).tolist()
-    else:
-        points = np.concatenate([np.reshape(p, (-1, 2)) for p in segmentation])
-        box = [*points.min(0).tolist(), *np.ptp(points, axis=0).tolist()]
-    found = {"category_id": cls, "segmentation": segmentation, "iscrowd": 0, "bbox": box}
-    found |= {} if object_id is None else {"id": object_id}
-    return {**found, "bbox_mode": XYWH_ABS}
+def _records(pairs: Mapping[str, tuple[Path, Path]], annotated: Sequence[tuple[Size, Objects]]) -> list[dict[str, Any]]:
+    found = zip(pairs.items(), annotated, strict=True)
+    return [_record(image, name, size, annotations=objects) for (name, (image, _)), (size, objects) in found]
 
 
-def _values(file: Path) -> set[int]:
-    return set(np.unique(read_labels(file)).tolist())
+def _polygons(cls: int, polygons: list[list[float]]) -> dict[str, Any]:
+    points = np.concatenate([np.reshape(p, (-1, 2)) for p in polygons])
+    return _object(cls, polygons, [*points.min(0).tolist(), *np.ptp(points, axis=0).tolist()])
+
+
+def _object(cls: int, segmentation: Any, box: list[float]) -> dict[str, Any]:
+    return {"category_id": cls, "segmentation": segmentation, "iscrowd": 0, "bbox": box, "bbox_mode": XYWH_ABS}

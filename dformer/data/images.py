@@ -66,7 +66,12 @@ def read_labels(file_name: str | Path, label_map: Mapping[int, int] | None = Non
     Raises:
         UserError: the file is missing, unreadable or a colour picture, or has a value that is not in `label_map`.
     """
-    labels = _read_grey_values(file_name)
+    picture = _read_picture(file_name, "label map")
+    if picture.mode not in ("L", "P", "1", *_INTEGER_MODES):
+        raise UserError(
+            f"label map {file_name} is a picture of mode {picture.mode}; it must be a grey or palette picture"
+        )
+    labels = np.asarray(picture).astype(np.int32 if picture.mode in _INTEGER_MODES else np.uint8)
     if label_map is None:
         return labels
     unknown = max(label_map) + 1
@@ -79,17 +84,6 @@ def read_labels(file_name: str | Path, label_map: Mapping[int, int] | None = Non
             f"declare it in `classes` or `void` (known: {', '.join(map(str, sorted(label_map)))})"
         )
     return mapped
-
-
-def _read_grey_values(file_name: str | Path) -> NDArray[np.integer[Any]]:
-    picture = _read_picture(file_name, "label map")
-    if picture.mode in _INTEGER_MODES:
-        return np.asarray(picture).astype(np.int32)
-    if picture.mode not in ("L", "P", "1"):
-        raise UserError(
-            f"label map {file_name} is a picture of mode {picture.mode}; it must be a grey or palette picture"
-        )
-    return np.asarray(picture).astype(np.uint8)
 
 
 def read_panoptic_png(file_name: str | Path) -> NDArray[np.uint8]:

@@ -16,13 +16,13 @@ def semantic_from_panoptic(
     segments_info: Iterable[Mapping[str, Any]],
     metadata: Metadata,
 ) -> NDArray[np.integer[Any]]:
-    """Class labels of a panoptic annotation.
+    """Return the class labels of a panoptic annotation.
 
-    As Detectron2's and the COCO panoptic API's own preparation do, crowd segments count as their class, and all that is
-    in no segment is ignored.
+    As in Detectron2 and the COCO panoptic API, crowd segments count as their class; pixels without a segment are
+    ignored.
 
     Args:
-        segment_ids: (H, W) integers, or (H, W, 3) uint8 as they stand in the PNG (id = R + 256 G + 65536 B).
+        segment_ids: (H, W) integers, or (H, W, 3) uint8 as in the PNG (id = R + 256 G + 65536 B).
         segments_info: {"id", "category_id"} of each segment, category ids as in the json file (not contiguous).
         metadata: of the data set: `thing_` and `stuff_dataset_id_to_contiguous_id`, `ignore_label`.
 
@@ -47,15 +47,18 @@ def semantic_from_panoptic(
 def paint_classes(
     segment_ids: NDArray[np.integer[Any]], classes: Mapping[int, int], ignore_label: int
 ) -> NDArray[np.integer[Any]]:
-    """(H, W) class of each pixel's segment, `ignore_label` where the segment is not in `classes` (segment id -> class).
+    """Paint the class of each pixel's segment, (H, W).
 
-    `segment_ids` as in `semantic_from_panoptic`.
+    Args:
+        segment_ids: as in `semantic_from_panoptic`.
+        classes: segment id -> class.
+        ignore_label: for pixels of all other segments.
     """
     if segment_ids.ndim == 3:  # with a fourth byte, each pixel is an integer: several times as fast as `rgb2id`
         segment_ids = cv2.cvtColor(segment_ids, cv2.COLOR_RGB2RGBA).view("<u4")[..., 0] & 0xFFFFFF
     largest = max(ignore_label, *classes.values(), 0)
     dtype: type[np.integer[Any]] = np.uint8 if largest < 256 else np.int32
-    # Looked up once for each run of equal ids in a row, of which there are few.
+    # Looked up once for each run of equal ids in a row: there are few.
     ids = segment_ids.ravel()
     starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])[: ids.size])
     found = np.unique(ids[starts])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,25 @@ def atomic_write(path: str | Path, keep_interrupted: bool = False) -> Iterator[P
         raise UserError(f"{path} cannot be written: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`, and rename it to `path`, which it replaces, once it is complete.
+
+    After an error the new folder is removed and `path` stays as it was.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_partial(folder: str | Path) -> None:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -22,39 +23,31 @@ FEW = 32  # for fewer items, starting processes costs more than it saves
 def parallel_map(
     function: Callable[[T], R], items: Sequence[T], what: str | None = None, workers: int | None = None
 ) -> list[R]:
-    """`[function(item) for item in items]`, computed by several processes.
+    """Compute `[function(item) for item in items]` in several processes.
 
     Args:
-        function: anything that can be called.
-        items: its arguments; they and the results must be such as can be pickled.
-        what: is written before the progress bar; None: no bar.
+        function: any callable.
+        items: its arguments; they and the results must be picklable.
+        what: printed before the progress bar; None: no bar.
         workers: number of processes; by default as many as there are cores. 0 and 1: this process.
 
     Raises:
         Exception: the first that `function` raises.
     """
+    bar = partial(tqdm, total=len(items), desc=what, unit="image", disable=what is None)
     workers = min(len(os.sched_getaffinity(0)) if workers is None else workers, len(items))
-    bar = tqdm(total=len(items), desc=what, unit="image", disable=what is None)
-    results = []
-    with bar:
-        if workers <= 1 or len(items) < FEW:
-            for item in items:
-                results.append(function(item))
-                bar.update()
-            return results
-        # Forked, as torch's data loaders are: a fresh Python would import Detectron2 for seconds.
-        with multiprocessing.get_context("fork").Pool(workers, _keep, (function,)) as pool:
-            for result in pool.imap(_call, items, chunksize=4):
-                results.append(result)
-                bar.update()
-    return results
+    if workers <= 1 or len(items) < FEW:
+        return list(bar(map(function, items)))
+    # Forked, as torch's data loaders are: a new Python would import Detectron2 for seconds.
+    with multiprocessing.get_context("fork").Pool(workers, _keep, (function,)) as pool:
+        return list(bar(pool.imap(_call, items, chunksize=4)))
 
 
 _function: Callable[[Any], Any]  # of a worker
 
 
 def _keep(function: Callable[[Any], Any]) -> None:
-    # Inherited as it is, with all that it holds, where a pool's function would be pickled with each chunk.
+    # Inherited by fork; a pool's function would be pickled with each chunk.
     global _function
     _function = function
 

@@ -6,22 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from dformer.apps.contact_sheet import contact_sheet
 from dformer.d2.config import get_cfg
 from dformer.d2.data import register_custom
 from dformer.d2.data.mappers import TestMapper, TrainMapper
+from dformer.utils import rng
 from tests import load_script
 
 main = load_script("tools/visualize_data.py").main
 
 
 @pytest.fixture
-def cfg(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> CfgNode:
-    monkeypatch.setattr(DatasetCatalog, "data", {})
-    monkeypatch.setattr(MetadataCatalog, "data", {})
+def cfg(data_dir: Path, monkeypatch: pytest.MonkeyPatch, empty_catalogs: None) -> CfgNode:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(data_dir))
     cfg = get_cfg()
     declaration = {"form": "semantic", "images": "camvid/val", "annotations": "camvid/valannot", "void": 11}
@@ -31,17 +30,15 @@ def cfg(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> CfgNode:
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
-def test_cells_are_what_the_mappers_give(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, image_format: str) -> None:
+def test_cells_are_what_the_mappers_give(cfg: CfgNode, image_format: str) -> None:
     cfg.INPUT.FORMAT = image_format
     register_custom(cfg)
-    fed = []
-    for mapper in (TrainMapper, TestMapper):
-        call = mapper.__call__
-        monkeypatch.setattr(mapper, "__call__", lambda self, r, call=call: fed.append(call(self, r)) or fed[-1])
-    sheet = np.asarray(contact_sheet(cfg, rows=2, draws=2, cell=136))
-    assert sheet.shape == (22 + 2 * 136, 4 * 136, 3)
-    assert len({image["file_name"] for image in fed}) == 2
-    tested, trained, again = fed[:3]
+    sheet = np.asarray(contact_sheet(cfg, rows=1, draws=2, cell=136))
+    assert sheet.shape == (22 + 136, 4 * 136, 3)
+    record = DatasetCatalog.get("cam")[0]
+    with rng.seeded("contact sheet", 0):
+        tested = TestMapper.from_config(cfg)(record)
+        trained, again = (TrainMapper.from_config(cfg)(record) for _ in range(2))
     picture = tested["image"].permute(1, 2, 0).numpy()[:, :, :: 1 if image_format == "RGB" else -1]
     assert picture.shape == (96, 128, 3)
     shown = sheet[26 : 26 + 96, 136 + 4 : 136 + 4 + 128]
@@ -66,11 +63,11 @@ def test_command_line(
     outputs = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
     for output, seed in zip(outputs, "112", strict=True):
         monkeypatch.setattr(sys, "argv", [*arguments, "--output", str(output), "--seed", seed])
-        main()
+        load_script("tools/visualize_data.py").main()
     a, b, c = (np.asarray(Image.open(output)) for output in outputs)
     assert np.array_equal(a, b) and not np.array_equal(a, c)
     for wrong in (["--images", "0"], ["--output", str(tmp_path / "a.nothing")]):
         monkeypatch.setattr(sys, "argv", [*arguments, *wrong])
         with pytest.raises(SystemExit) as end:
-            main()
+            load_script("tools/visualize_data.py").main()
         assert end.value.code == 2 and "error: " in capsys.readouterr().err

@@ -60,22 +60,17 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, upright: 
 
 
 def test_files_that_are_no_images_are_named(tmp_path: Path, data_dir: Path) -> None:
-    with pytest.raises(UserError, match=r"image .*nowhere\.jpg cannot be read"):
-        read_image(tmp_path / "nowhere.jpg")
-    (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(UserError, match=r"image .*text\.jpg cannot be read"):
-        read_image(tmp_path / "text.jpg")
     whole = next((data_dir / "coco_panoptic" / "coco" / "val2017").iterdir()).read_bytes()
+    (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"image .*cut\.jpg cannot be read"):
-        read_image(tmp_path / "cut.jpg")
     Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(UserError, match=r"float\.tiff holds floating-point numbers"):
-        read_image(tmp_path / "float.tiff")
+    for name in ("nowhere.jpg", "text.jpg", "cut.jpg", "float.tiff"):
+        with pytest.raises(UserError, match=name):
+            read_image(tmp_path / name)
 
 
 def test_format_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match='INPUT.FORMAT is "HSV"'):
+    with pytest.raises(UserError, match="INPUT.FORMAT"):
         read_image(_save(tmp_path / "a.png", COLOURS), "HSV")
 
 
@@ -90,7 +85,7 @@ def test_labels_are_values_or_palette_indices(tmp_path: Path) -> None:
 
 
 def test_annotations_of_the_wrong_kind_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"label map .*a\.png is a picture of mode RGB"):
+    with pytest.raises(UserError, match=r"a\.png .*RGB"):
         read_labels(_save(tmp_path / "a.png", COLOURS))
-    with pytest.raises(UserError, match=r"panoptic annotation .*b\.png is a picture of mode L"):
+    with pytest.raises(UserError, match=r"b\.png .*L"):
         read_panoptic_png(_save(tmp_path / "b.png", GREY))

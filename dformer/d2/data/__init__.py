@@ -1,6 +1,6 @@
 """Data sets, from files to what the model takes. Importing this registers Shapes and ADE20K with Detectron2."""
 
-from dformer.d2.data.check import check_class_counts, check_datasets
+from dformer.d2.data.check import check_datasets
 from dformer.d2.data.custom import find_datasets, register_custom, register_declarations, register_file
 from dformer.d2.data.datasets import (
     available_tasks,
@@ -14,7 +14,6 @@ from dformer.d2.data.datasets import (
 from dformer.d2.data.loaders import build_test_loader, build_train_loader
 from dformer.d2.data.mappers import TestMapper, TrainMapper
 from dformer.data.images import read_image
-from dformer.data.panoptic import semantic_from_panoptic
 
 __all__ = [
     "TestMapper",
@@ -22,7 +21,6 @@ __all__ = [
     "available_tasks",
     "build_test_loader",
     "build_train_loader",
-    "check_class_counts",
     "check_datasets",
     "class_names",
     "find_datasets",
@@ -34,6 +32,5 @@ __all__ = [
     "register_declarations",
     "register_file",
     "register_shapes",
-    "semantic_from_panoptic",
     "thing_ids",
 ]

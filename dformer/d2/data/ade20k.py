@@ -4,7 +4,6 @@ Detectron2 itself has the semantic labels only (`ade20k_sem_seg_train`, `ade20k_
 same: of these, 100 are things (https://github.com/CSAILVision/placeschallenge).
 """
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -14,11 +13,12 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
-from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 
+from dformer.data.forms import class_metadata
 from dformer.data.images import read_panoptic_png
 from dformer.utils.errors import UserError
+from dformer.utils.files import read_json
 
 CLASSES = [name.strip() for name in ADE20K_SEM_SEG_CATEGORIES]  # by class id; the label in the PNG files is one more
 
@@ -37,28 +37,23 @@ def register_ade20k(root: str | Path) -> None:
     Category ids in the json files are class ids, 0 to 149, in both.
     """
     folder = os.path.join(root, "ADEChallengeData2016")
+    classes = class_metadata([{"id": k, "name": name, "isthing": k in THINGS} for k, name in enumerate(CLASSES)])
     for split, images in (("train", "training"), ("val", "validation")):
         image_root = os.path.join(folder, "images", images)
         instances = os.path.join(folder, f"ade20k_instance_{split}.json")
-        panoptic = {
-            "thing_classes": CLASSES,
-            "stuff_classes": CLASSES,
-            "thing_dataset_id_to_contiguous_id": {index: index for index in THINGS},
-            "stuff_dataset_id_to_contiguous_id": {index: index for index in STUFF},
-            "sem_seg_root": os.path.join(folder, "annotations_detectron2", images),
-        }
         panoptic_root = os.path.join(folder, f"ade20k_panoptic_{split}")
         name = f"ade20k_panoptic_{split}"
         DatasetCatalog.register(name, partial(_load_panoptic, f"{panoptic_root}.json", image_root, panoptic_root))
         MetadataCatalog.get(name).set(
+            **classes,
             panoptic_root=panoptic_root,
             image_root=image_root,
+            sem_seg_root=os.path.join(folder, "annotations_detectron2", images),
             panoptic_json=f"{panoptic_root}.json",
             json_file=instances,
             evaluator_type="ade20k_panoptic_seg",
             ignore_label=255,
             label_divisor=1000,
-            **panoptic,
         )
         name = f"ade20k_instance_{split}"
         DatasetCatalog.register(name, partial(_load_instances, instances, image_root))
@@ -73,8 +68,6 @@ def register_ade20k(root: str | Path) -> None:
 
 def _load_panoptic(json_file: str, image_root: str, png_root: str) -> list[dict[str, Any]]:
     # Detectron2's own loader wants integers as image ids; here they are names.
-    with PathManager.open(json_file) as file:
-        annotations = json.load(file)["annotations"]
     return [
         {
             "file_name": os.path.join(image_root, f"{annotation['image_id']}.jpg"),
@@ -82,7 +75,7 @@ def _load_panoptic(json_file: str, image_root: str, png_root: str) -> list[dict[
             "pan_seg_file_name": os.path.join(png_root, annotation["file_name"]),
             "segments_info": [{**s, "isthing": s["category_id"] in THINGS} for s in annotation["segments_info"]],
         }
-        for annotation in annotations
+        for annotation in read_json(json_file)["annotations"]
     ]
 
 
@@ -96,7 +89,7 @@ def _load_instances(json_file: str, image_root: str) -> list[dict[str, Any]]:
 
 
 def read_ade20k_instances(file: str | Path, size: tuple[int, int]) -> list[tuple[int, NDArray[np.bool_]]]:
-    """Instances in a PNG of `annotations_instance`: class id (0 to 149) and mask (H, W) of each.
+    """Read the instances of a PNG of `annotations_instance`: class id (0 to 149) and mask (H, W) of each.
 
     Red is the number of the thing class, 1 to 100; green the id of the instance, 0 where there is none.
 

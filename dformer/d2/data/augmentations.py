@@ -1,4 +1,4 @@
-"""How training images are varied: `cfg.INPUT` -> a list of Detectron2's augmentations."""
+"""Augmentations: `cfg.INPUT` -> a list of Detectron2's."""
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -12,7 +12,7 @@ Augmentations = list[T.Augmentation | T.Transform]
 
 
 def train_augmentations(cfg: CfgNode, ignore_label: int = 255) -> Augmentations:
-    """Augmentations of training images, by `INPUT.AUGMENTATION`, `COLOR_AUG_SSD` and `RANDOM_FLIP`.
+    """Build the augmentations of training images from `INPUT.AUGMENTATION`, `COLOR_AUG_SSD` and `RANDOM_FLIP`.
 
     Void (`ignore_label`) does not count for `INPUT.CROP.SINGLE_CATEGORY_MAX_AREA`.
 
@@ -36,9 +36,9 @@ def train_augmentations(cfg: CfgNode, ignore_label: int = 255) -> Augmentations:
 
 
 def test_augmentations(cfg: CfgNode) -> Augmentations:
-    """Resizing of images at inference: short side `INPUT.MIN_SIZE_TEST` (0: as it is), at most `MAX_SIZE_TEST`.
+    """Build the resizing of images at inference: short side `INPUT.MIN_SIZE_TEST` (0: none), at most `MAX_SIZE_TEST`.
 
-    Nothing with TEST.AUG, which resizes in its own way.
+    With TEST.AUG, which has its own sizes, there is none.
     """
     if cfg.TEST.AUG.ENABLED:
         return []
@@ -47,7 +47,7 @@ def test_augmentations(cfg: CfgNode) -> Augmentations:
 
 
 class KeepOnePixel(T.Augmentation):
-    """A resizing augmentation, but for images so flat that it would leave no pixel of their height or width."""
+    """Resize, but leave at least one pixel of the height and width of very flat images."""
 
     def __init__(self, resize: T.Augmentation) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _Crop(T.RandomCrop):
 
 
 class ResizeThenCrop(T.Transform):
-    """`resize`, then `crop`, with the same result, but without most of what the crop drops."""
+    """Resize, then crop, with the same result, but without computing most of what the crop drops."""
 
     def __init__(self, resize: T.ResizeTransform, crop: T.CropTransform) -> None:
         super().__init__()
@@ -98,10 +98,10 @@ class ResizeThenCrop(T.Transform):
 
 
 class LargeScaleJitter(T.Augmentation):
-    """Large-scale jitter (Ghiasi et al., Simple Copy-Paste, 2021), but for the padding, which is the mapper's.
+    """Apply large-scale jitter (Ghiasi et al., Simple Copy-Paste, 2021); the mapper pads.
 
-    The crop's place is drawn for each axis, as the paper's code does; Detectron2's `FixedSizeCrop`, which the published
-    DFormer uses, draws one number for both and so only takes crops along the diagonal.
+    The place of the crop is drawn for each axis, as in the paper's code. Detectron2's `FixedSizeCrop`, as in the
+    published DFormer, draws one number for both axes, so its crops are along the diagonal.
     """
 
     def __init__(self, min_scale: float, max_scale: float, size: int) -> None:

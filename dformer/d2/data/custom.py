@@ -1,10 +1,9 @@
-"""Own data sets, declared in a config (DATASETS.CUSTOM), on the command line or in a YAML file; no Python is needed.
+"""Custom data sets, declared in a config (DATASETS.CUSTOM), on the command line or in a YAML file.
 
-A declaration is `name: {form:, images:, annotations:, ...}`; datasets/README.md shows each form. Declared data sets are
-registered under their names, so that all else treats them as any other.
+A declaration is `name: {form:, images:, annotations:, ...}`; see datasets/README.md. Declared data sets are registered
+with Detectron2 under their names, like any other.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -16,11 +15,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from dformer.d2.config import read_yaml
 from dformer.data.declarations import Split, parse
 from dformer.data.forms import FORMS, Annotated
+from dformer.data.prepare import default_root
 from dformer.utils.errors import UserError
 
 
 def register_custom(cfg: CfgNode) -> list[str]:
-    """Register what DATASETS.CUSTOM declares; return the names. What is registered already stays.
+    """Register the declarations in DATASETS.CUSTOM, unless they are registered; return the names.
 
     Raises:
         UserError: a declaration is wrong (the file, data set and key are named), or a name is taken.
@@ -32,7 +32,7 @@ def register_custom(cfg: CfgNode) -> list[str]:
 
 
 def find_datasets(words: Sequence[str]) -> list[str]:
-    """Names of data sets, from names and YAML files of declarations, which are registered.
+    """Find data sets by names and by YAML files of declarations, which are registered; return all names.
 
     Raises:
         UserError: a file cannot be read or declares something wrong.
@@ -44,7 +44,7 @@ def find_datasets(words: Sequence[str]) -> list[str]:
 
 
 def register_file(file: str | Path) -> list[str]:
-    """Register the declarations of a YAML file, whose relative paths start at its folder; return the names.
+    """Register the declarations of a YAML file, with paths relative to its folder; return the names.
 
     Raises:
         UserError: as `register_custom`, or the file cannot be read.
@@ -57,17 +57,16 @@ def register_file(file: str | Path) -> list[str]:
 
 
 def register_declarations(declarations: Any, root: Path | None = None, where: str = "DATASETS.CUSTOM: ") -> list[str]:
-    """Register `{name: declaration, ...}`, with relative paths below `root` (DETECTRON2_DATASETS); return the names.
+    """Register `{name: declaration, ...}`, with paths relative to `root` (DETECTRON2_DATASETS); return the names.
 
     Raises:
         UserError: as `register_custom`.
     """
     if not isinstance(declarations, Mapping):
         raise UserError(f"{where}expected `name: {{form: ..., images: ..., annotations: ...}}`, got {declarations!r}")
-    root = root or Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     names = []
     for name, declaration in declarations.items():
-        source, split = parse(declaration, root, f"{where}{name}: ")
+        source, split = parse(declaration, root or Path(default_root()), f"{where}{name}: ")
         read = cache(partial(FORMS[source.form].read, source))
         parts = ((f"{name}_train", False), (f"{name}_val", True)) if split else ((name, None),)
         for part, validation in parts:

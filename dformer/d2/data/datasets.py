@@ -1,10 +1,9 @@
 """Data sets by name: registration of Shapes and ADE20K, and what metadata say about classes and tasks.
 
-Detectron2's own names (`coco_2017_train_panoptic`, `coco_2017_train`, `ade20k_sem_seg_train`, ...) are used as is.
-The folder of all data sets is the environment variable DETECTRON2_DATASETS, by default "datasets".
+Detectron2's own names (`coco_2017_train_panoptic`, `coco_2017_train`, `ade20k_sem_seg_train`, ...) are used as they
+are. The folder of all data sets is the environment variable DETECTRON2_DATASETS, by default "datasets".
 """
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,26 +17,17 @@ from detectron2.data.datasets import register_coco_panoptic
 
 from dformer.d2.data.ade20k import register_ade20k
 from dformer.d2.data.custom import register_custom
+from dformer.data.forms import class_metadata
+from dformer.data.prepare import default_root
+from dformer.data.types import Record
 from dformer.postprocess import TASKS
 from dformer.utils.errors import UserError, did_you_mean
+from dformer.utils.files import read_json
 
 
 def register_shapes(root: str | Path, prefix: str = "shapes") -> None:
     """Register `<prefix>_train` and `<prefix>_val`: what datasets/shapes.py has written or will write to `root`."""
-    categories = json.loads((files("dformer.data") / "shapes_categories.json").read_text())
-    # As Detectron2 has it for COCO panoptic: both lists name all classes, the id maps tell things from stuff.
-    names = [c["name"] for c in categories]
-    colors = [c["color"] for c in categories]
-    contiguous = {c["id"]: i for i, c in enumerate(categories)}
-    things = {c["id"] for c in categories if c["isthing"]}
-    metadata = {
-        "thing_classes": names,
-        "stuff_classes": names,
-        "thing_colors": colors,
-        "stuff_colors": colors,
-        "thing_dataset_id_to_contiguous_id": {k: v for k, v in contiguous.items() if k in things},
-        "stuff_dataset_id_to_contiguous_id": {k: v for k, v in contiguous.items() if k not in things},
-    }
+    metadata = class_metadata(read_json(Path(str(files("dformer.data") / "shapes_categories.json"))))
     folder = os.path.join(root, "shapes")
     for split in ("train", "val"):
         register_coco_panoptic(
@@ -52,10 +42,10 @@ def register_shapes(root: str | Path, prefix: str = "shapes") -> None:
 
 
 def get_metadata(name: str) -> Metadata:
-    """Metadata of a registered data set.
+    """Return the metadata of a registered data set, with its classes.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: there is none of this name, or it cannot be loaded.
     """
     if not has_classes(name):
         with loading(name):
@@ -63,8 +53,19 @@ def get_metadata(name: str) -> Metadata:
     return MetadataCatalog.get(name)
 
 
+def get_records(name: str) -> list[Record]:
+    """Return the records of a registered data set.
+
+    Raises:
+        UserError: there is none of this name, or it cannot be loaded.
+    """
+    get_metadata(name)
+    with loading(name):
+        return DatasetCatalog.get(name)
+
+
 def has_classes(name: str) -> bool:
-    """Whether the classes of a data set are known without loading it.
+    """Tell whether the classes of a data set are known without loading it.
 
     Raises:
         UserError: there is none of this name.
@@ -76,48 +77,30 @@ def has_classes(name: str) -> bool:
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Turn what Detectron2's loaders raise on missing or wrong files of data set `name` into `UserError`."""
+    """Turn what loaders raise on missing or wrong files of data set `name` into `UserError`."""
     try:
         yield
     except UserError:
         raise
-    except (
-        AssertionError,
-        AttributeError,
-        LookupError,
-        ArithmeticError,
-        OSError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:  # Detectron2's loaders trust the files
         raise UserError(f'data set "{name}" cannot be loaded: {type(error).__name__}: {error}') from error
 
 
 def available_tasks(name: str) -> tuple[str, ...]:
-    """Tasks, of "panoptic", "instance" and "semantic", for which the data set is annotated."""
+    """Return the tasks, of "panoptic", "instance" and "semantic", for which the data set is annotated."""
     metadata = get_metadata(name)
     things = metadata.get("thing_dataset_id_to_contiguous_id", {}).values()
     stuff = metadata.get("stuff_dataset_id_to_contiguous_id", {}).values()
-    tasks = []
     # In Detectron2's "separated" panoptic sets things and stuff are numbered apart: two annotations, not one.
     panoptic = bool(metadata.get("panoptic_json")) and set(things).isdisjoint(stuff)
-    if panoptic:
-        tasks.append("panoptic")
     # Instance classes are 0 .. K-1, so in a panoptic set things have to come first.
-    if metadata.get("thing_classes") and not (panoptic and sorted(things) != list(range(len(things)))):
-        tasks.append("instance")
-    if panoptic or metadata.get("sem_seg_root"):
-        tasks.append("semantic")
-    return tuple(tasks)
+    instance = bool(metadata.get("thing_classes")) and not (panoptic and sorted(things) != list(range(len(things))))
+    semantic = panoptic or bool(metadata.get("sem_seg_root"))
+    return tuple(task for task, there in zip(TASKS, (panoptic, instance, semantic), strict=True) if there)
 
 
 def num_classes(name: str, task: str) -> int:
-    """Number of classes that a model for `task` has on a data set: things and stuff, things, or all labels.
-
-    Raises:
-        UserError: there is no such data set, or it is not annotated for this task.
-    """
+    """Return the number of a model's classes: things and stuff, things, or all labels. Raise as `class_names` does."""
     metadata = _metadata_for(name, task)
     things = metadata.get("thing_dataset_id_to_contiguous_id", {})
     if task == "panoptic":
@@ -128,11 +111,7 @@ def num_classes(name: str, task: str) -> int:
 
 
 def thing_ids(name: str, task: str) -> tuple[int, ...]:
-    """Contiguous ids of the classes that are things, for a model for `task` on a data set; none where labels only.
-
-    Raises:
-        UserError: there is no such data set, or it is not annotated for this task.
-    """
+    """Return the contiguous ids of a model's things; none for label maps. Raise as `class_names` does."""
     metadata = _metadata_for(name, task)
     if task == "instance":
         return tuple(range(num_classes(name, task)))
@@ -142,7 +121,7 @@ def thing_ids(name: str, task: str) -> tuple[int, ...]:
 
 
 def class_names(name: str, task: str) -> list[str]:
-    """Names of the classes that a model for `task` has on a data set, by class id.
+    """Return the names of the classes of a model for `task`, by class id.
 
     Raises:
         UserError: there is no such data set, it is not annotated for this task, or it names no classes for it.
@@ -156,7 +135,7 @@ def class_names(name: str, task: str) -> list[str]:
 
 
 def model_classes(cfg: CfgNode) -> tuple[list[str], tuple[int, ...]]:
-    """Names of a model's classes, by class id, and which of them are things.
+    """Return the names of a model's classes, by class id, and the ids of those that are things.
 
     They are MODEL.CLASSES and MODEL.THINGS or, where these are empty, those of the first training data set.
 
@@ -179,16 +158,14 @@ def model_classes(cfg: CfgNode) -> tuple[list[str], tuple[int, ...]]:
 def _metadata_for(name: str, task: str) -> Metadata:
     if task not in TASKS:
         raise UserError(f'INPUT.TASK is "{task}"; choose one of {", ".join(TASKS)}')
-    metadata = get_metadata(name)
     available = available_tasks(name)
     if task not in available:
         raise UserError(
             f'data set "{name}" has no {task} annotations'
             + (f"; it is annotated for {' and '.join(available)} segmentation (INPUT.TASK)" if available else "")
         )
-    return metadata
+    return get_metadata(name)
 
 
-_ROOT = os.environ.get("DETECTRON2_DATASETS", "datasets")
-register_shapes(_ROOT)
-register_ade20k(_ROOT)
+register_shapes(default_root())
+register_ade20k(default_root())

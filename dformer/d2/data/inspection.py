@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
-from dformer.d2.data.datasets import available_tasks, get_metadata, has_classes, loading
+from dformer.d2.data.datasets import available_tasks, get_metadata, get_records, has_classes
 from dformer.data.checks.inspection import Inspection, Loaded, compare, inspect
 from dformer.utils.errors import UserError
 
@@ -39,14 +39,11 @@ def inspect_datasets(
 
 
 def _load(name: str) -> Loaded:
-    metadata = get_metadata(name)
-    with loading(name):
-        records = DatasetCatalog.get(name)
-    kinds = available_tasks(name)
-    kind = next((kind for kind in ("panoptic", "semantic", "instance") if kind in kinds), "")
-    if not kind:
-        raise UserError(f'data set "{name}" is annotated for no task that can be trained')
-    return Loaded(records, kind, metadata)
+    records, available = get_records(name), available_tasks(name)
+    for task in ("panoptic", "semantic", "instance"):
+        if task in available:
+            return records, task, get_metadata(name)
+    raise UserError(f'data set "{name}" is annotated for no task that can be trained')
 
 
 def _json_files(name: str) -> dict[str, str | Path]:

@@ -1,12 +1,15 @@
-"""Data loaders. What is in a training batch depends on `cfg`, its number and the process's rank alone: not on how many
-workers there are, on what was loaded before, or on whether the run was resumed."""
+"""Data loaders.
+
+A training batch depends on `cfg`, its number and the process's rank alone: not on the number of workers, on what was
+loaded before, or on whether the run was resumed.
+"""
 
 import os
 import signal
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import count, islice
 from typing import Any
 
@@ -18,20 +21,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dformer.d2.data.datasets import get_metadata, loading
 from dformer.d2.data.mappers import TestMapper, TrainMapper
-from dformer.d2.data.unreadable import Needed, Replacing
+from dformer.d2.data.unreadable import map_or_replace, map_or_stop
 from dformer.data.coco_format import image_size
 from dformer.utils import rng
 from dformer.utils.errors import UserError, did_you_mean
 from dformer.utils.processes import SIGNALS
 
-Batch = list[dict[str, Any]]  # images, or the records of them
-Draw = tuple[int, int]  # the position in the endless stream of images, and the record that is drawn there
+Batch = list[dict[str, Any]]  # images, or their records
+Draw = tuple[int, int]  # position in the endless stream of images; index of the record drawn there
 
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 class TrainLoader(DataLoader):
-    """Endless loader of a process's training batches.
+    """Load a process's training batches, endlessly.
 
     Attributes:
         start: number of the batch with which an iteration over the loader begins.
@@ -41,6 +44,7 @@ class TrainLoader(DataLoader):
 
     @property
     def start(self) -> int:
+        """Return the number of the first batch."""
         return self.batch_sampler.start
 
     @start.setter
@@ -49,11 +53,11 @@ class TrainLoader(DataLoader):
 
 
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
-    """Endless loader of this process's share of `SOLVER.IMS_PER_BATCH` images; see `TrainMapper` for their contents.
+    """Build the endless loader of this process's share of `SOLVER.IMS_PER_BATCH` images; see `TrainMapper`.
 
-    `DATALOADER.FILTER_EMPTY_ANNOTATIONS` leaves out images of instance sets without objects. With
-    `DATALOADER.ASPECT_RATIO_GROUPING`, a batch has wide images or high ones, not both. In place of
-    what cannot be read, other images are taken (see `Replacing`).
+    `DATALOADER.FILTER_EMPTY_ANNOTATIONS` drops images of instance sets without objects. With
+    `DATALOADER.ASPECT_RATIO_GROUPING`, all images of a batch are wider than high, or none is. Other images replace
+    those that cannot be read (see `map_or_replace`).
 
     Raises:
         UserError: a data set is not registered or cannot be loaded, or there is no such sampler.
@@ -69,35 +73,35 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         SeededImages(records, cfg, seed),
         batch_sampler=stream,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_as_it_is,
-        worker_init_fn=_heed_parent_only,
+        collate_fn=_collate,
+        worker_init_fn=_obey_parent_only,
     )
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Iterable[Batch]:
-    """Loader of this process's share of a data set, one image a batch; see `TestMapper` for its contents.
+    """Build the loader of this process's share of a data set, one image a batch; see `TestMapper`.
 
     Raises:
         UserError: the data set is not registered or cannot be loaded.
     """
     loader = build_detection_test_loader(
         _load(name, filter_empty=False),
-        mapper=Needed(TestMapper.from_config(cfg)),
+        mapper=partial(map_or_stop, mapper=TestMapper.from_config(cfg)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    loader.worker_init_fn = _heed_parent_only
+    loader.worker_init_fn = _obey_parent_only
     return loader
 
 
 class BatchStream(Sampler[list[Draw]]):
-    """The endless stream of batches of this process, each with the positions of its images in the stream of all.
+    """Sample the endless stream of this process's batches, with the positions of their images in the stream of all.
 
     Args:
         sampler: this process's share of the endless stream of indices: every world_size-th, from its rank on.
-        group_of: of an index; a batch has images of one group. None: all are of one.
+        group_of: group of an index; a batch has images of one group. None: there is one group.
 
     Attributes:
-        start: how many batches an iteration leaves out, as a run has seen them.
+        start: number of batches to skip at the beginning of an iteration.
     """
 
     def __init__(self, sampler: Iterable[int], batch_size: int, group_of: Callable[[int], object] | None) -> None:
@@ -120,11 +124,12 @@ class BatchStream(Sampler[list[Draw]]):
 
 
 class SeededImages(Dataset[dict[str, Any]]):
-    """Records, mapped with what is random seeded by `seed` and the position in the stream."""
+    """Map records, with random augmentations seeded by `seed` and the position in the stream."""
 
     def __init__(self, records: Batch, cfg: CfgNode, seed: int) -> None:
         self.records = DatasetFromList(records, copy=False)  # in one block of memory, which workers share
-        self.mapper = Replacing(TrainMapper.from_config(cfg), self.records, cfg.DATALOADER.MAX_UNREADABLE)
+        self.mapper = TrainMapper.from_config(cfg)
+        self.max_unreadable = cfg.DATALOADER.MAX_UNREADABLE
         self.seed = seed
 
     def __len__(self) -> int:
@@ -133,7 +138,7 @@ class SeededImages(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         position, index = draw
         with rng.seeded("image", self.seed, position):
-            return self.mapper(self.records[index])
+            return map_or_replace(self.records[index], self.mapper, self.records, self.max_unreadable)
 
 
 def _sampler(cfg: CfgNode, records: Batch, seed: int) -> Iterable[int]:
@@ -151,28 +156,28 @@ def _sampler(cfg: CfgNode, records: Batch, seed: int) -> Iterable[int]:
 
 
 def _orientation(records: Batch) -> Callable[[int], bool]:
-    """Of an index: whether the image is wider than high. Sizes that no record tells are read from files, once each."""
+    """Whether an image is wider than high, by its index. Sizes not in the record are read from the file, once each."""
     shapes: Batch = [{key: r[key] for key in ("file_name", "height", "width") if key in r} for r in records]
 
     @cache
     def is_wide(index: int) -> bool:
         try:
             height, width = image_size(shapes[index])
-        except UserError:  # that it cannot be read will be told where it is
+        except UserError:  # an unreadable image is handled where it is mapped
             return False
         return width > height
 
     return is_wide
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _collate(batch: Batch) -> Batch:
     return batch
 
 
-def _heed_parent_only(_: int) -> None:
-    """In a worker: signals that all processes get are for the training process, which still wants its step's batches.
+def _obey_parent_only(_: int) -> None:
+    """In a worker, ignore signals to all processes: the training process still needs its step's batches.
 
-    SIGTERM from that one means the end.
+    SIGTERM ends the worker if it comes from the training process.
     """
     for number in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)

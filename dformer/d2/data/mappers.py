@@ -2,6 +2,7 @@
 are varied, the target what the model gets of the annotation."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ PAD_VALUE = 128  # of images, 0..255
 TARGETS = ("masks", "boxes", "panoptic_map")
 
 
+@dataclass
 class TestMapper:
     """Read and resize an image.
 
@@ -36,9 +38,8 @@ class TestMapper:
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
-    def __init__(self, augmentations: Augmentations, image_format: str) -> None:
-        self.augmentations = augmentations
-        self.image_format = image_format
+    augmentations: Augmentations
+    image_format: str
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "TestMapper":
@@ -53,6 +54,7 @@ class TestMapper:
         return {**_identity(record, image), "image": _to_tensor(augmented.image, _size(augmented.image))}
 
 
+@dataclass
 class TrainMapper:
     """Read an image and its annotation and augment both.
 
@@ -77,24 +79,17 @@ class TrainMapper:
         UserError: `target` is unknown.
     """
 
-    def __init__(
-        self,
-        augmentations: Augmentations,
-        read_annotation: Callable[[Record, Size], Annotation],
-        image_format: str,
-        pad_to: int | None = None,
-        needs_labels: bool = False,
-        target: str = "masks",
-    ) -> None:
-        if target not in TARGETS:
-            choices = ", ".join(TARGETS)
-            raise UserError(f'INPUT.TARGET is "{target}"{did_you_mean(target, TARGETS)} (choose one of {choices})')
-        self.augmentations = augmentations
-        self.read_annotation = read_annotation
-        self.image_format = image_format
-        self.pad_to = pad_to
-        self.needs_labels = needs_labels
-        self.target = target
+    augmentations: Augmentations
+    read_annotation: Callable[[Record, Size], Annotation]
+    image_format: str
+    pad_to: int | None = None
+    needs_labels: bool = False
+    target: str = "masks"
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            nearest = did_you_mean(self.target, TARGETS)
+            raise UserError(f'INPUT.TARGET is "{self.target}"{nearest} (choose one of {", ".join(TARGETS)})')
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "TrainMapper":

@@ -1,4 +1,4 @@
-"""Pictures of annotations, as training sees them."""
+"""Pictures of annotations, as they are trained on."""
 
 from collections.abc import Sequence
 

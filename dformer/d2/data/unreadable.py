@@ -14,86 +14,78 @@ logger = logging.getLogger(__name__)
 Mapper = Callable[[Record], dict[str, Any]]
 
 
-class Replacing:
-    """A mapper for training: in place of a record that cannot be read, another one is mapped.
-
-    Which one depends on the file's name alone. What could not be read goes along, for `count_unreadable`.
+def map_or_replace(record: Record, mapper: Mapper, records: Sequence[Record], max_unreadable: int) -> dict[str, Any]:
+    """Map a record or, if it cannot be read, another one, which depends on its file name alone.
 
     Args:
+        record: to be mapped.
         mapper: of a record.
-        records: where others are taken from.
-        limit: of records that are tried in place of one.
-    """
+        records: from which others are taken.
+        max_unreadable: number of records that may be unreadable.
 
-    def __init__(self, mapper: Mapper, records: Sequence[Record], limit: int) -> None:
-        self.mapper = mapper
-        self.records = records
-        self.limit = limit
-
-    def __call__(self, record: Record) -> dict[str, Any]:
-        """The mapped record, with "unreadable": file -> reason, where there was something."""
-        unreadable: dict[str, str] = {}
-        start = rng.generator("cpu", "in place of", record["file_name"]).initial_seed()
-        for k in range(len(self.records)):
-            try:
-                item = self.mapper(record)
-                return {**item, "unreadable": unreadable} if unreadable else item
-            except UserError as error:
-                unreadable[record["file_name"]] = str(error)
-            if len(unreadable) > self.limit:
-                break
-            record = self.records[(start + k) % len(self.records)]
-        raise too_many(unreadable, self.limit)
-
-
-class Needed:
-    """A mapper for evaluation: an image that cannot be read ends it."""
-
-    def __init__(self, mapper: Mapper) -> None:
-        self.mapper = mapper
-
-    def __call__(self, record: Record) -> dict[str, Any]:
-        try:
-            return self.mapper(record)
-        except UserError as error:
-            raise UserError(
-                f"{error}; evaluation stops, as metrics without this image would not compare with others: put the file "
-                "back, or take the image out of the data set's annotations"
-            ) from error
-
-
-def count_unreadable(batches: Iterable[list[dict[str, Any]]], limit: int) -> Iterator[list[dict[str, Any]]]:
-    """The batches, while at most `limit` files were replaced by a `Replacing` mapper; each is told once.
+    Returns:
+        The mapped record; with "unreadable": file name -> reason, for `count_unreadable`, if another one was taken.
 
     Raises:
-        UserError: there were more.
+        UserError: more are unreadable.
+    """
+    unreadable: dict[str, str] = {}
+    start = rng.seed("in place of", record["file_name"])
+    for k in range(len(records)):
+        try:
+            item = mapper(record)
+            return {**item, "unreadable": unreadable} if unreadable else item
+        except UserError as error:
+            unreadable[record["file_name"]] = str(error)
+        if len(unreadable) > max_unreadable:
+            break
+        record = records[(start + k) % len(records)]
+    raise _too_many(unreadable, max_unreadable)
+
+
+def map_or_stop(record: Record, mapper: Mapper) -> dict[str, Any]:
+    """Map a record, or raise a `UserError` that explains why the evaluation stops."""
+    try:
+        return mapper(record)
+    except UserError as error:
+        raise UserError(
+            f"{error}; evaluation stops, as metrics without this image would not compare with others: restore the "
+            "file, or remove the image from the data set's annotations"
+        ) from error
+
+
+def count_unreadable(batches: Iterable[list[dict[str, Any]]], max_unreadable: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the batches while `map_or_replace` has replaced at most `max_unreadable` files; log each of these once.
+
+    Raises:
+        UserError: there are more.
     """
     unreadable: dict[str, str] = {}
     for batch in batches:
         for item in batch:
-            new = {file: why for file, why in item.pop("unreadable", {}).items() if file not in unreadable}
-            unreadable |= new
-            for why in new.values():
-                logger.warning(
-                    f"{why}; another image is taken in its place ({len(unreadable)} so far, training stops after "
-                    f"{limit}: DATALOADER.MAX_UNREADABLE)"
-                )
-        if len(unreadable) > limit:
-            raise too_many(unreadable, limit)
+            for file, reason in item.pop("unreadable", {}).items():
+                if file not in unreadable:
+                    unreadable[file] = reason
+                    logger.warning(
+                        f"{reason}; another image replaces it ({len(unreadable)} so far, training stops after "
+                        f"{max_unreadable}: DATALOADER.MAX_UNREADABLE)"
+                    )
+        if len(unreadable) > max_unreadable:
+            raise _too_many(unreadable, max_unreadable)
         yield batch
 
 
-def too_many(unreadable: dict[str, str], limit: int) -> UserError:
-    reasons = "".join(f"\n  {why}" for why in unreadable.values())
+def _too_many(unreadable: dict[str, str], max_unreadable: int) -> UserError:
+    reasons = "".join(f"\n  {reason}" for reason in unreadable.values())
     return UserError(
-        f"more than {limit} images or annotations (DATALOADER.MAX_UNREADABLE) cannot be read:{reasons}\n"
-        "Mend or restore the files (is the disk still mounted?), then go on with --resume"
+        f"more than {max_unreadable} images or annotations (DATALOADER.MAX_UNREADABLE) cannot be read:{reasons}\n"
+        "Restore the files (is the disk still mounted?), then continue with --resume"
     )
 
 
 @contextmanager
 def workers_explained() -> Iterator[None]:
-    """Turn what PyTorch raises for a loader's worker, wherever the process just is, into words for the user.
+    """Turn what PyTorch raises for a data loader's worker into a `UserError`.
 
     Raises:
         UserError: a worker has died, or has raised one.
@@ -101,15 +93,15 @@ def workers_explained() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        _, of_worker, message = str(error).rpartition("UserError: ")  # PyTorch puts the worker's traceback before
-        if not of_worker:
+        _, from_worker, message = str(error).rpartition("UserError: ")  # PyTorch puts the worker's traceback before
+        if not from_worker:
             raise
         raise UserError(message.strip()) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"a process that loads data has died: {str(error).splitlines()[0]} Killed, without a word of its own, it "
-            "most often was by the system, for want of memory (`dmesg` tells); by a bus error, for want of shared "
-            "memory (/dev/shm). Lower DATALOADER.NUM_WORKERS, or give the job more memory, then go on with --resume"
+            f"a process that loads data has died: {str(error).splitlines()[0]} If it was killed, the system most often "
+            "had no memory left (see `dmesg`); a bus error means that shared memory, /dev/shm, is full. Lower "
+            "DATALOADER.NUM_WORKERS, or give the job more memory, then continue with --resume"
         ) from error

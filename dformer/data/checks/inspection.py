@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +18,7 @@ from dformer.utils.errors import UserError
 from dformer.utils.files import read_json
 from dformer.utils.processes import parallel_map
 
-
-class Loaded(NamedTuple):
-    """Hold a data set that has been loaded: its records, what it is annotated for, and its metadata."""
-
-    records: Sequence[Record]
-    task: str
-    metadata: Metadata
+Loaded = tuple[Sequence[Record], str, Metadata]  # a data set's records, the task of its annotations, its metadata
 
 
 @dataclass

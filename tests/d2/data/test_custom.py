@@ -1,4 +1,4 @@
-"""Declared data sets: every form gives the masks and classes that its files hold, and a wrong declaration is told."""
+"""Declared data sets: every form gives the masks and classes of its files; a wrong declaration is refused."""
 
 import json
 from pathlib import Path
@@ -29,12 +29,7 @@ from dformer.data.declarations import Split
 from dformer.utils.errors import UserError
 from tests.d2.evaluation.oracle import Segment, evaluate, instances_output, semantic_output
 
-
-@pytest.fixture(autouse=True)
-def empty_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names are free."""
-    monkeypatch.setattr(DatasetCatalog, "data", {})
-    monkeypatch.setattr(MetadataCatalog, "data", {})
+pytestmark = pytest.mark.usefixtures("empty_catalogs")
 
 
 def declare(name: str, root: Path, **declaration: Any) -> list[dict[str, Any]]:
@@ -83,12 +78,12 @@ def test_semantic_classes_come_from_the_labels_where_none_are_declared(data_dir:
     assert MetadataCatalog.get("cam").stuff_classes == [str(k) for k in range(11)]
 
 
-def test_a_label_apart_is_asked_about(tmp_path: Path) -> None:
+def test_a_label_far_from_the_others_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4, 1)).save(tmp_path / "a.jpg")
     Image.fromarray(np.array([[0, 1, 2, 200]], np.uint8)).save(tmp_path / "a.png")
     declaration = {"form": "semantic", "images": "*.jpg", "annotations": "*.png"}
     register_declarations({"cam": declaration, "mended": {**declaration, "void": 200}}, tmp_path)
-    with pytest.raises(UserError, match="run to 200, but no pixel has 3: is 200 a class, or void"):
+    with pytest.raises(UserError, match=f"{tmp_path}.* 200.* 3"):
         num_classes("cam", "semantic")
     assert num_classes("mended", "semantic") == 3
 
@@ -207,7 +202,7 @@ def test_split_depends_on_seed_and_names_alone() -> None:
     moved = drawn ^ Split(0.2).validation([*names, "another"])
     assert len(moved) <= 1
     for val in (0.001, 100):
-        with pytest.raises(UserError, match="nothing to train on or to validate with"):
+        with pytest.raises(UserError, match="split"):
             Split(val).validation(names)
 
 
@@ -251,14 +246,14 @@ def test_paths_are_relative_to_the_file_or_to_the_folder_of_all_data(
     assert len(DatasetCatalog.get("filed")) == len(DatasetCatalog.get("inline")) == 120
 
 
-def test_a_config_that_disagrees_is_told(data_dir: Path) -> None:
+def test_a_config_that_disagrees_is_refused(data_dir: Path) -> None:
     root = data_dir / "pennfudan"
     declared = {"ped": {"form": "instance_ids", "images": str(root / "images"), "annotations": str(root / "masks")}}
     cfg = config(declared, "ped", "instance")
     cfg.MODEL.NUM_CLASSES = 2
-    with pytest.raises(UserError, match='NUM_CLASSES is 2, but data set "ped" has 1 classes for instance'):
+    with pytest.raises(UserError, match="ped.* 1 .*MODEL.NUM_CLASSES.* 2"):
         check_datasets(cfg)
-    with pytest.raises(UserError, match='"ped" has no semantic annotations; it is annotated for instance'):
+    with pytest.raises(UserError, match="INPUT.TASK"):
         check_datasets(config(declared, "ped", "semantic"))
     check_datasets(config(declared, "ped", "instance"))
 
@@ -267,67 +262,74 @@ FORM = {"form": "semantic", "images": "val", "annotations": "valannot"}
 
 
 @pytest.mark.parametrize(
-    ("declaration", "message"),
+    ("declaration", "named"),
     [
-        ({**FORM, "form": "semantics"}, 'form is "semantics", did you mean "semantic"'),
-        ({**FORM, "viod": 11}, 'semantic has no key "viod", did you mean "void"'),
-        ({**FORM, "form": "instance_ids", "void": 0}, 'instance_ids has no key "void"'),
-        ({"form": "semantic", "images": "val"}, 'semantic needs the key "annotations"'),
-        ({**FORM, "form": "coco_panoptic"}, 'needs the key "pngs"'),
-        ({**FORM, "classes": ["sky", "building"], "void": 1}, "1 is declared as void, and as class 'building'"),
-        ({**FORM, "void": "black"}, "void is a value of pixels"),
-        ({**FORM, "classes": 11}, "classes are a list of names"),
-        ({**FORM, "classes": "nowhere.txt"}, r"nowhere\.txt cannot be read"),
-        ({**FORM, "split": 0.2}, "split is {val: number or share"),
-        ({**FORM, "split": {"val": 0.2, "fraction": 1}}, "split is {val: number or share"),
-        ({**FORM, "split": {"val": 0}}, "split is {val: number or share"),
-        ("semantic", "expected {form: "),
+        ({**FORM, "form": "semantics"}, '"semantics".*"semantic"'),
+        ({**FORM, "viod": 11}, '"viod".*"void"'),
+        ({**FORM, "form": "instance_ids", "void": 0}, '"void"'),
+        ({"form": "semantic", "images": "val"}, '"annotations"'),
+        ({**FORM, "form": "coco_panoptic"}, '"pngs"'),
+        ({**FORM, "classes": ["sky", "building"], "void": 1}, "1 .*void"),
+        ({**FORM, "void": "black"}, "void .*black"),
+        ({**FORM, "classes": 11}, "classes"),
+        ({**FORM, "classes": "nowhere.txt"}, r"nowhere\.txt"),
+        ({**FORM, "split": 0.2}, "split"),
+        ({**FORM, "split": {"val": 0.2, "fraction": 1}}, "split"),
+        ({**FORM, "split": {"val": 0}}, "split"),
+        ("semantic", "form"),
     ],
 )
-def test_a_wrong_declaration_is_told(tmp_path: Path, declaration: Any, message: str) -> None:
-    with pytest.raises(UserError, match=f"DATASETS.CUSTOM: mine: .*{message}"):
+def test_a_wrong_declaration_is_refused(tmp_path: Path, declaration: Any, named: str) -> None:
+    with pytest.raises(UserError, match=f"DATASETS.CUSTOM: mine: .*{named}"):
         register_declarations({"mine": declaration}, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("declaration", "message"),
+    ("declaration", "named"),
     [
-        ({**FORM, "images": "nowhere"}, "there is no folder .*nowhere"),
-        ({**FORM, "images": "*_x.png"}, r"no image in .* \(0 images\) has an annotation of its name"),
-        ({**FORM, "form": "instance_ids", "classes": ["a", "b"]}, "do not tell classes, but there are 2: a, b"),
+        ({**FORM, "images": "nowhere"}, "nowhere"),
+        ({**FORM, "images": "*_x.png"}, "_x.png .*valannot"),
+        ({**FORM, "form": "instance_ids", "classes": ["a", "b"]}, "classes.* a, b"),
         ({**FORM, "form": "coco_instances", "annotations": "nowhere.json"}, "nowhere.json"),
-        ({**FORM, "form": "yolo_segment", "classes": ["a"], "annotations": "val"}, "no image in"),
+        ({**FORM, "form": "yolo_segment", "classes": ["a"], "annotations": "val"}, "val"),
     ],
 )
-def test_missing_data_are_told(data_dir: Path, declaration: Any, message: str) -> None:
+def test_missing_data_are_named(data_dir: Path, declaration: Any, named: str) -> None:
     register_declarations({"mine": declaration}, data_dir / "camvid")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=named):
         num_classes("mine", "semantic")
 
 
-def test_a_label_that_is_not_declared_is_told(data_dir: Path) -> None:
+def test_a_label_that_is_not_declared_is_refused(data_dir: Path) -> None:
     records = declare("cam", data_dir / "camvid", **FORM, classes=[str(k) for k in range(11)])
-    with pytest.raises(UserError, match=r"png holds the value 11, which is neither a class nor void"):
+    with pytest.raises(UserError, match="png .* 11.*`void`"):
         targets("cam", records[0], "semantic")
 
 
-def test_a_name_that_is_taken_is_told(tmp_path: Path) -> None:
+def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
     register_declarations({"mine": FORM}, tmp_path)
     assert register_declarations({"mine": FORM}, tmp_path) == ["mine"]
-    with pytest.raises(UserError, match='there is a data set "mine" already'):
+    with pytest.raises(UserError, match='"mine"'):
         register_declarations({"mine": {**FORM, "void": 0}}, tmp_path)
 
 
-@pytest.mark.parametrize(("form", "line"), [("labelme", "circle"), ("labelme", "other"), ("yolo_segment", "0 0.5 0.5")])
-def test_shapes_that_are_no_masks_are_told(tmp_path: Path, form: str, line: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "file", "content"),
+    [
+        ("labelme", "a.json", {"label": "cat", "shape_type": "circle"}),
+        ("labelme", "a.json", {"label": "other", "shape_type": "rectangle"}),
+        ("yolo_segment", "a.txt", "0 0.5 0.5"),
+        ("yolo_segment", "a.txt", "1 0.1 0.1 0.2 0.1 0.2 0.2"),
+    ],
+)
+def test_shapes_without_a_mask_are_refused(tmp_path: Path, form: str, file: str, content: Any) -> None:
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
-    shape = {"label": "cat", "points": [[2, 1], [8, 5]], "shape_type": line}
-    if line == "other":
-        shape = {**shape, "shape_type": "rectangle", "label": line}
-    (tmp_path / "a.json").write_text(json.dumps({"shapes": [shape], "imageHeight": 10, "imageWidth": 20}))
-    (tmp_path / "a.txt").write_text(line)
+    if form == "labelme":
+        shapes = [{"points": [[2, 1], [8, 5]], **content}]
+        content = json.dumps({"shapes": shapes, "imageHeight": 10, "imageWidth": 20})
+    (tmp_path / file).write_text(content)
     register_declarations({"own": {"form": form, "images": ".", "annotations": ".", "classes": ["cat"]}}, tmp_path)
-    with pytest.raises(UserError, match=r"a\.(json|txt)"):
+    with pytest.raises(UserError, match=file):
         num_classes("own", "instance")
 
 

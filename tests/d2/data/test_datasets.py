@@ -1,9 +1,6 @@
 """Registration, the quick checks and the loaders."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets.builtin import register_all_ade20k, register_all_coco
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
@@ -25,11 +23,13 @@ from dformer.d2.data import (
     class_names,
     num_classes,
     register_shapes,
-    semantic_from_panoptic,
     thing_ids,
 )
+from dformer.d2.data.ade20k import register_ade20k
+from dformer.data.panoptic import semantic_from_panoptic
 from dformer.utils.errors import UserError
-from tests.datasets import load_script
+from dformer.utils.files import write_json
+from tests import load_script
 
 SHAPES = "test_data_sets_shapes"
 
@@ -37,7 +37,7 @@ SHAPES = "test_data_sets_shapes"
 @pytest.fixture(scope="module")
 def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a small Shapes, registered as SHAPES_train and SHAPES_val."""
-    script = load_script("shapes")
+    script = load_script("datasets/shapes.py")
     root = tmp_path_factory.mktemp("shapes")
     script.generate(root, script.Parameters(train=8, val=3, size=64), progress=False)
     register_shapes(root, SHAPES)
@@ -55,10 +55,9 @@ def config(train: str, test: str | None = None, task: str = "panoptic") -> CfgNo
 # Names, classes, tasks.
 
 
+@pytest.mark.usefixtures("empty_catalogs")
 def test_ade20k_instances_are_numbered_by_thing(tmp_path: Path) -> None:
-    """Category ids in the file are those of all 150 classes; whatever the file calls them, the names are ours."""
-    folder = tmp_path / "ADEChallengeData2016"
-    (folder / "images/validation").mkdir(parents=True)
+    """Category ids in the file are those of all 150 classes; whatever names the file has, the names are ours."""
     content = {
         "images": [{"id": "a", "file_name": "a.jpg", "height": 4, "width": 4}],
         "categories": [{"id": 7, "name": "bed"}, {"id": 8, "name": "windowpane"}, {"id": 149, "name": "flag"}],
@@ -68,17 +67,11 @@ def test_ade20k_instances_are_numbered_by_thing(tmp_path: Path) -> None:
             for k, category in enumerate((7, 8, 149), start=1)
         ],
     }
-    (folder / "ade20k_instance_val.json").write_text(json.dumps(content))
-    code = "from detectron2.data import DatasetCatalog as D, MetadataCatalog as M; import dformer.d2.data;"
-    code += "(r,) = D.get('ade20k_instance_val'); names = M.get('ade20k_instance_val').thing_classes;"
-    code += "print([names[a['category_id']] for a in r['annotations']])"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"DETECTRON2_DATASETS": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.stdout.strip() == "['bed', 'window', 'flag']", run.stderr
+    write_json(tmp_path / "ADEChallengeData2016" / "ade20k_instance_val.json", content)
+    register_ade20k(tmp_path)
+    (record,) = DatasetCatalog.get("ade20k_instance_val")
+    names = class_names("ade20k_instance_val", "instance")
+    assert [names[a["category_id"]] for a in record["annotations"]] == ["bed", "window", "flag"]
 
 
 @pytest.mark.parametrize(
@@ -144,55 +137,25 @@ def test_classes_of_a_set_that_is_registered_without_metadata(data_dir: Path) ->
     register_coco_instances("test_data_sets_bare", {}, str(json_file), str(root / "val2017"))
     assert num_classes("test_data_sets_bare", "instance") == 80
     register_coco_instances("test_data_sets_gone", {}, str(root / "gone.json"), str(root / "val2017"))
-    with pytest.raises(UserError, match=r'"test_data_sets_gone" cannot be loaded: FileNotFoundError.*gone\.json'):
+    with pytest.raises(UserError, match=r'"test_data_sets_gone".*gone\.json'):
         num_classes("test_data_sets_gone", "instance")
 
 
 # check_datasets.
 
 
-def test_data_that_is_right_passes(shapes_root: Path) -> None:
-    check_datasets(config(f"{SHAPES}_train", f"{SHAPES}_val"))
-    cfg = config(f"{SHAPES}_train", f"{SHAPES}_val", "instance")
-    cfg.MODEL.NUM_CLASSES = 4
-    check_datasets(cfg)
-
-
 def test_unknown_name_suggests_the_nearest() -> None:
-    with pytest.raises(UserError, match='no data set "coco_2017_panoptic_train", did you mean "coco_2017_.*panoptic'):
+    with pytest.raises(UserError, match='"coco_2017_panoptic_train".*"coco_2017_.*panoptic'):
         check_datasets(config("coco_2017_panoptic_train"))
-    with pytest.raises(UserError, match='no data set "shape_val", did you mean "shapes_val"'):
+    with pytest.raises(UserError, match='"shape_val".*"shapes_val"'):
         check_datasets(config("shapes_train", "shape_val"), train=False)
 
 
 def test_no_data_set_to_train_on() -> None:
     cfg = config("shapes_train")
     cfg.DATASETS.TRAIN = ()
-    with pytest.raises(UserError, match=r"DATASETS\.TRAIN is empty"):
+    with pytest.raises(UserError, match="DATASETS.TRAIN"):
         check_datasets(cfg)
-
-
-@pytest.mark.parametrize("root", ["/nowhere", None])
-def test_missing_root_names_variable_and_files(
-    root: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    if root:
-        monkeypatch.setenv("DETECTRON2_DATASETS", root)
-    else:
-        monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    prefix = f"test_data_sets_nowhere_{root is None}"
-    register_shapes(root or "datasets", prefix)
-    with pytest.raises(UserError) as raised:
-        check_datasets(config(f"{prefix}_train"))
-    message = str(raised.value)
-    folder = Path(root or tmp_path / "datasets") / "shapes"
-    for path in ("train", "panoptic_train", "annotations/panoptic_train.json"):
-        assert str(folder / path) in message
-    assert "instances_train.json" not in message, "not needed to train"
-    assert ('DETECTRON2_DATASETS says where data sets are: it is "/nowhere"' in message) == (root is not None)
-    assert (f'it is not set, so "datasets" in the current folder, {tmp_path}' in message) == (root is None)
-    assert "python datasets/shapes.py" in message
 
 
 def test_only_what_is_missing_is_named(shapes_root: Path, tmp_path: Path) -> None:
@@ -201,23 +164,23 @@ def test_only_what_is_missing_is_named(shapes_root: Path, tmp_path: Path) -> Non
         if entry.name != "annotations":
             (tmp_path / "shapes" / entry.name).symlink_to(entry)
     register_shapes(tmp_path, "test_data_sets_partly")
-    with pytest.raises(UserError) as raised:
-        check_datasets(config("test_data_sets_partly_train", "test_data_sets_partly_val"), train=False)
-    missing = str(raised.value).split("missing or empty: ")[1].split(". ")[0]
     annotations = tmp_path / "shapes" / "annotations"
-    assert missing.split(", ") == [str(annotations / f"{kind}_val.json") for kind in ("panoptic", "instances")]
+    for train, kinds in ((True, ["panoptic_train"]), (False, ["panoptic_val", "instances_val"])):
+        with pytest.raises(UserError, match=r"DETECTRON2_DATASETS.*datasets/README\.md") as raised:
+            check_datasets(config("test_data_sets_partly_train", "test_data_sets_partly_val"), train, not train)
+        assert "python datasets/shapes.py" in str(raised.value)
+        assert [word.rstrip(".,") for word in str(raised.value).split() if "json" in word] == [
+            str(annotations / f"{kind}.json") for kind in kinds
+        ]
 
 
 def test_class_count_that_disagrees(shapes_root: Path) -> None:
     cfg = config(f"{SHAPES}_train", f"{SHAPES}_val")
     cfg.MODEL.NUM_CLASSES = 133
-    with pytest.raises(UserError, match=rf'MODEL\.NUM_CLASSES is 133, but data set "{SHAPES}_train" has 7 classes'):
+    with pytest.raises(UserError, match=rf"{SHAPES}_train.* 7 .*MODEL\.NUM_CLASSES.* 133"):
         check_datasets(cfg)
-    cfg = config(f"{SHAPES}_train", "coco_2017_val_panoptic")
-    with pytest.raises(
-        UserError, match=rf'"{SHAPES}_train" has 7 classes, but data set "coco_2017_val_panoptic" has 133'
-    ):
-        check_datasets(cfg)
+    with pytest.raises(UserError, match=rf"coco_2017_val_panoptic.* 133 .*{SHAPES}_train.* 7"):
+        check_datasets(config(f"{SHAPES}_train", "coco_2017_val_panoptic"))
 
 
 def test_class_names_that_disagree(shapes_root: Path) -> None:
@@ -225,14 +188,14 @@ def test_class_names_that_disagree(shapes_root: Path) -> None:
     cfg.MODEL.CLASSES = [*class_names(f"{SHAPES}_train", "panoptic")]
     check_datasets(cfg)
     cfg.MODEL.CLASSES[0] = "cat"
-    with pytest.raises(UserError, match=rf'MODEL\.CLASSES is cat, square.*data set "{SHAPES}_train" are disc, square'):
+    with pytest.raises(UserError, match=rf"MODEL\.CLASSES .*cat.*{SHAPES}_train.*disc"):
         check_datasets(cfg)
 
 
 def test_task_that_is_not_annotated() -> None:
-    with pytest.raises(UserError, match='"coco_2017_train" has no panoptic annotations; it is annotated for instance'):
+    with pytest.raises(UserError, match="coco_2017_train.*instance.*INPUT.TASK"):
         check_datasets(config("coco_2017_train"))
-    with pytest.raises(UserError, match='INPUT.TASK is "depth"; choose one of panoptic, instance, semantic'):
+    with pytest.raises(UserError, match="INPUT.TASK.*depth"):
         check_datasets(config("shapes_train", task="depth"))
 
 
@@ -284,7 +247,7 @@ def test_a_batch_depends_on_its_number_alone(shapes_root: Path, grouping: bool) 
 def test_an_unknown_sampler_is_told(shapes_root: Path) -> None:
     cfg = config(f"{SHAPES}_train")
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatTrainingSampler"
-    with pytest.raises(UserError, match='did you mean "RepeatFactorTrainingSampler"'):
+    with pytest.raises(UserError, match="DATALOADER.SAMPLER_TRAIN.*RepeatFactorTrainingSampler"):
         build_train_loader(cfg)
 
 
@@ -296,7 +259,7 @@ def test_test_loader(shapes_root: Path) -> None:
 
 
 def test_a_file_that_goes_missing_is_replaced_in_training_and_told_in_evaluation(tmp_path: Path) -> None:
-    script = load_script("shapes")
+    script = load_script("datasets/shapes.py")
     script.generate(tmp_path, script.Parameters(train=4, val=2, size=64), progress=False)
     register_shapes(tmp_path, "test_data_sets_missing")
     cfg = config("test_data_sets_missing_train")
@@ -305,7 +268,7 @@ def test_a_file_that_goes_missing_is_replaced_in_training_and_told_in_evaluation
         Path(DatasetCatalog.get(f"test_data_sets_missing_{split}")[1]["file_name"]).unlink()
     batches = list(islice(train, 4))
     assert sum("unreadable" in image for batch in batches for image in batch) == 2  # of two rounds through four images
-    with pytest.raises(UserError, match=r"cannot be read.*evaluation stops"):
+    with pytest.raises(UserError, match=r"\.jpg.*evaluation"):
         list(test)
 
 
@@ -324,55 +287,26 @@ def test_images_without_objects_are_left_out_if_asked(data_dir: Path, filter_emp
     assert len(build_train_loader(cfg).dataset) == expected
 
 
-def test_a_broken_json_is_told(shapes_root: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "shapes"
-    folder.mkdir()
-    for entry in (shapes_root / "shapes").iterdir():
-        (folder / entry.name).symlink_to(entry)
-    (folder / "annotations").unlink()
-    (folder / "annotations").mkdir()
-    (folder / "annotations" / "panoptic_train.json").write_text('{"images": [')
-    register_shapes(tmp_path, "test_data_sets_broken")
-    with pytest.raises(UserError, match='"test_data_sets_broken_train" cannot be loaded: JSONDecodeError'):
-        build_train_loader(config("test_data_sets_broken_train"))
-
-
-BUILTIN = """
-import numpy as np
-from dformer.d2.config import get_cfg
-from dformer.d2.data import build_test_loader, build_train_loader, check_datasets
-
-for name, test, task, augmentation in (
-    ("coco_2017_train_panoptic", "coco_2017_val_panoptic", "panoptic", "lsj"),
-    ("coco_2017_train", "coco_2017_val", "instance", "resize"),
-    ("ade20k_sem_seg_train", "ade20k_sem_seg_val", "semantic", "crop"),
-):
-    cfg = get_cfg()
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), (test,)
-    cfg.INPUT.TASK, cfg.INPUT.AUGMENTATION, cfg.INPUT.IMAGE_SIZE = task, augmentation, 128
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (128,), 128
-    cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH = 0, 1
-    check_datasets(cfg)
-    np.random.seed(0)
-    (image,) = next(iter(build_train_loader(cfg)))
-    (test_image,) = next(iter(build_test_loader(cfg, test)))
-    print(name, len(image["instances"]) > 0, min(test_image["image"].shape[1:]))
-"""
-
-
+@pytest.mark.usefixtures("empty_catalogs")
 def test_builtin_names_work_as_they_are(data_dir: Path, tmp_path: Path) -> None:
-    """COCO and ADE20K under Detectron2's names, below one DETECTRON2_DATASETS, as a user has them."""
+    """COCO and ADE20K under Detectron2's names, below one folder, as a user has them."""
     (tmp_path / "coco").symlink_to(data_dir / "coco_panoptic" / "coco")
     ade20k = tmp_path / "ADEChallengeData2016"
     ade20k.mkdir()
     for folder in ("images", "annotations"):
         (ade20k / folder).symlink_to(data_dir / "ade20k" / "ADEChallengeData2016" / folder)
-    load_script("prepare_ade20k_sem_seg").prepare(tmp_path, progress=False)
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", BUILTIN], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert [line for line in done.stdout.splitlines() if line.endswith("128")] == [
-        "coco_2017_train_panoptic True 128",
-        "coco_2017_train True 128",
-        "ade20k_sem_seg_train True 128",
-    ]
+    load_script("datasets/prepare_ade20k_sem_seg.py").prepare(tmp_path, progress=False)
+    register_all_coco(str(tmp_path))
+    register_all_ade20k(str(tmp_path))
+    for train, test, task, augmentation in (
+        ("coco_2017_train_panoptic", "coco_2017_val_panoptic", "panoptic", "lsj"),
+        ("coco_2017_train", "coco_2017_val", "instance", "resize"),
+        ("ade20k_sem_seg_train", "ade20k_sem_seg_val", "semantic", "crop"),
+    ):
+        cfg = config(train, test, task)
+        cfg.INPUT.AUGMENTATION, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = augmentation, (128,), 128
+        cfg.SEED, cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.MIN_SCALE = 0, 1, 1.0
+        check_datasets(cfg)
+        (image,) = next(iter(build_train_loader(cfg)))
+        (test_image,) = next(iter(build_test_loader(cfg, test)))
+        assert len(image["instances"]) > 0 and min(test_image["image"].shape[1:]) == 128

@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.data.datasets import load_coco_json, load_sem_seg
+from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -169,21 +169,6 @@ def test_instance_targets_are_the_masks_of_coco(data_dir: Path) -> None:
         expected = [kept[i]["category_id"] for i in np.flatnonzero(visible)]
         assert instances.gt_classes.tolist() == expected  # not contiguous here: loaded without the mapping
     assert crowds and empty, "neither crowds nor empty images were met; the test must see some"
-
-
-def test_semantic_targets_of_ade20k(data_dir: Path, tmp_path: Path) -> None:
-    root = data_dir / "ade20k" / "ADEChallengeData2016"
-    for file in (root / "annotations" / "validation").iterdir():
-        Image.fromarray(np.asarray(Image.open(file)) - np.uint8(1)).save(tmp_path / file.name)
-    records = load_sem_seg(str(tmp_path), str(root / "images" / "validation"))
-    assert len(records) == 3
-    for record in records:
-        labels = np.asarray(Image.open(record["sem_seg_file_name"]))
-        out = plain_mapper("semantic", 150)(record)
-        instances = out["instances"]
-        assert out["image_id"] == Path(record["file_name"]).stem
-        assert instances.gt_classes.tolist() == sorted(set(np.unique(labels)) - {VOID})
-        np.testing.assert_array_equal(instances.gt_masks, labels == instances.gt_classes[:, None, None].numpy())
 
 
 # INPUT.TARGET
