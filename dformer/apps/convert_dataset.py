@@ -20,7 +20,7 @@ from PIL import Image
 from dformer.d2.data.datasets import get_metadata, get_records
 from dformer.data.coco_format import as_rle, category_entries, image_entry, image_size, instances_json, things_of
 from dformer.data.images import read_labels, read_panoptic_png
-from dformer.data.panoptic import paint_classes
+from dformer.data.panoptic import paint_classes, paint_masks
 from dformer.data.segmentations import area_and_box, decode_rle, encode_mask
 from dformer.data.types import Record
 from dformer.utils.errors import UserError, did_you_mean
@@ -29,6 +29,7 @@ from dformer.utils.processes import Map, parallel_map
 
 Records = Sequence[Record]
 Written = tuple[dict[str, Any], list[str]]  # the declaration of what was written, and the losses
+Segments = tuple[NDArray[np.integer[Any]], list[dict[str, Any]], list[str]]  # ids (H, W), entries, losses
 MAX_SEGMENT_ID = 256**3 - 1
 MAX_INSTANCE_ID = 65535
 
@@ -74,7 +75,6 @@ def _write_coco_instances(records: Records, metadata: Metadata, folder: Path, ru
 
 
 def _write_coco_panoptic(records: Records, metadata: Metadata, folder: Path, run: Map) -> Written:
-    (folder / "panoptic").mkdir()
     categories = category_entries(metadata)
     found = run(partial(_write_panoptic_png, folder=folder / "panoptic", metadata=metadata), records)
     annotations = [
@@ -86,51 +86,33 @@ def _write_coco_panoptic(records: Records, metadata: Metadata, folder: Path, run
         for record, (segments, _) in zip(records, found, strict=True)
     ]
     images = [image_entry(record, metadata) for record in records]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    write_json(folder / "panoptic.json", content)
+    write_json(folder / "panoptic.json", {"images": images, "annotations": annotations, "categories": categories})
     return {"annotations": "panoptic.json", "pngs": "panoptic"}, _count_losses(found)
 
 
 def _write_panoptic_png(record: Record, folder: Path, metadata: Metadata) -> tuple[list[dict[str, Any]], list[str]]:
     """Write the PNG of a record; return its segments, in contiguous category ids, and the losses."""
-    lost: list[str] = []
-    if "segments_info" in record:
-        ids, segments = rgb2id(read_panoptic_png(record["pan_seg_file_name"])), record["segments_info"]
-    elif "annotations" in record:
-        ids, segments, lost = _paint(record, MAX_SEGMENT_ID)
-    else:
-        labels = _labels(record, metadata).astype(np.int64)
-        ids = np.where(labels == _ignore_label(metadata), 0, labels + 1)
-        segments = [{"id": k, "category_id": k - 1} for k in np.unique(ids).tolist() if k]
+    ids, segments, lost = _segments(record, _ignore_label(metadata), MAX_SEGMENT_ID)
     _save(id2rgb(ids), folder / f"{_name(record, metadata)}.png")
-    infos = [
-        {
-            "id": s["id"],
-            "category_id": s["category_id"],
-            "iscrowd": int(s.get("iscrowd", 0)),
-            **area_and_box(encode_mask(ids == s["id"])),
-        }
-        for s in segments
-    ]
-    return infos, lost
+    common = [{"id": s["id"], "category_id": s["category_id"], "iscrowd": int(s.get("iscrowd", 0))} for s in segments]
+    return [{**s, **area_and_box(encode_mask(ids == s["id"]))} for s in common], lost
 
 
 def _write_semantic(records: Records, metadata: Metadata, folder: Path, run: Map) -> Written:
-    (folder / "labels").mkdir()
     run(partial(_write_label_png, folder=folder / "labels", metadata=metadata), records)
     names = [category["name"] for category in category_entries(metadata)]
     return {"annotations": "labels", "classes": names, "void": _ignore_label(metadata)}, []
 
 
 def _write_label_png(record: Record, folder: Path, metadata: Metadata) -> None:
-    labels = _labels(record, metadata)
-    dtype = np.uint8 if _ignore_label(metadata) < 256 else np.uint16
-    _save(labels.astype(dtype), folder / f"{_name(record, metadata)}.png")
+    void = _ignore_label(metadata)
+    ids, segments, _ = _segments(record, void, MAX_SEGMENT_ID)
+    labels = paint_classes(ids, {s["id"]: s["category_id"] for s in segments}, void)
+    _save(labels.astype(np.uint8 if void < 256 else np.uint16), folder / f"{_name(record, metadata)}.png")
 
 
 def _write_instance_ids(records: Records, metadata: Metadata, folder: Path, run: Map) -> Written:
     _need_things(metadata)
-    (folder / "masks").mkdir()
     lost = _count_losses(run(partial(_write_id_png, folder=folder / "masks", metadata=metadata), records))
     names = [category["name"] for category in category_entries(metadata) if category["isthing"]]
     if len(names) > 1:
@@ -147,34 +129,34 @@ def _write_id_png(record: Record, folder: Path, metadata: Metadata) -> tuple[Non
     return None, lost + (["crowds are lost"] if len(objects) < len(things) else [])
 
 
-def _paint(record: Record, largest_id: int) -> tuple[NDArray[np.int64], list[dict[str, Any]], list[str]]:
-    """Objects on one map, smaller over larger ones: ids (H, W), 0 is none; the objects that are visible; the losses."""
+def _segments(record: Record, ignore_label: int, max_id: int) -> Segments:
+    """The segments of a record, whatever its form."""
+    if "segments_info" in record:
+        return rgb2id(read_panoptic_png(record["pan_seg_file_name"])), record["segments_info"], []
+    if "annotations" in record:
+        return _paint(record, max_id)
+    labels = read_labels(record["sem_seg_file_name"], record.get("label_map")).astype(np.int64)
+    ids = np.where(labels == ignore_label, 0, labels + 1)
+    return ids, [{"id": k, "category_id": k - 1} for k in np.unique(ids).tolist() if k], []
+
+
+def _paint(record: Record, max_id: int) -> Segments:
+    """The objects of a record on one map, smaller over larger ones."""
     objects = [a for a in record["annotations"] if a.get("segmentation")]
-    own_ids = [a.get("segment_id", a.get("id")) or 0 for a in objects]
-    if len(set(own_ids)) < len(objects) or any(not 0 < k <= largest_id for k in own_ids):
-        own_ids = list(range(1, len(objects) + 1))
-    masks = [decode_rle(as_rle(a["segmentation"], record)).astype(bool) for a in objects]
-    ids = np.zeros(image_size(record), np.int64)
-    for k, mask in sorted(zip(own_ids, masks, strict=True), key=lambda pair: -pair[1].sum()):
-        ids[mask] = k
-    visible = [{**a, "id": k} for a, k in zip(objects, own_ids, strict=True) if (ids == k).any()]
+    masks = np.zeros((len(objects), *image_size(record)), bool)
+    for mask, annotation in zip(masks, objects, strict=True):
+        mask[:] = decode_rle(as_rle(annotation["segmentation"], record))
+    numbers, visible = paint_masks(masks)
+    ids = np.array([a.get("segment_id", a.get("id")) or 0 for a in objects], np.int64)
+    if len(np.unique(ids)) < len(ids) or len(ids) and not 0 < ids.min() <= ids.max() <= max_id:
+        ids = np.arange(1, len(objects) + 1)
     lost = []
-    if sum(mask.sum() for mask in masks) > (ids > 0).sum():
+    if masks.sum() > (numbers > 0).sum():
         lost.append("objects overlap; where they do, the smaller one is kept")
     if len(visible) < len(objects):
         lost.append("objects without a pixel of their own are lost")
-    return ids, visible, lost
-
-
-def _labels(record: Record, metadata: Metadata) -> NDArray[Any]:
-    """(H, W) contiguous classes, `_ignore_label` where there is none."""
-    if "sem_seg_file_name" in record:
-        return read_labels(record["sem_seg_file_name"], record.get("label_map"))
-    if "segments_info" in record:
-        classes = {s["id"]: s["category_id"] for s in record["segments_info"]}
-        return paint_classes(read_panoptic_png(record["pan_seg_file_name"]), classes, _ignore_label(metadata))
-    ids, objects, _ = _paint(record, MAX_SEGMENT_ID)
-    return paint_classes(ids, {a["id"]: a["category_id"] for a in objects}, _ignore_label(metadata))
+    segments = [{**objects[k], "id": int(ids[k])} for k in visible.tolist()]
+    return np.concatenate([[0], ids[visible]])[numbers], segments, lost
 
 
 def _ignore_label(metadata: Metadata) -> int:

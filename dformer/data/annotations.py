@@ -8,7 +8,7 @@ Shapes: H, W of the annotation, h, w after the transforms, h', w' with padding, 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,19 +23,6 @@ from dformer.data.types import Record, Size, Transforms
 from dformer.utils.errors import UserError
 
 Targets = tuple[list[int], torch.Tensor]  # G contiguous classes; (G, h', w') bool
-
-
-class Annotation(Protocol):
-    """Hold what an image is annotated with, before the transforms."""
-
-    def class_labels(self) -> NDArray[np.integer[Any]] | None:
-        """Return the class of each pixel, (H, W), or None; for the crop that limits the share of one class."""
-
-    def targets(self, transforms: Transforms, size: Size, padded: Size | None = None) -> Targets:
-        """Return the objects with at least one pixel left by `transforms`.
-
-        Their masks, of `size` (h, w), are in the upper left corner of `padded` (h', w'), by default `size`.
-        """
 
 
 @dataclass
@@ -53,11 +40,14 @@ class Regions:
     ignore_label: int
 
     def class_labels(self) -> NDArray[np.integer[Any]]:
-        """Return the class of each pixel, (H, W)."""
+        """Return the class of each pixel, (H, W), for the crop that limits the share of one class."""
         return paint_classes(self.picture, self.classes, self.ignore_label)
 
     def targets(self, transforms: Transforms, size: Size, padded: Size | None = None) -> Targets:
-        """Return the regions with at least one pixel left."""
+        """Return the regions with at least one pixel left by `transforms`.
+
+        Their masks, of `size` (h, w), are in the upper left corner of `padded` (h', w'), by default `size`.
+        """
         # The uint8 picture itself is transformed: Detectron2 resizes uint8 with Pillow, which samples the nearest pixel
         # centre, but other types with a top-left bias that would shift masks against the image.
         picture = np.ascontiguousarray(transforms.apply_segmentation(self.picture))
@@ -82,7 +72,7 @@ class Objects:
         """Return None: a pixel may have several classes."""
 
     def targets(self, transforms: Transforms, size: Size, padded: Size | None = None) -> Targets:
-        """Return the objects with at least one pixel left."""
+        """Return the objects with at least one pixel left by `transforms`; see `Regions.targets`."""
         return _gather(self._transformed(transforms, size), len(self.classes), padded or size)
 
     def _transformed(self, transforms: Transforms, size: Size) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -91,6 +81,9 @@ class Objects:
             mask = read(segmentation, transforms, size)
             if mask is not None:
                 yield cls, mask
+
+
+Annotation = Regions | Objects
 
 
 def _gather(objects: Iterable[tuple[int, NDArray[Any]]], count: int, padded: Size) -> Targets:

@@ -65,3 +65,19 @@ def paint_classes(
     labels = np.array([classes.get(i, ignore_label) for i in found.tolist()], dtype)
     of_runs = labels[np.searchsorted(found, ids[starts])]
     return np.repeat(of_runs, np.diff(starts, append=ids.size)).reshape(segment_ids.shape)
+
+
+def paint_masks(masks: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Paint masks (G, H, W) on one map, smaller over larger ones.
+
+    Returns:
+        (H, W): 0 where there is no mask, k + 1 on the k-th visible one.
+        (V,): indices of the visible masks, in their order.
+    """
+    numbers = np.zeros(masks.shape[1:], np.int64)
+    for k in np.argsort(-masks.sum((1, 2)), kind="stable").tolist():
+        numbers[masks[k]] = k + 1
+    visible = np.unique(numbers[numbers > 0]) - 1
+    renumbered = np.zeros(len(masks) + 1, np.int64)
+    renumbered[visible + 1] = np.arange(1, len(visible) + 1)
+    return renumbered[numbers], visible

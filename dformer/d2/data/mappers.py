@@ -17,6 +17,7 @@ from dformer.d2.data.augmentations import Augmentations, test_augmentations, tra
 from dformer.d2.data.datasets import get_metadata, num_classes
 from dformer.data.annotations import Annotation, annotation_reader
 from dformer.data.images import read_image
+from dformer.data.panoptic import paint_masks
 from dformer.data.types import Record, Size
 from dformer.utils.errors import UserError, did_you_mean
 
@@ -121,23 +122,12 @@ class TrainMapper:
 
     def _targets(self, classes: torch.Tensor, masks: torch.Tensor, size: Size) -> dict[str, Any]:
         if self.target == "panoptic_map":
-            panoptic_map, visible = _paint(masks)
+            panoptic_map, visible = map(torch.from_numpy, paint_masks(masks.numpy()))
             return {"instances": Instances(size, gt_classes=classes[visible]), "panoptic_map": panoptic_map}
         instances = Instances(size, gt_classes=classes, gt_masks=masks)
         if self.target == "boxes":
             instances.gt_boxes = BitMasks(masks).get_bounding_boxes()
         return {"instances": instances}
-
-
-def _paint(masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks (G, h, w) on one map of numbers, smaller over larger ones: int64 (h, w), 1 .. V; the V that are visible."""
-    numbers = torch.zeros(masks.shape[1:], dtype=torch.int64)
-    for k in masks.flatten(1).sum(1).argsort(descending=True, stable=True).tolist():
-        numbers[masks[k]] = k + 1
-    visible = torch.unique(numbers[numbers > 0]) - 1
-    renumbered = torch.zeros(len(masks) + 1, dtype=torch.int64)
-    renumbered[visible + 1] = torch.arange(1, len(visible) + 1)
-    return renumbered[numbers], visible
 
 
 def _read_checked(record: Record, image_format: str) -> NDArray[np.uint8]:
