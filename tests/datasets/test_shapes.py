@@ -91,7 +91,7 @@ def test_outline_encloses_its_area(name: str, rotation: float) -> None:
     assert not inside[np.hypot(x, y) > 50.5].any()
 
 
-def test_class_is_told_by_shape_not_by_colour() -> None:
+def test_classes_differ_in_shape_not_in_colour() -> None:
     """Mean colours of the classes' pixels differ by less than their spread within a class."""
     colours: dict[int, list] = {i: [] for i in range(len(shapes.THINGS))}
     for seed in range(60):

@@ -238,7 +238,7 @@ def test_a_batch_depends_on_its_number_alone(shapes_root: Path, grouping: bool) 
     assert len(of_one) == 3 and not torch.equal(of_one[0], of_one[1])  # it is varied anew each time
 
 
-def test_an_unknown_sampler_is_told(shapes_root: Path) -> None:
+def test_an_unknown_sampler_is_refused(shapes_root: Path) -> None:
     cfg = config(f"{SHAPES}_train")
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatTrainingSampler"
     with pytest.raises(UserError, match="DATALOADER.SAMPLER_TRAIN.*RepeatFactorTrainingSampler"):
@@ -252,7 +252,7 @@ def test_test_loader(shapes_root: Path) -> None:
     assert [b[0]["image_id"] for b in batches] == ids
 
 
-def test_a_file_that_goes_missing_is_replaced_in_training_and_told_in_evaluation(tmp_path: Path) -> None:
+def test_a_file_that_goes_missing_is_replaced_in_training_and_ends_evaluation(tmp_path: Path) -> None:
     script = load_script("datasets/shapes.py")
     script.generate(tmp_path, script.Parameters(train=4, val=2, size=64), progress=False)
     register_shapes(tmp_path, "test_data_sets_missing")
@@ -267,7 +267,7 @@ def test_a_file_that_goes_missing_is_replaced_in_training_and_told_in_evaluation
 
 
 @pytest.mark.parametrize("filter_empty", [True, False])
-def test_images_without_objects_are_left_out_if_asked(data_dir: Path, filter_empty: bool) -> None:
+def test_images_without_objects_are_dropped_if_asked(data_dir: Path, filter_empty: bool) -> None:
     root = data_dir / "coco_instance" / "coco"
     json_file = root / "annotations" / "instances_val2017.json"
     name = f"test_data_sets_filter_{filter_empty}"

@@ -71,7 +71,7 @@ def test_an_unreadable_image_ends_an_evaluation_with_its_name(records):
     assert records[2]["file_name"] in str(caught.value) and "Traceback" not in str(caught.value)
 
 
-def test_a_killed_worker_is_told_with_what_to_do(records):
+def test_a_killed_worker_is_explained(records):
     def dies(record):
         os.kill(os.getpid(), signal.SIGKILL)
 
