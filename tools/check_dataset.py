@@ -10,7 +10,6 @@ The first data set is the one to train on: images that others share with it are 
 
 import argparse
 import sys
-from dataclasses import asdict
 
 from dformer.apps.data_report import text_report, write_html
 from dformer.d2.config import get_cfg, merge_config
@@ -50,7 +49,10 @@ def main() -> None:
     write_html(inspections, args.html, args.workers)
     print(f"with pictures: {args.html}")
     if args.json:
-        found = {inspection.name: [asdict(f) for f in inspection.findings] for inspection in inspections}
+        found = {
+            inspection.name: [{"level": f.level, **f._asdict(), "remedy": f.remedy} for f in inspection.findings]
+            for inspection in inspections
+        }
         write_json(args.json, found, indent=1)
     sys.exit(1 if any(inspection.fatal for inspection in inspections) else 0)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from dformer.data.types import Size
 
@@ -45,28 +45,28 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """Describe one fault, or one oddity.
 
     Attributes:
         kind: a key of `KINDS`.
         file: where it is.
         what: what is wrong there, a clause.
-        level: "fatal", "warning" or "note".
-        remedy: what to do.
     """
 
     kind: str
     file: str
     what: str
-    level: str = field(init=False)
-    remedy: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        level, remedy = KINDS[self.kind]
-        object.__setattr__(self, "level", level)
-        object.__setattr__(self, "remedy", remedy)
+    @property
+    def level(self) -> str:
+        """Return "fatal", "warning" or "note"."""
+        return KINDS[self.kind][0]
+
+    @property
+    def remedy(self) -> str:
+        """Return what to do."""
+        return KINDS[self.kind][1]
 
 
 Findings = Iterator[Finding]
