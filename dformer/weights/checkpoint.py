@@ -62,8 +62,9 @@ def read_checkpoint(path: str | Path, averaged: bool = False) -> dict[str, Any]:
         checkpoint["model"], dropped = from_published(published, system)
         checkpoint |= {"dropped": dropped, "left_out": {name: published[name] for name in dropped}}
     for key in ("model", *AVERAGES):
-        if isinstance(checkpoint.get(key), dict):
-            checkpoint[key] = from_old_names(checkpoint[key])
+        weights = checkpoint.get(key)
+        if isinstance(weights, dict) and all(isinstance(name, str) for name in weights):
+            checkpoint[key] = from_old_names(weights)
     if renamed := checkpoint["model"].keys() - names:
         checkpoint["renamed"] = len(renamed)
     return checkpoint

@@ -1,4 +1,4 @@
-"""Renaming of state dicts, and the names that our own parameters had before version 0.2."""
+"""Renaming of state dicts, and the former names of our own parameters, which older checkpoints have."""
 
 import re
 from collections.abc import Mapping, Sequence

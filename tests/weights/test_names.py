@@ -32,6 +32,8 @@ def test_an_old_checkpoint_loads(system, pixel_decoder, tmp_path):
         assert list(read["model"]) == list(expected)
         assert all(torch.equal(read["model"][name], x) for name, x in expected.items())
     assert list(read_checkpoint(tmp_path / "old.pth")["model_ema"]) == list(average)
+    torch.save({"model": old, "ema": {0: 1}}, tmp_path / "other.pth")
+    assert read_checkpoint(tmp_path / "other.pth")["ema"] == {0: 1}
 
 
 def test_the_table_has_the_names_of_a_file_that_was_written_then():

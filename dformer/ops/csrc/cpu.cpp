@@ -1,7 +1,7 @@
 // Multi-scale deformable attention on the CPU (see ../reference.py for the definition).
 //
 // Plain functions on plain arrays: neither Python nor PyTorch is included or linked to, so a build outlives both.
-// Kernels are compiled for several instruction sets, and the best that the running CPU has is taken.
+// Kernels are compiled for several instruction sets, and the best that the running CPU has is used.
 
 #include "cpu.h"
 
@@ -104,12 +104,12 @@ void backward(const Backward<T>& call, int threads) {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// Which of the instruction sets the kernels were compiled for is used here.
+// The instruction set that is used here.
 EXPORT const char* dformer_cpu_isa() {
     return isa == Isa::avx512 ? "AVX-512" : isa == Isa::avx2 ? "AVX2" : "baseline";
 }
 
-// Makes do with less, for tests: 0 baseline, 1 AVX2, 2 AVX-512; more than the CPU has is not given.
+// Limits the instruction set, for tests: 0 baseline, 1 AVX2, 2 AVX-512.
 EXPORT void dformer_cpu_limit_isa(int at_most) { isa = std::min(Isa(at_most), detect()); }
 
 #define DFORMER_CPU(T, suffix)                                                                                     \

@@ -1,12 +1,12 @@
 // What the CPU kernels share, whatever the instruction set they are compiled for.
 //
-// Shapes: B batch, L levels of h_l x w_l cells, S cells in all, Q queries, M heads, D channels a head, P points a level.
+// Shapes: B batch, L levels of h_l x w_l cells, S cells in all, Q queries, M heads, D channels per head, P points.
 // All arrays are contiguous:
 //   value, grad_value            (B, S, M, D)
 //   locations, grad_locations    (B, Q, M, L, P, 2), x and y
 //   weights, grad_weights        (B, Q, M, L, P)
 //   output, grad_output          (B, Q, M, D)
-// T is the type of value and output; A, that of all else and of the sums: double for double, else float.
+// T is the type of value and output; A is the type of all else and of the sums: double for double, else float.
 
 #pragma once
 
@@ -60,7 +60,7 @@ struct Backward {
 template <class A>
 struct Corners {
     int64_t n;
-    std::vector<A> width, height;  // of the level that point i lies in
+    std::vector<A> width, height;  // of the level of point i
     std::vector<int32_t> start;    // its first cell
     std::vector<int32_t> cell;     // -1: outside of the level
     std::vector<A> right, down;    // where in the square of the four: 0 to 1

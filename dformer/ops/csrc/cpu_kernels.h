@@ -1,5 +1,5 @@
 // The CPU kernels for one instruction set. Included once for each, with
-//   NAMESPACE  what to call it,
+//   NAMESPACE  its name,
 //   TARGET     the attribute that lets a function use it,
 //   REGISTER   bytes in a vector register.
 // Vectors are written out (GCC's and Clang's vector extension): one register holds adjacent channels of a cell.
@@ -54,7 +54,7 @@ TARGET inline A sum(const typename Vector<A, BYTES>::type& v) {
     }
 }
 
-// Fills cell, right, down and weight of points that lie at `locations`. A location that is not a number lies outside.
+// Fills cell, right, down and weight of points at `locations`. NaN counts as outside.
 template <class A>
 TARGET inline void locate(Corners<A>& corners, const A* __restrict locations, const A* __restrict weights) {
     const int64_t n = corners.n;
@@ -209,7 +209,7 @@ TARGET void backward_points(
     }
 }
 
-// Gradient by value of one image, head and level, which nobody else writes to: no race, and always the same order.
+// Gradient by value of one image, head and level, which no other thread writes to: no race, and always the same order.
 // `corners` has room for the points of that level of some queries.
 template <class T>
 TARGET void backward_value(

@@ -1,17 +1,17 @@
 // Multi-scale deformable attention on CUDA (see ../reference.py for the definition).
 //
-// Shapes: B batch, L levels of h_l x w_l cells, S cells in all, Q queries, M heads, D channels a head, P points a level.
+// Shapes: B batch, L levels of h_l x w_l cells, S cells in all, Q queries, M heads, D channels per head, P points.
 // All arrays are contiguous:
 //   value, grad_value            (B, S, M, D)
 //   locations, grad_locations    (B, Q, M, L, P, 2), x and y
 //   weights, grad_weights        (B, Q, M, L, P)
 //   output, grad_output          (B, Q, M, D)
-// T is the type of value and output; A, that of all else and of the sums: double for double, else float.
+// T is the type of value and output; A is the type of all else and of the sums: double for double, else float.
 //
 // A block works on one head of one image and on QUERIES queries; LANES threads of a warp share a query, each with
-// CHUNKS times WIDTH adjacent channels (16 bytes where D and alignment allow). Points are taken some at a time:
-// first all threads together find the four cells around each point and leave them in shared memory, reading locations
-// and weights once and in order; then each thread goes through the points of its query.
+// CHUNKS times WIDTH adjacent channels (16 bytes where D and alignment allow). Points are processed in
+// chunks: first all threads together find the four cells around each point and store them in shared memory, reading
+// locations and weights once and in order; then each thread goes through the points of its query.
 //
 // Plain functions on plain arrays: neither Python nor PyTorch is included or linked to, so a build outlives both.
 
@@ -107,7 +107,7 @@ __device__ void add_fixed(int64_t* to, const A (&x)[WIDTH], double scale) {
         atomicAdd(reinterpret_cast<unsigned long long*>(to + i), (unsigned long long)__double2ll_rn(x[i] * scale));
 }
 
-// `scale` is null, and grad_value of type A; or it points to the one number that grad_value, of int64, is scaled by.
+// `scale` is null, and grad_value of type A; or it points to the factor by which grad_value, of type int64, is scaled.
 template <class T, class A, int WIDTH, int CHUNKS>
 __global__ void __launch_bounds__(THREADS) backward_kernel(
     const __grid_constant__ Layout layout, const T* __restrict__ grad_output, const T* __restrict__ value,
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(
             shared.numbers[index] = {weights[row], c.right, c.down, A(0)};
         });
         __syncthreads();
-        // A query that is not there has no cells, but its threads take part in the sums of their warp.
+        // A query beyond the last one has no cells, but its threads take part in the sums of their warp.
         for (int point = 0; point < count; ++point) {
             const int index = point * shared.stride + place.query;
             const int4 cells = works ? shared.cells[index] : make_int4(-1, -1, -1, -1);
@@ -198,13 +198,13 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(
 
 bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// What one point of each of a block's queries takes in shared memory.
+// Bytes of shared memory for one point of each of a block's queries.
 template <class A>
 int shared_bytes(const Layout& layout) {
     return (layout.block_queries + 1) * int(sizeof(int4) + sizeof(Four<A>));
 }
 
-// How the work is laid out for threads of `width` channels; `chunks` is how many times a thread works.
+// The layout for threads of `width` channels; each thread works on `chunks` times as many.
 template <class A>
 Layout lay_out(const Sizes& size, int width, int* chunks) {
     Layout layout = {};
@@ -237,7 +237,7 @@ using Constant = std::integral_constant<int, N>;
 template <class T, class Launch>
 const char* dispatch(const Sizes& size, cudaStream_t stream, bool aligned, Launch launch) {
     using A = typename Arithmetic<T>::type;
-    constexpr int WIDE = 16 / sizeof(T), MOST = (MAX_CHANNELS + 32 * WIDE - 1) / (32 * WIDE);
+    constexpr int WIDE = 16 / sizeof(T), MAX_CHUNKS = (MAX_CHANNELS + 32 * WIDE - 1) / (32 * WIDE);
     if (size.levels > MAX_LEVELS || size.channels > MAX_CHANNELS) return "too many levels or channels";
     const bool wide = aligned && size.channels % WIDE == 0;
     int chunks;
@@ -252,15 +252,15 @@ const char* dispatch(const Sizes& size, cudaStream_t stream, bool aligned, Launc
     configuration.stream = stream;
     const cudaError_t error = !wide         ? launch(configuration, layout, Constant<1>(), Constant<MAX_CHANNELS / 32>())
                               : chunks == 1 ? launch(configuration, layout, Constant<WIDE>(), Constant<1>())
-                                            : launch(configuration, layout, Constant<WIDE>(), Constant<MOST>());
+                                            : launch(configuration, layout, Constant<WIDE>(), Constant<MAX_CHUNKS>());
     if (error == cudaSuccess) return nullptr;
-    cudaGetLastError();  // it is told here, and is not to be found by the next who asks
+    cudaGetLastError();  // it is reported here, so clear it for later calls
     return cudaGetErrorString(error);
 }
 
 }  // namespace
 
-// Functions that return a text return null where all went well; all run on the current device.
+// Functions that return a string return null on success, else the error; all run on the current device.
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // The major version of CUDA that this library was built for.
@@ -270,7 +270,7 @@ EXPORT int dformer_cuda_major() { return CUDART_VERSION / 1000; }
 EXPORT const char* dformer_cuda_check() {
     cudaFuncAttributes attributes;
     const cudaError_t error = cudaFuncGetAttributes(&attributes, forward_kernel<float, float, 4, 1>);
-    if (error != cudaSuccess) cudaGetLastError();  // it is told here, and is not to be found by the next who asks
+    if (error != cudaSuccess) cudaGetLastError();  // it is reported here, so clear it for later calls
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

@@ -33,7 +33,7 @@ struct Arithmetic<double> {
     using type = double;
 };
 
-// What a kernel needs to know of the sizes; goes by value, so that nothing is copied to the device.
+// The sizes of a call; passed by value, so that nothing is copied to the device.
 struct Layout {
     int64_t cells, queries;
     int heads, channels, points, all_points;  // of a level, of all levels
@@ -72,7 +72,7 @@ __device__ __nv_bfloat16 to<__nv_bfloat16, float>(float x) {
     return __float2bfloat16_rn(x);
 }
 
-// Where a thread stands.
+// What a thread works on.
 struct Place {
     int head, query, lane;  // query of the block's, lane of the query's
     int64_t image, first;   // the block's image and first query
@@ -87,7 +87,7 @@ struct Place {
         lane = threadIdx.x % layout.lanes;
     }
 
-    // (b, q, m), counted through
+    // flat index of (b, q, m)
     __device__ int64_t row(const Layout& layout, int of_block) const {
         return (image * layout.queries + first + of_block) * layout.heads + head;
     }
@@ -100,7 +100,7 @@ struct Corners {
     A right, down;  // where in the square of the four: 0 to 1
 };
 
-// A location that is not a number lies outside.
+// NaN counts as outside.
 template <class A>
 __device__ Corners<A> locate(const Layout& layout, int level, A location_x, A location_y) {
     const int w = layout.width[level], h = layout.height[level];
@@ -121,7 +121,7 @@ __device__ Corners<A> locate(const Layout& layout, int level, A location_x, A lo
 }
 
 // Shared memory of a block: for each point of each query the four cells, and four numbers beside them. The queries
-// come innermost, and one more than there are, against bank conflicts on either way through.
+// are innermost, padded by one, which avoids bank conflicts in both directions.
 template <class A>
 struct Shared {
     int4* cells;
@@ -136,7 +136,7 @@ struct Shared {
 };
 
 // Calls use(point of all, index in shared memory, row) for `count` points from `from` on, of all of the block's
-// queries; the threads take them in the order in which they lie in global memory.
+// queries; the threads take them in their order in global memory.
 template <class Use>
 __device__ void for_points(const Layout& layout, const Place& place, int stride, int from, int count, Use use) {
     for (int i = threadIdx.x; i < count * layout.block_queries; i += blockDim.x) {
