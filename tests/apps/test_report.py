@@ -27,7 +27,7 @@ from tests.d2.evaluation.oracle import (
     read_segments,
     register,
     rest,
-    write_annotations,
+    write_dataset,
 )
 
 cli = load_script("tools/analyze.py")
@@ -57,8 +57,7 @@ def write_run(output_dir: Path, name: str, pairs, tasks=("panoptic", "instance",
 @pytest.fixture
 def animals(tmp_path):
     """Inputs of the small data set "animals", its images black."""
-    inputs = write_annotations(tmp_path / "data", TRUTH)
-    register("animals", tmp_path / "data")
+    inputs = write_dataset("animals", tmp_path / "data", TRUTH)
     for image in inputs:
         Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "data" / image["file_name"])
     return inputs

@@ -2,11 +2,10 @@
 
 import pytest
 
-from tests.d2.evaluation.oracle import PETS, register, write_annotations
+from tests.d2.evaluation.oracle import PETS, write_dataset
 
 
 @pytest.fixture
 def pets(tmp_path, empty_catalogs):
     """Model inputs of the data set "pets", annotated in tmp_path / "data"."""
-    register("pets", tmp_path / "data")
-    return write_annotations(tmp_path / "data", PETS)
+    return write_dataset("pets", tmp_path / "data", PETS)

@@ -105,8 +105,8 @@ def rest(category_id: int, *others: Segment) -> Segment:
     return Segment(~np.any([s.mask for s in others], axis=0), category_id, is_thing=category_id in (CAT, DOG))
 
 
-def write_annotations(folder: Path, images: Sequence[Sequence[Segment]]) -> list[dict[str, Any]]:
-    """Write annotations of `images` in COCO's layout; return the model inputs, whose picture files do not exist."""
+def write_dataset(name: str, folder: Path, images: Sequence[Sequence[Segment]]) -> list[dict[str, Any]]:
+    """Write and register annotations of `images` in COCO's layout; return the model inputs, whose files are empty."""
     (folder / "panoptic").mkdir(parents=True)
     inputs: list[dict[str, Any]] = []
     panoptic: list[dict[str, Any]] = []
@@ -126,17 +126,19 @@ def write_annotations(folder: Path, images: Sequence[Sequence[Segment]]) -> list
                 # counted from 0: an id that pycocotools alone would take for "not found"
                 instances.append({**annotation, "id": len(instances), "image_id": image_id, "segmentation": mask})
         Image.fromarray(id2rgb(ids)).save(folder / "panoptic" / file_name)
+        (folder / f"{image_id:06}.jpg").touch()
         panoptic.append({"image_id": image_id, "file_name": file_name, "segments_info": info})
         inputs.append({"file_name": f"{image_id:06}.jpg", "image_id": image_id, "height": SIZE[0], "width": SIZE[1]})
     listed = [{"id": image["image_id"], **{k: image[k] for k in ("file_name", "height", "width")}} for image in inputs]
-    for name, annotations, categories in (("panoptic", panoptic, CATEGORIES), ("instances", instances, CATEGORIES[:2])):
+    for kind, annotations, categories in (("panoptic", panoptic, CATEGORIES), ("instances", instances, CATEGORIES[:2])):
         content = {"images": listed, "annotations": annotations, "categories": categories}
-        (folder / f"{name}.json").write_text(json.dumps(content))
+        (folder / f"{kind}.json").write_text(json.dumps(content))
+    register(name, folder)
     return inputs
 
 
 def register(name: str, folder: Path) -> None:
-    """Register the annotations that `write_annotations` wrote to `folder`."""
+    """Register the annotations that `write_dataset` wrote to `folder`."""
     names = [c["name"] for c in CATEGORIES]
     ids = [c["id"] for c in CATEGORIES]
     metadata = {

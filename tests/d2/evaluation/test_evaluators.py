@@ -26,10 +26,9 @@ from tests.d2.evaluation.oracle import (
     panoptic_output,
     perfect_output,
     poor_outputs,
-    register,
     rest,
     semantic_output,
-    write_annotations,
+    write_dataset,
 )
 
 MEANS = {"panoptic_seg": "PQ", "segm": "AP", "sem_seg": "mIoU"}
@@ -74,15 +73,13 @@ def test_no_predictions(pets, tmp_path):
 
 
 def test_nothing_annotated(tmp_path):
-    register("empty", tmp_path / "data")
-    images = write_annotations(tmp_path / "data", [[], []])
+    images = write_dataset("empty", tmp_path / "data", [[], []])
     results = evaluate("empty", [(image, perfect_output([], SIZE, 4)) for image in images], tmp_path / "out")
     assert all(math.isnan(value) for metrics in results.values() for value in metrics.values())
 
 
 def test_absent_class_does_not_count_in_means(tmp_path):
-    register("cats", tmp_path / "data")
-    (image,) = write_annotations(tmp_path / "data", [PETS[1]])
+    (image,) = write_dataset("cats", tmp_path / "data", [PETS[1]])
     results = evaluate("cats", [(image, perfect_output(PREDICTED_PETS[1], SIZE, 4))], tmp_path / "out")
     for task, mean in MEANS.items():
         assert results[task][mean] == pytest.approx(100)
@@ -167,8 +164,7 @@ def test_crowd_and_void(tmp_path, extra, dog_pq, cat_pq):
     crowd, void = block(CAT, 0, 0, is_crowd=True), block(SEA, 0, 10)
     cat, dog = block(CAT, 10, 0), block(DOG, 10, 25)
     sky = rest(SKY, crowd, void, cat, dog)
-    register("herd", tmp_path / "data")
-    (image,) = write_annotations(tmp_path / "data", [[crowd, cat, dog, sky]])
+    (image,) = write_dataset("herd", tmp_path / "data", [[crowd, cat, dog, sky]])
     kept_sky = sky._replace(mask=sky.mask & ~extra.mask)
     predicted = [cat, dog, kept_sky, extra]
     results = evaluate("herd", [(image, perfect_output(predicted, SIZE, 4))], tmp_path)
@@ -182,8 +178,7 @@ def test_crowd_and_void(tmp_path, extra, dog_pq, cat_pq):
 def test_crowd_and_ap(tmp_path, kind, dog_ap):
     """The detection of the highest score, in a crowd, is ignored if of its class, else false at every recall."""
     crowd, cat, dog = block(CAT, 0, 0, is_crowd=True), block(CAT, 10, 0), block(DOG, 10, 25)
-    register("herd", tmp_path / "data")
-    (image,) = write_annotations(tmp_path / "data", [[crowd, cat, dog]])
+    (image,) = write_dataset("herd", tmp_path / "data", [[crowd, cat, dog]])
     instances = instances_output([block(kind, 0, 0), cat, dog], SIZE, scores=[0.9, 0.8, 0.8])
     results = evaluate("herd", [(image, {"instances": instances})], tmp_path, ["instance"])["segm"]
     assert results["AP-cat"] == pytest.approx(100)
