@@ -78,7 +78,11 @@ def check_json(content: Any, file: str, form: str) -> list[Finding]:
     if not found and form == "panoptic":
         segments = (segment for annotation in content["annotations"] for segment in annotation["segments_info"])
         found = [*_check_fields(segments, "segments_info", SEGMENT, file)]
-    return found or [*_duplicates(content, file, form), *_references(content, file, form)]
+    return found or [
+        *_duplicates(content, file, form),
+        *_references(content, file, form),
+        *_short_polygons(content, file),
+    ]
 
 
 def _sections(content: Any, file: str, form: str) -> Findings:
@@ -131,3 +135,11 @@ def _references(content: Any, file: str, form: str) -> Findings:
             if entry["category_id"] not in categories:
                 what = f"image {annotation['image_id']!r}, id {entry['id']}: there is no category"
                 yield Finding("unknown category", file, f"{what} {entry['category_id']}")
+
+
+def _short_polygons(content: Any, file: str) -> Findings:
+    for annotation in content["annotations"]:
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list) and any(len(p) < 6 or len(p) % 2 for p in segmentation):
+            what = f"id {annotation['id']}: a polygon of fewer than 3 points is not used"
+            yield Finding("polygon too short", file, what)

@@ -107,11 +107,6 @@ def _check_instances(record: Record, stats: ImageStats) -> Findings:
         file, name = stats.file, f"object {annotation.get('id', k)}"
         stats.ids.append(annotation.get("id"))
         segmentation = annotation.get("segmentation")
-        if isinstance(segmentation, list):
-            valid = [p for p in segmentation if not isinstance(p, list) or len(p) >= 6 and len(p) % 2 == 0]
-            if len(valid) < len(segmentation):
-                yield Finding("polygon too short", file, f"{name}: a polygon of fewer than 3 points is not used")
-            segmentation = valid
         if not segmentation:
             continue
         try:

@@ -93,11 +93,17 @@ def inspect(
     except UserError as error:
         inspection.findings.append(Finding("cannot be loaded", name, str(error)))
         return inspection
-    records = _complete(records, contents.get("panoptic" if inspection.task == "panoptic" else "instance"), inspection)
     inspection.total = len(records)
     if limit is not None and limit < len(records):
         records = [records[i] for i in np.linspace(0, len(records) - 1, limit).round().astype(int)]
-    check = partial(check_image, task=inspection.task, ignore_label=inspection.metadata.get("ignore_label", 255))
+    void = inspection.metadata.get("ignore_label", 255)
+    defaults: dict[str, Any] = {}
+    if inspection.task == "semantic":
+        defaults["label_map"] = {k: k for k in (void, *range(len(inspection.metadata.stuff_classes)))}
+    # Detectron2's records of panoptic sets have no sizes.
+    images = {image["id"]: image for image in contents.get("panoptic", {}).get("images", [])}
+    records = [{**_size(images.get(r.get("image_id"))), **defaults, **r} for r in records]
+    check = partial(check_image, task=inspection.task, ignore_label=void)
     inspection.images = parallel_map(check, records, name if progress else None, workers)
     inspection.findings += [f for image in inspection.images for f in image.findings]
     inspection.findings += check_images(inspection.images, inspection.metadata, queries)
@@ -115,24 +121,5 @@ def compare(training: Inspection, other: Inspection, tested: bool) -> None:
             other.findings += find_leaks(training.name, training.images, other.images)
 
 
-def _complete(records: Sequence[Record], content: Any, inspection: Inspection) -> list[Record]:
-    """The records with what only the json says: sizes and, of instances, all objects with all their fields."""
-    metadata = inspection.metadata
-    assert metadata
-    more: dict[str, Any] = {}
-    if inspection.task == "semantic":
-        labels = (metadata.get("ignore_label", 255), *range(len(metadata.stuff_classes)))
-        more["label_map"] = {label: label for label in labels}
-    images = {image["id"]: image for image in content["images"]} if content else {}
-    objects = defaultdict(list)
-    if content and inspection.task == "instance":
-        contiguous = metadata.thing_dataset_id_to_contiguous_id
-        for annotation in content["annotations"]:
-            objects[annotation["image_id"]].append({**annotation, "category_id": contiguous[annotation["category_id"]]})
-    completed: list[Record] = []
-    for record in records:
-        image = images.get(record.get("image_id"), {})
-        size = {key: image[key] for key in ("height", "width") if key in image}
-        found = {"annotations": objects[record["image_id"]]} if image and inspection.task == "instance" else {}
-        completed.append({**more, **record, **size, **found})
-    return completed
+def _size(image: dict[str, Any] | None) -> dict[str, int]:
+    return {"height": image["height"], "width": image["width"]} if image else {}
