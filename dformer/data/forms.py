@@ -70,8 +70,6 @@ def _coco_instances(source: Source) -> Annotated:
                     "%s: object %s has no valid polygon; it is not used", source.annotations, annotation["id"]
                 )
                 continue
-        elif segmentation and isinstance(segmentation["counts"], list):
-            segmentation = rle.frPyObjects(segmentation, *segmentation["size"])
         found = {key: annotation[key] for key in COCO_KEYS if key in annotation}
         found |= {"segmentation": segmentation} if segmentation else {}
         category = contiguous[annotation["category_id"]]
