@@ -20,9 +20,9 @@ from dformer.utils.errors import UserError
 class SemanticEvaluator(TaskEvaluator[Labels]):
     """Evaluate `sem_seg`: mIoU, fwIoU, mACC, pACC and the IoU of each class, see `semantic_metrics`.
 
-    Pixels with the ignore label do not count, whatever is predicted there, nor classes without annotated pixels, as in
-    Detectron2's own evaluator since version 0.6. The folder gets `semantic/<name>.png`, a grey picture (8 bits, or 16
-    for values above 255) of `label_values`. `confusion` counts the pixels (annotated K, predicted K) of this process.
+    Pixels with the ignore label do not count, whatever is predicted there, nor do classes without annotated pixels,
+    as in Detectron2's own evaluator since version 0.6. The folder gets `semantic/<name>.png`, a grey picture of
+    `label_values` (8 bits, or 16 above 255). `confusion` counts this process's pixels, (annotated K, predicted K).
     """
 
     metadata: Metadata  # of the data set: `stuff_classes`, `ignore_label`
