@@ -25,7 +25,7 @@ def served() -> Iterator[str]:
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}/"
     command = [sys.executable, "tools/app.py", "--port", str(port)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:

@@ -76,14 +76,14 @@ class FoldedConv2d(Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Return what the two return one after the other."""
         norm = self.norm
-        scale = (norm.weight * (norm.running_var + norm.eps).rsqrt())[:, None, None]
-        shift = norm.bias[:, None, None] - norm.running_mean[:, None, None] * scale
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = norm.bias - norm.running_mean * scale
         geometry = self.stride, self.padding, self.dilation, self.groups
         if self.weight.numel() < x.numel():
-            x = F.conv2d(x, self.weight * scale[..., None], shift.flatten(), *geometry)
+            x = F.conv2d(x, self.weight * scale[:, None, None, None], shift, *geometry)
         else:  # scaled weights are kept for the backward pass: here the map is smaller
             x = F.conv2d(x, self.weight, None, *geometry)
-            x = torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
+            x = torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
         return x if self.activation is None else self.activation(x)
 
 

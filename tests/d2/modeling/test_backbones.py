@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
+from torch import nn
 
 from dformer.d2.config import get_cfg
 from dformer.d2.modeling.backbones import FoldedConv2d, TimmBackbone, fold_frozen_norms
@@ -71,3 +72,12 @@ def test_folded_norms_change_nothing():
     assert isinstance(backbone.res3[0].conv2, FoldedConv2d) and isinstance(backbone.stem.conv1, FoldedConv2d)
     for a, b in zip(run(), plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_folded_norms_compile():
+    model = nn.Sequential(Conv2d(3, 8, 3, bias=False, norm=FrozenBatchNorm2d(8)))
+    fold_frozen_norms(model)
+    x = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(torch.compile(model)(x), model(x), atol=1e-5)
