@@ -113,7 +113,7 @@ def _transformed_rle(segmentation: dict[str, Any], transforms: Transforms, size:
 
 
 def _outside(points: NDArray[np.floating[Any]], size: Size) -> bool:
-    """Whether the box around the (x, y) points has nothing in common with an image of `size` (h, w)."""
+    """Whether the box around the (x, y) points is outside an image of `size` (h, w)."""
     low, high = points.min(0), points.max(0)
     return bool(high[0] <= 0 or high[1] <= 0 or low[0] >= size[1] or low[1] >= size[0])
 
@@ -130,20 +130,16 @@ def annotation_reader(task: str, num_classes: int, ignore_label: int) -> Callabl
         A function of a record and the image's (height, width), which can be pickled. It raises UserError if the record
         has no annotation for the task, or if annotation and image differ in size.
     """
+    return partial(_read, task=task, num_classes=num_classes, ignore_label=ignore_label)
+
+
+def _read(record: Record, size: Size, task: str, num_classes: int, ignore_label: int) -> Annotation:
     if task == "semantic":
-        return partial(_read_semantic, num_classes=num_classes, ignore_label=ignore_label)
-    return partial({"panoptic": _read_panoptic, "instance": _read_instances}[task], ignore_label=ignore_label)
-
-
-def _read_panoptic(record: Record, size: Size, ignore_label: int) -> Annotation:
-    return _panoptic_regions(record, size, _segments(record, "panoptic"), ignore_label)
-
-
-def _read_instances(record: Record, size: Size, ignore_label: int) -> Annotation:
-    if "annotations" in record:
-        return _objects(record, size)
-    things = [s for s in _segments(record, "instance") if s["isthing"]]
-    return _panoptic_regions(record, size, things, ignore_label)
+        return _read_semantic(record, size, num_classes, ignore_label)
+    if task == "instance" and "annotations" in record:
+        return _read_objects(record, size)
+    segments = [s for s in _segments(record, task) if task == "panoptic" or s["isthing"]]
+    return _read_regions(record, size, segments, ignore_label)
 
 
 def _read_semantic(record: Record, size: Size, num_classes: int, ignore_label: int) -> Annotation:
@@ -170,8 +166,8 @@ def _segments(record: Record, task: str) -> list[dict[str, Any]]:
     return record["segments_info"]
 
 
-def _panoptic_regions(record: Record, size: Size, segments: list[dict[str, Any]], ignore_label: int) -> Regions:
-    """The segments but crowds, numbered from 1: so their picture is small, and quickly transformed."""
+def _read_regions(record: Record, size: Size, segments: list[dict[str, Any]], ignore_label: int) -> Regions:
+    """The segments without crowds, numbered from 1, so that their picture is small and quick to transform."""
     segments = [s for s in segments if not s.get("iscrowd")]
     numbers = {s["id"]: number for number, s in enumerate(segments, start=1)}
     picture = paint_classes(_panoptic_picture(record, size), numbers, ignore_label=0)
@@ -180,7 +176,7 @@ def _panoptic_regions(record: Record, size: Size, segments: list[dict[str, Any]]
 
 
 def _as_picture(numbers: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
-    """Numbers (H, W) as `Regions` has them."""
+    """Numbers (H, W) as the picture of `Regions`."""
     return numbers.astype(np.uint8, copy=False) if numbers.max() < 256 else id2rgb(numbers)
 
 
@@ -190,7 +186,7 @@ def _panoptic_picture(record: Record, size: Size) -> NDArray[np.uint8]:
     return picture
 
 
-def _objects(record: Record, size: Size) -> Objects:
+def _read_objects(record: Record, size: Size) -> Objects:
     segmentations, classes = [], []
     for annotation in record["annotations"]:
         if annotation.get("iscrowd"):
