@@ -6,7 +6,6 @@ M rows of what is denoised (masks, boxes, bits, ...) are followed; H, W: size of
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -22,9 +21,10 @@ from dformer.d2.engine.predictor import Predictor
 from dformer.d2.modeling.meta_arch import Segmenter
 from dformer.data.annotations import Record, annotation_reader
 from dformer.utils.errors import UserError
-from dformer.visualize import Bools, Color, Floats, UInt8, class_color, draw_segments, fit_size, result_segments
+from dformer.visualize import Color, Floats, UInt8, class_color, draw_segments, fit_size, result_segments
 from dformer.visualize.diffusion import (
     LayerMaps,
+    Objects,
     StepMaps,
     denoising_frames,
     draw_denoising,
@@ -81,16 +81,7 @@ def show_noising(
     model = build_model(cfg)
     times = default_times(model) if times is None else times
     noisy = [noised(model, objects, t) for t in times]
-    _write(outputs, lambda: draw_noising(*objects, noisy, times), lambda: noising_frames(*objects, noisy, times), fps)
-
-
-class Objects(NamedTuple):
-    """Hold an image (H, W, 3) and M of its objects: masks (M, H, W), class names, colours."""
-
-    image: UInt8
-    masks: Bools
-    texts: list[str]
-    colors: list[Color]
+    _write(outputs, lambda: draw_noising(objects, noisy, times), lambda: noising_frames(objects, noisy, times), fps)
 
 
 def annotated_objects(name: str, index: int, task: str, max_rows: int) -> Objects:

@@ -22,11 +22,7 @@ def boundary_width(height: int, width: int) -> int:
 
 
 def boundary(labels: NDArray[np.integer[Any]], distance: int) -> NDArray[np.bool_]:
-    """Return the pixels (H, W) with another label, or the image's border, at most `distance` rows and columns away.
-
-    Args:
-        labels: (H, W), 0..65534.
-    """
+    """Return the pixels (H, W) with another label, or the image's border, at most `distance` rows and columns away."""
     square = np.ones((2 * distance + 1,) * 2, np.uint8)
     inside = labels.astype(np.uint16) + 1  # 0 is outside
     outside = {"borderType": cv2.BORDER_CONSTANT, "borderValue": 0}

@@ -19,11 +19,7 @@ COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100
 
 
 def check_detection(detection: Any, sizes: Mapping[int | str, Sequence[int]], category_ids: set[int]) -> None:
-    """Check an entry of COCO's results format.
-
-    Args:
-        sizes: image id -> [height, width].
-        category_ids: of the data set's things.
+    """Check an entry of COCO's results format against the data set's sizes (image id -> [height, width]) and things.
 
     Raises:
         UserError: a key is missing, or image, category, mask or size do not fit the data set.
@@ -56,7 +52,7 @@ def coco_evaluation(
     Args:
         truth: content of a COCO instances json.
         predictions: in COCO's results format, masks as RLE.
-        image_ids: images that were predicted; those without a prediction are missed objects, others do not count.
+        image_ids: images that were predicted; others do not count.
         evaluation_type: defines the IoU, see `BoundaryEvaluation`.
     """
     detections = [
@@ -73,11 +69,7 @@ def coco_evaluation(
 
 
 def mask_average_precision(evaluation: COCOeval) -> dict[str, float]:
-    """Return `COCO_METRICS`, then the AP of each class (`AP-<class>`): 0..100, nan where nothing is annotated.
-
-    Args:
-        evaluation: as of `coco_evaluation`.
-    """
+    """Return `COCO_METRICS`, then the AP of each class (`AP-<class>`): 0..100, nan where nothing is annotated."""
     with redirect_stdout(io.StringIO()):
         evaluation.accumulate()
         evaluation.summarize()

@@ -27,8 +27,6 @@ def count_segments(
 ) -> PQStat:
     """Compare the segments of an image. Return each class's true and false positives, false negatives and summed IoU.
 
-    The annotations are in COCO's panoptic format, with the PNGs in the folders `true_root` and `predicted_root`.
-
     Raises:
         UserError: a PNG cannot be read, or PNGs, segments and categories do not fit each other.
     """
@@ -44,8 +42,7 @@ def count_segments(
 def panoptic_quality(counts: PQStat, categories: Categories) -> dict[str, float]:
     """Return PQ, SQ and RQ: means over all classes, things (`_th`) and stuff (`_st`), then each class's (`PQ-<class>`).
 
-    Args:
-        counts: as of `count_segments`, summed over images. A class without any has PQ nan and does not count in means.
+    A class without segments has PQ nan and does not count in means.
     """
     counted = {i: c for i, c in categories.items() if counts[i].tp + counts[i].fp + counts[i].fn}
     results: dict[str, float] = {}

@@ -45,11 +45,7 @@ def image_quality(segments: Sequence[MatchedSegment]) -> float:
 
 
 def quality_by_size(segments: Sequence[MatchedSegment], categories: Categories) -> dict[str, dict[str, float]]:
-    """Return the metrics of `panoptic_quality`, and the number of true "segments", for each of `SIZES`.
-
-    Args:
-        categories: contiguous class id -> {"name", "isthing"}.
-    """
+    """Return the metrics of `panoptic_quality`, and the number of true "segments", for each of `SIZES`."""
     results = {}
     for size, (low, high) in SIZES.items():
         counts, number = PQStat(), 0
@@ -60,10 +56,8 @@ def quality_by_size(segments: Sequence[MatchedSegment], categories: Categories) 
             if segment.is_correct:
                 counts[segment.truth].tp += 1
                 counts[segment.truth].iou += segment.iou
-                continue
-            if segment.truth is not None:
+            else:  # None collects what has no class; no category reads it
                 counts[segment.truth].fn += 1
-            if segment.predicted is not None:
                 counts[segment.predicted].fp += 1
         results[size] = {**panoptic_quality(counts, categories), "segments": number}
     return results

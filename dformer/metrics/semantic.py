@@ -35,8 +35,7 @@ def confusion_matrix(annotated: Labels, predicted: Labels, num_classes: int, ign
 def semantic_metrics(confusion: NDArray[np.int64], class_names: Sequence[str]) -> dict[str, float]:
     """Return mIoU, fwIoU (weighted by frequency), mACC, pACC (pixel accuracy) and each class's IoU (`IoU-<class>`).
 
-    Args:
-        confusion: (annotated K, predicted K). A class without annotated pixels has IoU nan and does not count in means.
+    A class without annotated pixels has IoU nan and does not count in means.
     """
     results = dict.fromkeys(["mIoU", "fwIoU", "mACC", "pACC", *(f"IoU-{name}" for name in class_names)], math.nan)
     present = np.flatnonzero(confusion.sum(1))
@@ -61,9 +60,8 @@ def boundary_counts(annotated: Labels, predicted: Labels, num_classes: int, igno
     distance = boundary_width(*annotated.shape)
 
     def outline(labels: Labels) -> Labels:
-        """Return (H, W) the class of the pixels in a boundary, K elsewhere."""
         labels = np.where(void, num_classes, labels)
-        return np.where(boundary(labels, distance), labels, num_classes)
+        return np.where(boundary(labels, distance), labels, num_classes)  # K where there is no boundary
 
     truth, prediction = outline(annotated), outline(predicted)
     counted = truth[truth == prediction], truth, prediction
@@ -71,11 +69,7 @@ def boundary_counts(annotated: Labels, predicted: Labels, num_classes: int, igno
 
 
 def boundary_metrics(counts: NDArray[np.int64], class_names: Sequence[str]) -> dict[str, float]:
-    """Return mBoundaryIoU and the boundary IoU of each class (`BoundaryIoU-<class>`).
-
-    Args:
-        counts: as of `boundary_counts`, summed over images. Classes without annotated pixels: as in `semantic_metrics`.
-    """
+    """Return mBoundaryIoU and the boundary IoU of each class (`BoundaryIoU-<class>`), as `semantic_metrics` does."""
     results = dict.fromkeys(["mBoundaryIoU", *(f"BoundaryIoU-{name}" for name in class_names)], math.nan)
     hits, annotated, predicted = counts
     present = np.flatnonzero(annotated)

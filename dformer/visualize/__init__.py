@@ -6,13 +6,7 @@ enlarged by an integer s (`enlargement`), so that labels are readable. Files are
 
 from dformer.visualize.arrays import Bools, Color, Floats, Ints, UInt8, fit_size
 from dformer.visualize.color import class_color
-from dformer.visualize.comparison import (
-    Match,
-    draw_comparison,
-    draw_errors,
-    draw_semantic_comparison,
-    match_segments,
-)
+from dformer.visualize.comparison import draw_comparison, draw_semantic_comparison, match_segments
 from dformer.visualize.overlay import ALPHA, draw_segments, enlargement
 from dformer.visualize.panels import draw_grid, draw_panels
 from dformer.visualize.segments import (
@@ -31,12 +25,10 @@ __all__ = [
     "Color",
     "Floats",
     "Ints",
-    "Match",
     "Segment",
     "UInt8",
     "class_color",
     "draw_comparison",
-    "draw_errors",
     "draw_grid",
     "draw_panels",
     "draw_segments",

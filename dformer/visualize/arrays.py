@@ -15,12 +15,7 @@ Box = tuple[slice, slice]  # rows, columns
 
 
 def fit_size(height: int, width: int, max_side: float = math.inf, max_pixels: float = math.inf) -> tuple[int, int]:
-    """Return height and width reduced to stay within limits, with the same proportions.
-
-    Args:
-        max_side: limit of the long side, in pixels.
-        max_pixels: limit of the area; as sides are rounded, it may be exceeded by half a row and half a column.
-    """
+    """Return height and width reduced, in proportion, to a long side and an area (but for rounding) in pixels."""
     scale = min(1.0, max_side / max(height, width), math.sqrt(max_pixels / (height * width)))
     return max(1, round(height * scale)), max(1, round(width * scale))
 

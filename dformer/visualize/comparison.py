@@ -42,32 +42,29 @@ def draw_comparison(
     prediction: Iterable[Segment],
     class_names: Sequence[str],
     void: Bools | None = None,
-    alpha: float = ALPHA,
 ) -> UInt8:
     """Draw ground truth, prediction and errors side by side, for panoptic results and instances.
 
     For the arguments, see `draw_segments` and `match_segments`.
     """
     truth, prediction = list(truth), list(prediction)
-    pictures = [draw_segments(image, segments, class_names, alpha) for segments in (truth, prediction)]
+    pictures = [draw_segments(image, segments, class_names) for segments in (truth, prediction)]
     matches = match_segments(truth, prediction, void)
-    pictures.append(draw_errors(image, matches, class_names, alpha))
+    pictures.append(draw_errors(image, matches, class_names))
     counts = Counter(match.error for match in matches)
     summary = ", ".join(f"{counts[error]} {error}" for error in STYLE if counts[error]) or "none"
     return draw_panels(pictures, ["ground truth", "prediction", f"errors: {summary}"])
 
 
-def draw_semantic_comparison(
-    image: UInt8, truth: Ints, prediction: Ints, class_names: Sequence[str], alpha: float = ALPHA
-) -> UInt8:
+def draw_semantic_comparison(image: UInt8, truth: Ints, prediction: Ints, class_names: Sequence[str]) -> UInt8:
     """Draw ground truth, prediction and errors side by side, for label maps (H, W)."""
     num_classes = len(class_names)
     segments = (semantic_segments(labels, num_classes) for labels in (truth, prediction))
-    pictures = [draw_segments(image, found, class_names, alpha) for found in segments]
+    pictures = [draw_segments(image, found, class_names) for found in segments]
     known = (truth >= 0) & (truth < num_classes)
     share = 100 * (known & (truth != prediction)).sum() / max(1, known.sum())
     errors = find_label_errors(truth, prediction, num_classes)
-    pictures.append(draw_errors(image, errors, class_names, alpha, min_labelled=0.01))  # no labels along outlines
+    pictures.append(draw_errors(image, errors, class_names, min_labelled=0.01))  # no labels along outlines
     return draw_panels(pictures, ["ground truth", "prediction", f"errors: {share:.1f} % of the pixels"])
 
 
@@ -76,8 +73,7 @@ def draw_errors(
 ) -> UInt8:
     """Draw errors on the image in grey: missed (red, rising stripes), false (blue, falling), wrong class (yellow).
 
-    Errors that cover at least the share `min_labelled` of the image, 0 to 1, are labelled with their classes. For the
-    other arguments, see `draw_segments`.
+    Errors that cover at least the share `min_labelled` of the image, 0 to 1, are labelled with their classes.
     """
     grey = image if image.ndim == 2 else image.mean(axis=2)
     regions = (_region(match, class_names, min_labelled) for match in matches if match.error)
@@ -91,10 +87,6 @@ def match_segments(truth: Sequence[Segment], prediction: Sequence[Segment], void
     it, and predictions that are to more than a half in void, or in crowds of their class, are ignored. Segments may
     overlap, so those of a higher score are matched first. A prediction without a match in its class may match a segment
     of another: that is one of the wrong class, where panoptic quality counts one missed and one false.
-
-    Args:
-        truth, prediction: segments with masks (H, W).
-        void: (H, W) bool, unlabelled pixels; None if there are none.
     """
     crowds = [segment for segment in truth if segment.is_crowd]
     free = {k: segment for k, segment in enumerate(truth) if not segment.is_crowd and segment.mask.any()}
@@ -130,8 +122,7 @@ def find_label_errors(truth: Ints, prediction: Ints, num_classes: int) -> list[M
 
 def _ious(mask: Bools, others: Sequence[Bools], void: Bools | None) -> list[float]:
     """Return the IoU of a true mask with predicted masks, whose pixels in void do not count."""
-    box = tight_box(mask)
-    area = int(mask.sum())
+    box, area = tight_box(mask), int(mask.sum())
     ious = []
     for other in others:
         known = other if void is None else other & ~void

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dformer.visualize.arrays import Bools, Color, Floats, UInt8
-from dformer.visualize.overlay import ALPHA, Region, draw_regions, enlarge
+from dformer.visualize.overlay import Region, draw_regions, enlarge
 from dformer.visualize.panels import draw_panels
 
 GAP = 4  # pixels between the small pictures of a mosaic
@@ -25,6 +25,15 @@ class LayerMaps(NamedTuple):
     texts: Sequence[str]
 
 
+class Objects(NamedTuple):
+    """Hold an image (H, W, 3) and M of its objects: masks (M, H, W), class names, colours."""
+
+    image: UInt8
+    masks: Bools
+    texts: Sequence[str]
+    colors: Sequence[Color]
+
+
 class StepMaps(NamedTuple):
     """Hold a sampling step: time, noisy maps (M, h, w) in [0, 1], decoder layers if any, a picture of the result."""
 
@@ -34,74 +43,45 @@ class StepMaps(NamedTuple):
     result: UInt8
 
 
-def draw_noising(
-    image: UInt8,
-    masks: Bools,
-    texts: Sequence[str],
-    colors: Sequence[Color],
-    noisy: Sequence[Floats],
-    times: Sequence[float],
-) -> UInt8:
-    """Draw a row a mask: its place in the image, and what noise makes of it at each time.
-
-    Args:
-        image: (H, W, 3) RGB.
-        masks: (M, H, W).
-        texts, colors: M each.
-        noisy: for each time, (M, h, w) in [0, 1].
-        times: what to write above them.
-
-    Returns:
-        A sheet of M rows.
-    """
+def draw_noising(objects: Objects, noisy: Sequence[Floats], times: Sequence[float]) -> UInt8:
+    """Draw a row an object: its place in the image, and what noise makes of its mask, (M, h, w) in [0, 1], at times."""
     pictures, captions = [], []
-    for k, mask in enumerate(masks):
-        whole = draw_regions(image, [Region(mask, "", colors[k])])
-        pictures += [_halved(picture) for picture in (whole, *(_map(at[k], image) for at in noisy))]
-        captions += [texts[k], *(f"t = {t:g}" for t in times)]
+    for k, (mask, text) in enumerate(zip(objects.masks, objects.texts, strict=True)):
+        whole = draw_regions(objects.image, [Region(mask, "", objects.colors[k])])
+        row = whole, *(_map(at[k], objects.image) for at in noisy)
+        pictures += [np.array(Image.fromarray(picture).reduce(2)) for picture in row]
+        captions += [text, *(f"t = {t:g}" for t in times)]
     return draw_panels(pictures, captions, columns=1 + len(times))
 
 
-def noising_frames(
-    image: UInt8,
-    masks: Bools,
-    texts: Sequence[str],
-    colors: Sequence[Color],
-    noisy: Sequence[Floats],
-    times: Sequence[float],
-) -> Iterator[UInt8]:
+def noising_frames(objects: Objects, noisy: Sequence[Floats], times: Sequence[float]) -> Iterator[UInt8]:
     """Yield a frame a time: all masks in the image, and what noise makes of them. Arguments as of `draw_noising`."""
-    whole = draw_regions(image, [Region(*region) for region in zip(masks, texts, colors, strict=True)])
+    image, *_, colors = objects
+    whole = _masks(*objects)
     for at, t in zip(noisy, times, strict=True):
         yield draw_panels([whole, _mosaic([_map(x, image) for x in at], colors)], ["ground truth", f"t = {t:g}"])
 
 
-def draw_denoising(image: UInt8, steps: Sequence[StepMaps], colors: Sequence[Color], alpha: float = ALPHA) -> UInt8:
+def draw_denoising(image: UInt8, steps: Sequence[StepMaps], colors: Sequence[Color]) -> UInt8:
     """Draw two rows a sampling step: noisy maps and where each layer looks; the step's result and each layer's masks.
 
-    Args:
-        image: (H, W, 3) RGB.
-        steps: with the same number of layers each.
-        colors: M, of the masks.
-        alpha: opacity of the colours, 0 to 1.
+    All steps have the same number of layers.
     """
     pictures, captions = [], []
     for number, step in enumerate(steps, start=1):
         pictures += [_noisy(image, step, colors), *(_attention(image, layer, colors) for layer in step.layers)]
         captions += [f"step {number}: noise, t = {step.t:g}"]
         captions += [f"where layer {k} looks" for k in range(1, len(step.layers) + 1)]
-        pictures += [step.result, *(_masks(image, layer, colors, alpha) for layer in step.layers)]
+        pictures += [step.result, *(_masks(image, layer.masks, layer.texts, colors) for layer in step.layers)]
         captions += [f"result of step {number}"]
         captions += [f"masks and classes after layer {k}" for k in range(1, len(step.layers) + 1)]
     return draw_panels(pictures, captions, columns=1 + len(steps[0].layers))
 
 
-def denoising_frames(
-    image: UInt8, steps: Sequence[StepMaps], colors: Sequence[Color], alpha: float = ALPHA
-) -> Iterator[UInt8]:
+def denoising_frames(image: UInt8, steps: Sequence[StepMaps], colors: Sequence[Color]) -> Iterator[UInt8]:
     """Yield a frame a layer: noisy maps, where the layer looks, its masks and classes, and the result so far.
 
-    Without layers it is a frame a step: noisy maps and result. Arguments as of `draw_denoising`.
+    Without layers it is a frame a step: noisy maps and result.
     """
     result = enlarge(image)
     for number, step in enumerate(steps, start=1):
@@ -109,11 +89,9 @@ def denoising_frames(
         for k, layer in enumerate(step.layers, start=1):
             if k == len(step.layers):
                 result = step.result
-            yield draw_panels(
-                [noisy, _attention(image, layer, colors), _masks(image, layer, colors, alpha), result],
-                [caption, f"where layer {k} looks", "masks and classes", "result"],
-                columns=2,
-            )
+            masks = _masks(image, layer.masks, layer.texts, colors)
+            captions = [caption, f"where layer {k} looks", "masks and classes", "result"]
+            yield draw_panels([noisy, _attention(image, layer, colors), masks, result], captions, columns=2)
         if not step.layers:
             yield draw_panels([noisy, step.result], [caption, "result"])
 
@@ -129,10 +107,8 @@ def _attention(image: UInt8, layer: LayerMaps, colors: Sequence[Color]) -> UInt8
     return _mosaic([np.where(light, picture, picture // 4) for light in lit], colors)
 
 
-def _masks(image: UInt8, layer: LayerMaps, colors: Sequence[Color], alpha: float) -> UInt8:
-    return draw_regions(
-        image, [Region(*region) for region in zip(layer.masks, layer.texts, colors, strict=True)], alpha
-    )
+def _masks(image: UInt8, masks: Bools, texts: Sequence[str], colors: Sequence[Color]) -> UInt8:
+    return draw_regions(image, [Region(*region) for region in zip(masks, texts, colors, strict=True)])
 
 
 def _map(values: Floats | Bools, image: UInt8) -> UInt8:
@@ -140,10 +116,6 @@ def _map(values: Floats | Bools, image: UInt8) -> UInt8:
     height, width = enlarge(image).shape[:2]
     grey = Image.fromarray(np.rint(255 * values.astype(np.float32)).astype(np.uint8))
     return np.array(grey.resize((width, height), Image.Resampling.NEAREST).convert("RGB"))
-
-
-def _halved(picture: UInt8) -> UInt8:
-    return np.array(Image.fromarray(picture).reduce(2))
 
 
 def _mosaic(pictures: Sequence[UInt8], colors: Sequence[Color]) -> UInt8:

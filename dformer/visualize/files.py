@@ -24,21 +24,13 @@ DEFAULT_FPS = 25.0  # where a source does not know its own
 
 
 def save_picture(picture: UInt8, file: Path) -> None:
-    """Write a picture, whole or not at all, in the format of the file's suffix, one of FORMATS.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a picture, whole or not at all, in the format of the file's suffix, one of FORMATS."""
     with atomic_write(file) as partial:
         Image.fromarray(picture).save(partial, **FORMATS[file.suffix.lower()])
 
 
 def save_animation(frames: Iterable[UInt8], file: str | Path, fps: float) -> None:
-    """Write frames of one size, whole or not at all, as a GIF that repeats or as a video, by the file's suffix.
-
-    Raises:
-        UserError: it cannot be written, or the suffix is neither .gif nor one of CODECS.
-    """
+    """Write frames of one size, whole or not at all, as a GIF that repeats or as a video, by the file's suffix."""
     file = Path(file)
     if file.suffix.lower() == ".gif":
         first, *others = (Image.fromarray(frame).quantize(dither=Image.Dither.NONE) for frame in frames)
@@ -51,18 +43,10 @@ def save_animation(frames: Iterable[UInt8], file: str | Path, fps: float) -> Non
 
 
 class VideoReader:
-    """Read the frames of a video file or of a camera; use it in a `with` statement.
+    """Read every n-th frame of a video file or of a camera, given by its number; use it in a `with` statement.
 
-    Args:
-        source: a file, or the number of a camera.
-        every: read each n-th frame only.
-
-    Attributes:
-        fps: frames per second of the source.
-        length: number of frames to be read, according to the file's header; None for a camera.
-
-    Raises:
-        UserError: it cannot be opened.
+    `fps` are the source's frames per second, `length` is the number of frames to be read according to the file's
+    header, None for a camera. A source that cannot be opened is a UserError.
     """
 
     def __init__(self, source: str | Path | int, every: int = 1) -> None:
@@ -100,18 +84,8 @@ class VideoReader:
 class VideoWriter:
     """Write a video file; use it in a `with` statement, at the end of which the file appears.
 
-    KeyboardInterrupt ends the video: the frames so far are kept. After any other error, or without frames, nothing is
-    written.
-
-    Args:
-        file: its suffix, one of CODECS, selects the format.
-        fps: frames per second.
-
-    Attributes:
-        frames: number of frames written so far.
-
-    Raises:
-        UserError: the suffix is not one of CODECS, or the file cannot be written.
+    The suffix, one of CODECS, selects the format; `frames` counts what was written so far. KeyboardInterrupt ends the
+    video: the frames so far are kept. After any other error, or without frames, nothing is written.
     """
 
     def __init__(self, file: str | Path, fps: float) -> None:

@@ -17,11 +17,7 @@ PAGE = Path(__file__).parents[1] / "assets" / "page.html"
 
 
 def write_page(file: str | Path, title: str, body: str) -> None:
-    """Write a page with the HTML `body`, whole or not at all.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write a page with the HTML `body`, whole or not at all."""
     page = Template(PAGE.read_text()).substitute(title=escape(title), body=body)
     with atomic_write(file) as partial:
         partial.write_text(page)
@@ -41,12 +37,7 @@ def figure(data: str, caption: str) -> str:
 
 
 def bars(rows: Sequence[tuple[str, Sequence[float]]], largest: float, digits: int = 0) -> str:
-    """Draw a table of bars, a row a name and, in it, a bar a value; nan is shown as "-". Return HTML.
-
-    Args:
-        largest: the value of a bar of full length.
-        digits: after the decimal point.
-    """
+    """Draw a table of bars, a row a name and, in it, a bar a value, at most `largest`; nan is "-". Return HTML."""
     lines = []
     for name, values in rows:
         lengths = [0.0 if math.isnan(value) else 100 * value / max(largest, 1e-9) for value in values]

@@ -18,7 +18,7 @@ ALPHA = 0.55  # default opacity of a segment's colour
 
 
 class Region(NamedTuple):
-    """Describe a region to be drawn."""
+    """Hold a region to be drawn."""
 
     mask: Bools  # (H, W)
     text: str  # its label, or ""
@@ -33,14 +33,11 @@ def draw_segments(image: UInt8, segments: Iterable[Segment], class_names: Sequen
     Args:
         image: (H, W, 3) RGB or (H, W) grey.
         segments: they may overlap; smaller ones are drawn on top.
-        class_names: K names.
+        class_names: K names; a class without one is a ValueError.
         alpha: opacity of the colours, 0 to 1.
 
     Returns:
         The picture, (H * s, W * s, 3), see `enlargement`.
-
-    Raises:
-        ValueError: shapes or dtypes are wrong, or a class has no name.
     """
     return draw_regions(image, _regions(segments, class_names), alpha)
 
@@ -57,10 +54,7 @@ def _regions(segments: Iterable[Segment], class_names: Sequence[str]) -> Iterato
 
 
 def draw_regions(image: UInt8, regions: Iterable[Region], alpha: float = ALPHA) -> UInt8:
-    """Draw regions: areas from the largest to the smallest, then outlines, then labels.
-
-    Arguments, result and errors are those of `draw_segments`. Regions with an empty mask are skipped.
-    """
+    """Draw regions as `draw_segments`: areas from the largest to the smallest, then outlines, then labels."""
     canvas = enlarge(image)
     font_size = min(40, max(10, round(math.sqrt(canvas.shape[0] * canvas.shape[1]) / 42)))  # pixels
     patches = [patch for region in regions if (patch := _patch(region, image.shape[:2])) is not None]
@@ -80,11 +74,7 @@ def enlargement(height: int, width: int) -> int:
 
 
 def enlarge(image: UInt8) -> UInt8:
-    """Return a copy of an image (H, W, 3), (H, W, 1) or (H, W) in RGB, enlarged to the size of its picture.
-
-    Raises:
-        ValueError: shape or dtype is wrong.
-    """
+    """Return a copy of an image (H, W, 3), (H, W, 1) or (H, W) in RGB, enlarged to the size of its picture."""
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[:, :, 0]
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:

@@ -19,12 +19,6 @@ def draw_panels(pictures: Sequence[UInt8], captions: Sequence[str], columns: int
         pictures: at least one, (h, w, 3) RGB of any sizes.
         captions: one for each picture; shortened if wider than the widest picture.
         columns: pictures in a row; by default all.
-
-    Returns:
-        The sheet, (height, width, 3).
-
-    Raises:
-        ValueError: there is no picture, or another number of captions.
     """
     if not pictures or len(captions) != len(pictures):
         raise ValueError(f"each picture needs a caption, got {len(pictures)} pictures and {len(captions)} captions")
@@ -38,12 +32,12 @@ def draw_panels(pictures: Sequence[UInt8], captions: Sequence[str], columns: int
     painter = ImageDraw.Draw(sheet)
     for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left, top = GAP + k % columns * (width + GAP), tops[k // columns]
-        painter.text((left, top + line // 2), shorten(caption, size, width), "black", font(size), anchor="lm")
+        painter.text((left, top + line // 2), _shorten(caption, size, width), "black", font(size), anchor="lm")
         sheet.paste(Image.fromarray(picture), (left, top + line))
     return np.array(sheet)
 
 
-def shorten(text: str, size: int, width: int) -> str:
+def _shorten(text: str, size: int, width: int) -> str:
     """Return `text`, its end replaced by an ellipsis if it is wider than `width` pixels in font size `size`."""
     if font(size).getlength(text) <= width:
         return text
@@ -53,14 +47,9 @@ def shorten(text: str, size: int, width: int) -> str:
 
 
 def draw_grid(masks: Floats, min_side: int = 96) -> UInt8:
-    """Draw masks in grey in a grid, with a gap between them.
+    """Draw masks (R, C, h, w) in [0, 1] in grey, in a grid of R rows and C columns with a gap between them.
 
-    Args:
-        masks: (R, C, h, w) in [0, 1], for R rows and C columns.
-        min_side: masks with a shorter side are enlarged by an integer until it has so many pixels.
-
-    Returns:
-        The picture, (R * h', C * w', 3); h' and w' include the gap.
+    Masks with a side shorter than `min_side` pixels are enlarged by an integer.
     """
     s, gap = math.ceil(min_side / min(masks.shape[2:])), 2
     grey = np.rint(255 * masks).astype(np.uint8).repeat(s, axis=2).repeat(s, axis=3)

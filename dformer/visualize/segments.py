@@ -21,11 +21,9 @@ class Segment(NamedTuple):
 
 
 def panoptic_segments(segment_map: Ints, infos: Iterable[Mapping[str, Any]]) -> Iterator[Segment]:
-    """Yield the segments of a panoptic map.
+    """Yield the segments of a panoptic map (H, W) of segment ids.
 
-    Args:
-        segment_map: (H, W) segment ids.
-        infos: "id" and "category_id" of each segment, and optionally "score", "isthing" and "iscrowd".
+    `infos`: "id" and "category_id" of each segment, and optionally "score", "isthing" and "iscrowd".
     """
     for info in infos:
         is_thing, is_crowd = bool(info.get("isthing", True)), bool(info.get("iscrowd", False))
@@ -48,12 +46,9 @@ def semantic_segments(labels: Ints, num_classes: int) -> Iterator[Segment]:
 
 
 def result_segments(result: dict[str, Any], task: str, min_score: float = 0.0) -> list[Segment]:
-    """Return the segments of an image's result, as a model returns it; none of them is empty.
+    """Return the segments of an image's result, as a model returns it, for one task; none of them is empty.
 
-    Args:
-        result: "panoptic_seg", "instances" or "sem_seg" in Detectron2's form.
-        task: "panoptic", "instance" or "semantic".
-        min_score: instances of a lower score are left out.
+    Instances of a score below `min_score` are left out.
     """
     if task == "panoptic":
         segment_map, infos = result["panoptic_seg"]

@@ -9,13 +9,12 @@ from hypothesis.extra import numpy as arrays
 from dformer.visualize import (
     Segment,
     draw_comparison,
-    draw_errors,
     draw_semantic_comparison,
     instance_segments,
     match_segments,
     panoptic_segments,
 )
-from dformer.visualize.comparison import STYLE, find_label_errors
+from dformer.visualize.comparison import STYLE, draw_errors, find_label_errors
 
 NAMES = ["cat", "dog", "sky", "grass"]
 

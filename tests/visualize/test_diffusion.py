@@ -4,6 +4,7 @@ import numpy as np
 
 from dformer.visualize.diffusion import (
     LayerMaps,
+    Objects,
     StepMaps,
     denoising_frames,
     draw_denoising,
@@ -19,6 +20,9 @@ def masks() -> np.ndarray:
     left = np.zeros((2, 240, 480), bool)
     left[0, :, :240] = left[1, :, 240:] = True
     return left
+
+
+OBJECTS = Objects(IMAGE, masks(), ["cat", "dog"], COLORS)
 
 
 def step(t: int) -> StepMaps:
@@ -60,7 +64,7 @@ def test_attention_is_the_image_dark_where_a_layer_does_not_look():
 
 def test_noising_has_a_row_a_mask_and_a_column_a_time():
     noisy = [masks()[:, ::60, ::60].astype(float), np.full((2, 4, 8), 0.5), 1 - masks()[:, ::60, ::60]]
-    sheet = draw_noising(IMAGE, masks(), ["cat", "dog"], COLORS, noisy, [0, 5, 9])
+    sheet = draw_noising(OBJECTS, noisy, [0, 5, 9])
     column, row = sheet.shape[1] // 4, sheet.shape[0] // 2
     for k in range(2):
         cells = [sheet[k * row : (k + 1) * row, c * column + 3 : (c + 1) * column + 3] for c in range(4)]
@@ -76,7 +80,7 @@ def test_frames_have_one_size_and_the_result_comes_with_the_last_layer():
     assert [share(frame, (7, 0, 250)) > 0.2 for frame in frames] == [False, True, True, False]
     assert share(frames[3], (9, 0, 250)) > 0.2
     noisy = [np.zeros((2, 4, 8)), np.ones((2, 4, 8))]
-    frames = list(noising_frames(IMAGE, masks(), ["cat", "dog"], COLORS, noisy, [0, 5]))
+    frames = list(noising_frames(OBJECTS, noisy, [0, 5]))
     assert len(frames) == 2 and frames[0].shape == frames[1].shape
     assert share(frames[0], (0, 0, 0)) > 0.15 > share(frames[1], (0, 0, 0))
 

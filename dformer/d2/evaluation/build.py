@@ -35,8 +35,7 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, folder: str | Path) -> Dat
     processes other than the first. `cfg.TEST.BOUNDARY` and `CLASS_AGNOSTIC` add to it. Predictions go to `folder`.
 
     Raises:
-        UserError: the data set is not registered, has an evaluator_type that dformer does not know, or annotates none
-            of the tasks.
+        UserError: the data set is not registered, of an unknown evaluator_type, or annotates none of the tasks.
     """
     return DatasetEvaluators(list(task_evaluators(cfg, dataset_name, folder).values()))
 
@@ -68,21 +67,16 @@ def _with_panoptic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
         segment_ids = read_panoptic_png(truth.png_root / annotation["file_name"])
         return semantic_from_panoptic(segment_ids, annotation["segments_info"], metadata)
 
-    dataset_ids = _dataset_ids(metadata)
-    evaluators: dict[str, TaskEvaluator] = {
-        "panoptic": PanopticEvaluator(folder, truth, dataset_ids, cfg.TEST.CLASS_AGNOSTIC)
-    }
+    ids = _dataset_ids(metadata)
+    panoptic = PanopticEvaluator(folder, truth, ids, cfg.TEST.CLASS_AGNOSTIC)
+    evaluators: dict[str, TaskEvaluator] = {"panoptic": panoptic}
     if metadata.get("json_file") and PathManager.isfile(metadata.json_file):
         evaluators |= _with_instance_annotations(cfg, metadata, folder)
     else:
         logger.warning("%s has no instance annotations (%s): no AP", metadata.name, metadata.get("json_file"))
+    values = [ids[k] for k in range(len(ids))]
     evaluators["semantic"] = SemanticEvaluator(
-        folder,
-        metadata,
-        label_values=[dataset_ids[k] for k in range(len(dataset_ids))],
-        read_truth=read_truth,
-        name_of=lambda image: truth[image["image_id"]]["file_name"],
-        with_boundary=cfg.TEST.BOUNDARY,
+        folder, metadata, values, read_truth, lambda i: truth[i["image_id"]]["file_name"], cfg.TEST.BOUNDARY
     )
     return evaluators
 

@@ -1,6 +1,7 @@
 """Evaluation of a model on the data sets of DATASETS.TEST, or of predictions on disk without a model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from dformer.d2.config.device import inference_autocast
 from dformer.d2.data import build_test_loader
 from dformer.d2.data.datasets import loading
 from dformer.d2.evaluation.build import build_evaluators, task_evaluators
-from dformer.d2.evaluation.evaluator import atomic_folder
 from dformer.d2.evaluation.test_time_augmentation import augment
 from dformer.utils.errors import UserError
+from dformer.utils.files import PARTIAL, atomic_folder
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # data set -> task -> metric -> value
 
@@ -40,7 +41,7 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
     results = {}
     augmented = augment(cfg, model)
     for name in cfg.DATASETS.TEST:
-        with atomic_folder(Path(cfg.OUTPUT_DIR) / "inference" / name) as folder, inference_autocast(cfg):
+        with _shared_folder(Path(cfg.OUTPUT_DIR) / "inference" / name) as folder, inference_autocast(cfg):
             evaluators = build_evaluators(cfg, name, folder)
             results[name] = inference_on_dataset(augmented, build_test_loader(cfg, name), evaluators)
             if comm.is_main_process():
@@ -74,3 +75,12 @@ def evaluate_saved(cfg: CfgNode, dataset_name: str, root: str | Path) -> dict[st
 def headline(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Select the metrics of HEADLINE that were evaluated; return them by their names there."""
     return {name: metrics[task].get(metric) for name, (task, metric) in HEADLINE.items() if task in metrics}
+
+
+@contextmanager
+def _shared_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder for all processes to write to; the first one renames it to `folder` once it is complete."""
+    with atomic_folder(folder) if comm.is_main_process() else nullcontext():
+        comm.synchronize()
+        yield folder.with_name(f"{PARTIAL}{folder.name}")
+        comm.synchronize()

@@ -1,9 +1,7 @@
 """The base of the evaluators: predictions are written, read again, and scored as they are on disk."""
 
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,7 +12,6 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from dformer.utils.errors import UserError
-from dformer.utils.files import PARTIAL
 
 P = TypeVar("P")  # prediction of an image, as its file format has it
 Image = dict[str, Any]  # input of a model or record of a data set: "file_name" and, but for semantic sets, "image_id"
@@ -45,11 +42,7 @@ class TaskEvaluator(DatasetEvaluator, ABC, Generic[P]):
             self.add(image, self.write(image, output))
 
     def process_saved(self, images: Sequence[Image]) -> None:
-        """Count this process's share of the saved predictions for `images`, all of the data set.
-
-        Raises:
-            UserError: predictions are missing, are for other images, or do not fit the data set.
-        """
+        """Count this process's share of the saved predictions for `images`, all of the data set."""
         self.is_saved = True
         read_prediction = self.open_saved(images)
         share = InferenceSampler(len(images))  # as the loader shares out, so that sums have the same order
@@ -69,34 +62,8 @@ class TaskEvaluator(DatasetEvaluator, ABC, Generic[P]):
         """Count a prediction."""
 
 
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder for all processes to write to, and rename it to `folder` once it is written.
-
-    After an error the new folder is removed and `folder` is as it was.
-    """
-    partial = folder.with_name(f"{PARTIAL}{folder.name}")
-    if comm.is_main_process():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    comm.synchronize()
-    try:
-        yield partial
-        comm.synchronize()
-        if comm.is_main_process():
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-    finally:
-        if comm.is_main_process():
-            shutil.rmtree(partial, ignore_errors=True)
-
-
 def check_complete(source: Path, expected: Iterable[Any], found: Iterable[Any]) -> None:
-    """Check that the predictions `found` in `source`, ids or file names, are those `expected` for a data set.
-
-    Raises:
-        UserError: some are missing or unexpected, as those for another data set.
-    """
+    """Check that the predictions `found` in `source`, ids or file names, are those `expected` for a data set."""
     expected, found = set(expected), set(found)
     differences = {"missing": expected - found, "not of the data set": found - expected}
     faults = [f"{len(names)} {kind}, such as {min(names, key=str)!r}" for kind, names in differences.items() if names]

@@ -83,11 +83,7 @@ class SemanticEvaluator(TaskEvaluator[Labels]):
 
 
 def prediction_names(files: Iterable[str]) -> dict[str, str]:
-    """Return each image file's name of its prediction: its path below the images' common folder, with the ending .png.
-
-    Raises:
-        UserError: two images differ in their ending only.
-    """
+    """Return the prediction file of each image file: its path below the images' common folder, ending in .png."""
     paths = {file: os.path.abspath(file) for file in files}
     folder = os.path.commonpath([os.path.dirname(path) for path in paths.values()]) if paths else ""
     names = {file: os.path.splitext(os.path.relpath(path, folder))[0] + ".png" for file, path in paths.items()}

@@ -19,11 +19,7 @@ def augment(cfg: CfgNode, model: nn.Module) -> nn.Module:
 
 
 def check_augmentation(cfg: CfgNode) -> None:
-    """Check that TEST.AUG fits the tasks.
-
-    Raises:
-        UserError: it is enabled with other tasks than semantic segmentation, or without a size.
-    """
+    """Check that TEST.AUG, where enabled, is for semantic segmentation alone, and has a size."""
     if cfg.TEST.AUG.ENABLED and tuple(cfg.TEST.TASKS) != ("semantic",):
         raise UserError(
             "TEST.AUG.ENABLED: class scores can be averaged over scales and flips, masks of objects cannot; evaluate "
