@@ -13,7 +13,6 @@ from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from torch import Tensor
 
 from dformer.d2.data import class_names, get_metadata, num_classes, read_image, register_custom
 from dformer.d2.data.datasets import loading
@@ -44,19 +43,15 @@ def show_denoising(
     """Draw the sampling for an image: a sheet, or an animation with a frame a layer, as each output's suffix says.
 
     Args:
-        cfg: config of a system with diffusion, its trained weights in MODEL.WEIGHTS.
         file: an image, or None for number `index` of data set `name`.
         max_rows: how many masks (boxes, bits, ...) are followed.
         outputs: files to write, each with one of SUFFIXES.
         fps: frames a second of animations.
-
-    Raises:
-        UserError: image, model or weights cannot be used, or an output cannot be written.
     """
     _check_suffixes(outputs)
     if name is not None:
         register_custom(cfg)
-        file = image_record(name, index)["file_name"]
+        file = _image_record(name, index)["file_name"]
     image = read_image(str(file))
     maps = follow_denoising(Predictor(cfg), image, cfg.INPUT.TASK, max_rows)
     _write(outputs, lambda: draw_denoising(*maps), lambda: denoising_frames(*maps), fps)
@@ -71,10 +66,7 @@ def show_noising(
     outputs: Sequence[str],
     fps: float,
 ) -> None:
-    """Draw what training makes of an annotated image's largest objects at `times` (None: from signal to pure noise).
-
-    Other arguments, and errors, as of `show_denoising`; no weights are needed.
-    """
+    """Draw what training makes of an annotated image's largest objects at `times` (None: from signal to pure noise)."""
     _check_suffixes(outputs)
     register_custom(cfg)
     objects = annotated_objects(name, index, cfg.INPUT.TASK, max_rows)
@@ -85,12 +77,8 @@ def show_noising(
 
 
 def annotated_objects(name: str, index: int, task: str, max_rows: int) -> Objects:
-    """Return the largest objects, at most so many, of an image of a data set, made smaller where it is large.
-
-    Raises:
-        UserError: there is no such data set or image, it is not annotated for `task`, or has no objects.
-    """
-    record = image_record(name, index)
+    """Return the largest objects, at most so many, of an image of a data set, made smaller where it is large."""
+    record = _image_record(name, index)
     image, resizing = _resized(read_image(record["file_name"]))
     ignore_label = get_metadata(name).get("ignore_label", 255)
     annotation = annotation_reader(task, num_classes(name, task), ignore_label)(record, (resizing.h, resizing.w))
@@ -103,12 +91,7 @@ def annotated_objects(name: str, index: int, task: str, max_rows: int) -> Object
     return Objects(image, masks[largest].numpy(), [names[c] for c in chosen], _colors(chosen))
 
 
-def image_record(name: str, index: int) -> Record:
-    """Return the record of image `index` (from 0) of a data set.
-
-    Raises:
-        UserError: there is no such data set or image.
-    """
+def _image_record(name: str, index: int) -> Record:
     get_metadata(name)
     with loading(name):
         records = DatasetCatalog.get(name)
@@ -124,11 +107,7 @@ def default_times(model: Segmenter) -> list[float]:
 
 
 def noised(model: Segmenter, objects: Objects, t: float) -> Floats:
-    """Return the objects as they are in training at time `t`, always with the same noise: (M, h, w) in [0, 1].
-
-    Raises:
-        UserError: the system has no diffusion, or no such time.
-    """
+    """Return the objects as they are in training at time `t`, always with the same noise: (M, h, w) in [0, 1]."""
     _max_time(model)
     masks = torch.from_numpy(objects.masks)
     instances = Instances(objects.image.shape[:2], gt_masks=masks, gt_classes=torch.arange(len(masks)))
@@ -141,18 +120,10 @@ def noised(model: Segmenter, objects: Objects, t: float) -> Floats:
 def follow_denoising(
     predictor: Predictor, image: UInt8, task: str, max_rows: int
 ) -> tuple[UInt8, list[StepMaps], list[Color]]:
-    """Follow the prediction for an image through all sampling steps and decoder layers.
-
-    Args:
-        predictor: of a system with diffusion.
-        image: (H, W, 3) RGB.
-        max_rows: at most so many of what is denoised are followed, the most visible ones.
+    """Follow the `max_rows` most visible predictions for an image (H, W, 3) through all sampling steps and layers.
 
     Returns:
         The image, made smaller where it is large; the steps; and a colour for each row that is followed.
-
-    Raises:
-        UserError: the system has no diffusion.
     """
     _max_time(predictor.model)
     small, _ = _resized(image)
@@ -165,34 +136,22 @@ def follow_denoising(
         output, view = step.outputs[0], step.views[0]
         assert output.noisy is not None and step.t is not None
         layers = output.layers(rows)
-        maps = [
-            LayerMaps(
-                _array(view.resize(layer.attended)) > 0.5,
-                _array(view.resize(layer.masks, "bilinear")) > 0,
-                [f"{names[c]} {100 * p:.0f}%" for p, c in zip(*_best_class(layer.logits), strict=True)],
-            )
-            for layer in layers
-        ]
+        maps = []
+        for layer in layers:
+            attended, masks = view.resize(layer.attended).cpu() > 0.5, view.resize(layer.masks, "bilinear").cpu() > 0
+            best = zip(*(x.tolist() for x in layer.logits.softmax(-1).max(-1)), strict=True)
+            texts = [f"{names[c]} {100 * probability:.0f}%" for probability, c in best]
+            maps.append(LayerMaps(attended.numpy(), masks.numpy(), texts))
         result = draw_segments(small, result_segments(step.results[0], task), predictor.class_names)
-        followed.append(StepMaps(step.t, _array(view.resize(output.noisy[rows])), maps, result))
+        followed.append(StepMaps(step.t, view.resize(output.noisy[rows]).cpu().numpy(), maps, result))
     last = [layer.logits[:, :-1].argmax(-1).tolist() for layer in layers[-1:]]
     return small, followed, _colors(last[0] if last else range(len(rows)))
-
-
-def _best_class(logits: Tensor) -> tuple[list[float], list[int]]:
-    """Return the probability of the likeliest class of each of M rows, and that class, from (M, K + 1)."""
-    probability, classes = logits.softmax(-1).max(-1)
-    return probability.tolist(), classes.tolist()
 
 
 def _max_time(model: Segmenter) -> float:
     if model.max_time is None:
         raise UserError(f"{type(model).__name__} has no diffusion to show; give the weights of a system that has one")
     return model.max_time
-
-
-def _array(maps: Tensor) -> Floats:
-    return maps.cpu().numpy()
 
 
 def _colors(classes: Sequence[int]) -> list[Color]:

@@ -53,11 +53,7 @@ _lock = threading.Lock()  # models are loaded, and run, for one request at a tim
 
 
 def load_model(weights: str) -> Predictor:
-    """Return the model of a checkpoint; the last two stay in memory.
-
-    Raises:
-        UserError: it cannot be used.
-    """
+    """Return the model of a checkpoint; the last two stay in memory."""
     with _lock:
         return _load_model(weights)
 
@@ -68,11 +64,7 @@ def _load_model(weights: str) -> Predictor:
 
 
 def open_image(file: str | Path) -> UInt8:
-    """Read an image (H, W, 3), RGB, of at most `MAX_MEGAPIXELS`; a larger one is not decoded.
-
-    Raises:
-        UserError: it is too large, or is no image that can be read.
-    """
+    """Read an image (H, W, 3), RGB, of at most `MAX_MEGAPIXELS`; a larger one is a UserError and not decoded."""
     name = Path(file).name
     try:
         height, width = read_size(file)
@@ -87,13 +79,10 @@ def open_image(file: str | Path) -> UInt8:
 
 
 def segment(predictor: Predictor, image: UInt8, request: Request, seconds: float, alpha: float = ALPHA) -> Answer:
-    """Segment an image, and return what was found after each step.
+    """Segment an image (H, W, 3) for one task, and return what was found after each step.
 
-    Args:
-        image: (H, W, 3) RGB.
-        request: of one task. Instances of a score below its `object_threshold` are left out, too.
-        seconds: after which it is given up, between two steps. Time in which others are served does not count.
-        alpha: opacity of the colours, 0 to 1.
+    Instances of a score below the request's `object_threshold` are left out, too. After so many seconds the request is
+    given up, between two steps; time in which others are served does not count.
 
     Raises:
         UserError: a value of the request is out of range, or it took too long.

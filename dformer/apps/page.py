@@ -19,16 +19,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dformer.apps.interactive import (
-    MAX_MEGAPIXELS,
-    MAX_STEPS,
-    Entry,
-    as_json,
-    legend,
-    load_model,
-    open_image,
-    segment,
-)
+from dformer.apps.interactive import MAX_MEGAPIXELS, MAX_STEPS, Entry, as_json, legend, load_model, open_image, segment
 from dformer.d2.modeling.meta_arch import Request
 from dformer.utils.errors import UserError
 from dformer.visualize import ALPHA
@@ -60,9 +51,6 @@ def serve(
         port: None: a free one from 7860 on.
         share: let anybody in through a tunnel of Gradio's.
         seconds: for which one request may compute.
-
-    Raises:
-        UserError: the first checkpoint cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="dformer-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -143,11 +131,7 @@ def controls(weights: str) -> dict[str, dict[str, Any]]:
         "proposals": slider("proposals", "Proposals", options.get("proposals", (0, 0))[1]),
         "seed": {"value": request.seed, "precision": 0, "minimum": 0, "label": "Seed", "visible": "seed" in options},
         "object_threshold": {**share, "value": request.object_threshold, "label": "Minimum score"},
-        "overlap_threshold": {
-            **share,
-            "value": request.overlap_threshold,
-            "label": "Minimum visible share (panoptic)",
-        },
+        "overlap_threshold": {**share, "value": request.overlap_threshold, "label": "Minimum visible share (panoptic)"},
     }
 
 

@@ -17,11 +17,7 @@ def is_video(file: Path) -> bool:
 
 
 def find_inputs(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Return the files that `inputs` (files, folders, patterns) name, each once, and problems of those without files.
-
-    Raises:
-        UserError: an input is a URL.
-    """
+    """Return the files that `inputs` (files, folders, patterns) name, each once, and problems of those without any."""
     found: dict[Path, Path] = {}  # by resolved path, as a file may be named in many ways
     problems = []
     for name in inputs:
@@ -44,14 +40,12 @@ def find_inputs(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def output_files(files: Sequence[Path], output: Path) -> Iterator[Path]:
-    """Yield the file of each result, `<output>/<name>.png` or, for videos, `.mp4`, numbered if it exists as an input or
-    as another result."""
-    inputs = {str(file.resolve()).casefold() for file in files}
-    taken: set[str] = set()
+    """Yield the file of each result, `<output>/<name>.png` or `.mp4`, numbered if an input or a result has the name."""
+    taken = {str(file.resolve()).casefold() for file in files}
     for file in files:
         suffix = ".mp4" if is_video(file) else ".png"
         number, result = 1, output / f"{file.stem}{suffix}"
-        while str(result.resolve()).casefold() in inputs | taken:
+        while str(result.resolve()).casefold() in taken:
             number += 1
             result = output / f"{file.stem}-{number}{suffix}"
         taken.add(str(result.resolve()).casefold())

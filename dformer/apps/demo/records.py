@@ -29,16 +29,9 @@ Size = tuple[int, int]  # height, width
 
 @contextmanager
 def json_list(file: Path, key: str, others: dict[str, Any]) -> Iterator[Callable[[Any], None]]:
-    """Write a JSON object with one long list; yield a function that appends an item to the list.
+    """Write a JSON object with one long list, `key`, and `others` after it; yield a function that appends to the list.
 
     The file appears at the end of the `with` statement, also after KeyboardInterrupt, but after no other error.
-
-    Args:
-        key: name of the list.
-        others: the object's other names and values, written at the end.
-
-    Raises:
-        UserError: the file cannot be written.
     """
     separators = chain(["\n"], repeat(",\n"))
 
@@ -57,10 +50,7 @@ def json_list(file: Path, key: str, others: dict[str, Any]) -> Iterator[Callable
 def coco_file(
     file: Path, class_names: Sequence[str], things: Sequence[int]
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Write `coco.json`; yield a function that adds an image, given its record in `segments.json`.
-
-    Ids of images and annotations begin with 1.
-    """
+    """Write `coco.json`; yield a function that adds an image, given its record in `segments.json`."""
     images: list[dict[str, Any]] = []
     categories = [{"id": k, "name": name, "isthing": int(k in things)} for k, name in enumerate(class_names)]
     ids = count(1)

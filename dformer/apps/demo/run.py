@@ -61,7 +61,6 @@ def segment_files(
     Args:
         cfg: config of the model, its trained weights in MODEL.WEIGHTS.
         inputs: files, folders and patterns ("dir/*.jpg").
-        settings: task, thresholds and appearance.
         compare: config of a second model, whose results are drawn beside the first's.
         camera: number of a camera to be segmented after the files, until KeyboardInterrupt.
 
@@ -160,19 +159,13 @@ class Demo:
         """Write each model's segments of an image to the JSON files."""
         size = image.shape[0], image.shape[1]
         for model, segments, writers in zip(self.models, found, self.writers, strict=True):
-            names = model.class_names
-            records = [segment_record(k, segment, size, names) for k, segment in enumerate(segments, start=1)]
+            records = [segment_record(k, s, size, model.class_names) for k, s in enumerate(segments, start=1)]
             for write in writers:
                 write({**source, "height": size[0], "width": size[1], "segments": records})
 
 
 class Model:
-    """Segment images with a trained model, for one task.
-
-    Attributes:
-        class_names, things: names of its classes, and the ids of those that are things.
-        weights: the end of its checkpoint's path.
-    """
+    """Segment images with a trained model, for one task; `weights` is the end of its checkpoint's path."""
 
     def __init__(self, cfg: CfgNode, task: str, threshold: float | None) -> None:
         cfg = cfg.clone()

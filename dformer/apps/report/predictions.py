@@ -43,11 +43,7 @@ Reader = Callable[[Record], SegmentPair | LabelPair]
 
 
 def open_predictions(evaluator: TaskEvaluator, records: list[Record]) -> tuple[Categories, Reader]:
-    """Open the saved predictions for the images `records`, which `evaluator` has evaluated.
-
-    Return the data set's categories and a function that reads ground truth and prediction of an image, with contiguous
-    class ids.
-    """
+    """Return the categories, and a reader of an image's truth and prediction, of what `evaluator` has evaluated."""
     if isinstance(evaluator, PanopticEvaluator):
         return _open_panoptic(evaluator, records)
     if isinstance(evaluator, InstanceEvaluator):

@@ -28,9 +28,6 @@ def write_report(runs: Sequence[Run], file: str | Path, images: int = 4) -> None
     Args:
         runs: one, or two that are compared, on the data sets that both have predictions for.
         images: pictures of each kind: the best, the median, the worst.
-
-    Raises:
-        UserError: predictions or data cannot be read, two runs have nothing in common, or the file cannot be written.
     """
     names = [name for name in runs[0].predictions if all(name in run.predictions for run in runs)]
     if not names:
