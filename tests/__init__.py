@@ -24,3 +24,14 @@ def load_script(path: str) -> ModuleType:
     with mock.patch.object(sys, "path", [folder, *sys.path]):
         spec.loader.exec_module(module)
     return module
+
+
+def run_script(path: str, *arguments: object) -> int:
+    """Run a script as from the command line, in this process; return its exit status."""
+    script = load_script(path)
+    with mock.patch.object(sys, "argv", [path, *map(str, arguments)]):
+        try:
+            script.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0

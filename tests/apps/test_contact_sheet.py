@@ -1,6 +1,6 @@
 """Contact sheets show what the mappers give."""
 
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,7 @@ from dformer.d2.config import get_cfg
 from dformer.d2.data import register_custom
 from dformer.d2.data.mappers import TestMapper, TrainMapper
 from dformer.utils import rng
-from tests import load_script
-
-main = load_script("tools/visualize_data.py").main
+from tests import run_script
 
 
 @pytest.fixture
@@ -55,19 +53,14 @@ def test_cells_are_what_the_mappers_give(cfg: CfgNode, image_format: str) -> Non
         assert differs[inside].mean() > 0.8, "the classes are coloured"
 
 
-def test_command_line(
-    cfg: CfgNode, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_command_line(cfg: CfgNode, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "config.yaml").write_text(cfg.dump())
-    arguments = ["visualize_data.py", "--config-file", str(tmp_path / "config.yaml"), "--images", "1", "--draws", "1"]
+    small = ["--config-file", tmp_path / "config.yaml", "--images", 1, "--draws", 1]
+    run = partial(run_script, "tools/visualize_data.py", *small)
     outputs = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
-    for output, seed in zip(outputs, "112", strict=True):
-        monkeypatch.setattr(sys, "argv", [*arguments, "--output", str(output), "--seed", seed])
-        load_script("tools/visualize_data.py").main()
+    for output, seed in zip(outputs, (1, 1, 2), strict=True):
+        assert run("--output", output, "--seed", seed) == 0
     a, b, c = (np.asarray(Image.open(output)) for output in outputs)
     assert np.array_equal(a, b) and not np.array_equal(a, c)
-    for wrong in (["--images", "0"], ["--output", str(tmp_path / "a.nothing")]):
-        monkeypatch.setattr(sys, "argv", [*arguments, *wrong])
-        with pytest.raises(SystemExit) as end:
-            load_script("tools/visualize_data.py").main()
-        assert end.value.code == 2 and "error: " in capsys.readouterr().err
+    for wrong, named in ((["--images", 0], "--images"), (["--output", tmp_path / "a.nothing"], "a.nothing")):
+        assert run(*wrong) == 2 and named in capsys.readouterr().err

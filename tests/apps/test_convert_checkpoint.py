@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import sys
 
 import pytest
 import torch
@@ -16,11 +15,9 @@ from dformer.utils.errors import UserError
 from dformer.weights.checkpoint import read_checkpoint
 from dformer.weights.published.convert import from_published, our_system, published_system
 from dformer.weights.published.dformer import DFORMER
-from tests import load_script
+from tests import run_script
 from tests.d2.config.test_configs import load
 from tests.d2.tiny import tiny_cfg
-
-convert_checkpoint = load_script("tools/convert_checkpoint.py")
 
 
 def random_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
@@ -46,18 +43,16 @@ def same(a: dict, b: dict) -> bool:
 
 
 @pytest.mark.golden
-def test_there_and_back(published, tmp_path, monkeypatch, capsys):
+def test_there_and_back(published, tmp_path, capsys):
     torch.save({"model": {f"module.{name}": x for name, x in published.items()}}, tmp_path / "published.pth")
-    for words in (["published.pth", "ours.pth"], ["--to", "published", "ours.pth", "back.pth"]):
-        words = [str(tmp_path / word) if word.endswith("pth") else word for word in words]
-        monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *words])
-        convert_checkpoint.main()
-    assert same(torch.load(tmp_path / "back.pth", weights_only=True)["model"], published)
+    ours, back = tmp_path / "ours.pth", tmp_path / "back.pth"
+    assert run_script("tools/convert_checkpoint.py", tmp_path / "published.pth", ours) == 0
+    assert run_script("tools/convert_checkpoint.py", "--to", "published", ours, back) == 0
+    assert same(torch.load(back, weights_only=True)["model"], published)
     account = capsys.readouterr().out
     assert "of a published DFormer, " in account and "12  the noise schedule is a setting" in account
-    ours = torch.load(tmp_path / "ours.pth", weights_only=True)
-    assert same(ours["model"], from_published(published, DFORMER)[0])
-    cfg = config_of(str(tmp_path / "ours.pth"))
+    assert same(torch.load(ours, weights_only=True)["model"], from_published(published, DFORMER)[0])
+    cfg = config_of(str(ours))
     names, things = model_classes(cfg)
     assert (len(names), len(things), cfg.DIFFUSION.MASK_STRIDE) == (133, 80, 1)
     assert cfg.MODEL.TIMM.NAME == "swin_tiny_patch4_window7_224"

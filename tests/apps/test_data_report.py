@@ -1,8 +1,8 @@
 """What an inspection found, in the terminal and as a page."""
 
 import json
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,36 +11,27 @@ from dformer.apps.data_report import histograms, text_report, write_html
 from dformer.d2.data import register_file
 from dformer.d2.data.inspection import inspect_datasets
 from dformer.data.checks.findings import Finding
-from tests import load_script
+from tests import run_script
 from tests.d2.data.real import IMAGES, copy_of
 
 pytestmark = pytest.mark.usefixtures("empty_catalogs")
 
 
-def run_tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["check_dataset.py", *arguments])
-    with pytest.raises(SystemExit) as end:
-        load_script("tools/check_dataset.py").main()
-    return int(end.value.code or 0)
-
-
-def test_command_line(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_command_line(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = partial(run_script, "tools/check_dataset.py")
     good, bad = copy_of(data_dir, "ids", tmp_path / "good"), copy_of(data_dir, "semantic", tmp_path / "bad")
     page, listed = tmp_path / "page.html", tmp_path / "found.json"
-    assert run_tool(monkeypatch, str(good / "dataset.yaml"), "--html", str(page)) == 0
+    assert run(good / "dataset.yaml", "--html", page) == 0
     assert "Training can start" in capsys.readouterr().out
     assert page.read_text().count("<figure>") == IMAGES and "src='http" not in page.read_text()
     image = sorted((bad / "images").iterdir())[2]
     image.write_bytes(b"")
-    assert run_tool(monkeypatch, str(bad / "dataset.yaml"), "--html", str(page), "--json", str(listed)) == 1
+    assert run(bad / "dataset.yaml", "--html", page, "--json", listed) == 1
     said = capsys.readouterr().out
     assert "FATAL: file unreadable (1)" in said and str(image) in said and str(image) in page.read_text()
     (found,) = json.loads(listed.read_text())["bad"]
     assert (found["level"], found["kind"], found["file"]) == ("fatal", "file unreadable", str(image))
-    assert run_tool(monkeypatch, "pedestrian_train", "--html", str(page)) == 2
-    assert run_tool(monkeypatch, "--html", str(page)) == 2
+    assert run("pedestrian_train", "--html", page) == 2 and run("--html", page) == 2
 
 
 def test_histograms_count_all_objects(data_dir: Path, tmp_path: Path) -> None:

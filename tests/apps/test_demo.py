@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
@@ -20,35 +19,19 @@ from dformer.apps.demo.inputs import find_inputs, output_files
 from dformer.utils.errors import UserError
 from dformer.visualize import enlargement
 from dformer.visualize.files import VideoReader, VideoWriter
-from tests import load_script
-from tests.d2.tiny import tiny_cfg
+from tests import run_script
+from tests.d2.tiny import random_model
 
 RANDOM = np.random.default_rng(0)
 SHAPES = {"disc", "square", "triangle", "star", "grass", "water", "brick"}
 
 
-def random_model(file: Path, meta_architecture: str):
-    """Return the config of a tiny model whose queries all detect something, and write its checkpoint to `file`."""
-    cfg = tiny_cfg(meta_architecture)
-    cfg.MODEL.WEIGHTS = str(file)
-    cfg.TEST.OBJECT_THRESHOLD = cfg.TEST.OVERLAP_THRESHOLD = 0.0
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    model.head.mask_decoder.class_embed.bias.data[-1] = -10
-    torch.save({"model": model.state_dict(), "config": cfg.dump()}, file)
-    return cfg
-
-
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory):
-    return random_model(tmp_path_factory.mktemp("weights") / "model.pth", "DFormer")
+    return random_model(tmp_path_factory.mktemp("weights") / "model.pth")
 
 
-def run(monkeypatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["demo.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        load_script("tools/demo.py").main()
-    return caught.value.code
+run = partial(run_script, "tools/demo.py")
 
 
 def save_image(file: Path, height: int = 48, width: int = 80, mode: str = "RGB", **options) -> Path:
@@ -134,7 +117,7 @@ def test_large_images_are_drawn_smaller_and_their_segments_are_not(cfg, tmp_path
     assert sum(segment["area"] for segment in record["segments"]) == pytest.approx(1800 * 2700, rel=0.01)
 
 
-def test_unreadable_files_are_named_and_skipped(monkeypatch, cfg, tmp_path, capsys):
+def test_unreadable_files_are_named_and_skipped(cfg, tmp_path, capsys):
     save_image(tmp_path / "good.jpg")
     (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "cut.png").write_bytes(save_image(tmp_path / "whole.png").read_bytes()[:2000])
@@ -143,7 +126,7 @@ def test_unreadable_files_are_named_and_skipped(monkeypatch, cfg, tmp_path, caps
     (tmp_path / "cut.avi").write_bytes(save_video(tmp_path / "whole.avi", 40).read_bytes()[:9000])
     names = ["good.jpg", "text.jpg", "cut.png", "empty.bmp", "text.mp4", "cut.avi", "missing.jpg", "none*.jpg"]
     inputs = [tmp_path / name for name in names]
-    assert run(monkeypatch, "--weights", cfg.MODEL.WEIGHTS, "--output", tmp_path / "out", "--input", *inputs) == 1
+    assert run("--weights", cfg.MODEL.WEIGHTS, "--output", tmp_path / "out", "--input", *inputs) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
     assert all(any(name in line for line in errors) for name in names[1:]) and len(errors) == len(names) - 1
     assert "good.png" in [record["picture"] for record in records(tmp_path / "out")]
@@ -166,43 +149,44 @@ def test_unreadable_files_are_named_and_skipped(monkeypatch, cfg, tmp_path, caps
         (["--input"], "--input"),
     ],
 )
-def test_wrong_arguments_are_named(monkeypatch, cfg, tmp_path, capsys, arguments, named):
+def test_wrong_arguments_are_named(cfg, tmp_path, capsys, arguments, named):
     image = save_image(tmp_path / "a.jpg")
     usual = ["--weights", cfg.MODEL.WEIGHTS, "--output", tmp_path / "out", "--input", image]
-    assert run(monkeypatch, *usual, *arguments) == 2
+    assert run(*usual, *arguments) == 2
     assert named in capsys.readouterr().err
 
 
-def test_weights_without_a_config_need_a_config_file(monkeypatch, cfg, tmp_path, capsys):
+def test_weights_without_a_config_need_a_config_file(cfg, tmp_path, capsys):
     torch.save({"model": torch.load(cfg.MODEL.WEIGHTS)["model"]}, tmp_path / "bare.pth")
     (tmp_path / "tiny.yaml").write_text(cfg.dump())
     usual = ["--input", save_image(tmp_path / "a.jpg"), "--output", tmp_path / "out"]
-    assert run(monkeypatch, *usual, "--weights", tmp_path / "bare.pth", "--config-file", tmp_path / "tiny.yaml") == 0
-    assert run(monkeypatch, *usual, "--weights", tmp_path / "bare.pth") == 2
+    assert run(*usual, "--weights", tmp_path / "bare.pth", "--config-file", tmp_path / "tiny.yaml") == 0
+    assert run(*usual, "--weights", tmp_path / "bare.pth") == 2
     assert "bare.pth" in capsys.readouterr().err
-    assert run(monkeypatch, *usual) == 2
+    assert run(*usual) == 2
     assert "--weights" in capsys.readouterr().err
 
 
-def test_the_seed_and_the_steps(monkeypatch, cfg, tmp_path):
+def test_the_seed_and_the_steps(cfg, tmp_path):
     image = save_image(tmp_path / "a.jpg")
     found = []
     for name, seed, steps in [("one", 1, 1), ("again", 1, 1), ("two", 2, 1), ("steps", 1, 2)]:
         arguments = ["--output", tmp_path / name, "--seed", seed, "--steps", steps, "--threshold", 0]
-        assert run(monkeypatch, "--weights", cfg.MODEL.WEIGHTS, "--input", image, *arguments) == 0
+        assert run("--weights", cfg.MODEL.WEIGHTS, "--input", image, *arguments) == 0
         found.append(records(tmp_path / name))
     assert found[0] == found[1] and found[0] != found[2] and found[0] != found[3]
     assert json.loads((tmp_path / "one/segments.json").read_text())["weights"] == cfg.MODEL.WEIGHTS
 
 
-def test_same_names_do_not_overwrite_each_other_nor_the_inputs(cfg, tmp_path):
-    files = [save_image(tmp_path / name) for name in ("one/a.jpg", "two/a.jpg", "two/A.png", "out/a.png")]
-    original = files[-1].read_bytes()
-    assert segment_files(cfg, [str(file) for file in files], tmp_path / "out") == []
-    pictures = {record["picture"].casefold() for record in records(tmp_path / "out")}
-    assert files[-1].read_bytes() == original and "a.png" not in pictures and len(pictures) == 4
-    files = [Path("x/a.jpg"), Path("y/a.jpg"), Path("z/a-2.jpg")]
-    assert [file.name for file in output_files(files, Path("out"))] == ["a.png", "a-2.png", "a-2-2.png"]
+@pytest.mark.parametrize(
+    ("files", "results"),
+    [
+        (["x/a.jpg", "y/a.jpg", "z/a-2.jpg"], ["a.png", "a-2.png", "a-2-2.png"]),
+        (["x/a.jpg", "y/A.png", "out/a.png"], ["a-2.png", "A-3.png", "a-4.png"]),
+    ],
+)
+def test_results_overwrite_neither_each_other_nor_the_inputs(files, results):
+    assert [file.name for file in output_files([Path(file) for file in files], Path("out"))] == results
 
 
 def test_inputs_may_be_files_folders_and_patterns(tmp_path):
@@ -264,7 +248,7 @@ def test_ctrl_c_ends_a_camera_and_leaves_whole_files(cfg, tmp_path, monkeypatch)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what runs in the background
     arguments = ["--input", save_image(tmp_path / "a.png"), "--camera", 2, "--every", 3, "--batch", 3, "--coco"]
     try:
-        assert run(monkeypatch, "--weights", cfg.MODEL.WEIGHTS, *arguments, "--output", out) == 130
+        assert run("--weights", cfg.MODEL.WEIGHTS, *arguments, "--output", out) == 130
     finally:
         signal.signal(signal.SIGINT, before)
     assert sorted(os.listdir(out)) == ["a.png", "camera-2.mp4", "coco.json", "segments.json"]
@@ -284,11 +268,11 @@ def test_an_error_leaves_no_unfinished_files(cfg, tmp_path):
         segment_files(cfg, [str(tmp_path)], save_image(tmp_path / "a.png"))
 
 
-def test_two_models_side_by_side(cfg, monkeypatch, tmp_path):
+def test_two_models_side_by_side(cfg, tmp_path):
     other = random_model(tmp_path / "other.pth", "Mask2Former").MODEL.WEIGHTS
     video, image, out = save_video(tmp_path / "a.mp4", 3), save_image(tmp_path / "a.png"), tmp_path / "out"
     arguments = ["--weights", cfg.MODEL.WEIGHTS, "--compare", other, "--input", video, image, "--coco"]
-    assert run(monkeypatch, *arguments, "--output", out) == 0
+    assert run(*arguments, "--output", out) == 0
     assert len(COCO(out / "coco.json").imgs) == 4, "of the first model"
     first, second = (json.loads((out / f"{name}.json").read_text()) for name in ("segments", "compared"))
     assert (first["weights"], second["weights"]) == (cfg.MODEL.WEIGHTS, other)

@@ -1,43 +1,29 @@
 """What is shown of the diffusion is what happens in the model."""
 
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
 from PIL import Image
 
 from dformer.apps.diffusion_figures import TIMES, annotated_objects, default_times, follow_denoising, noised
 from dformer.d2.data import register_shapes
 from dformer.d2.engine.predictor import Predictor
 from dformer.visualize.files import VideoReader
-from tests import load_script
-from tests.d2.tiny import tiny_cfg
+from tests import load_script, run_script
+from tests.d2.tiny import random_model
 
 shapes_script = load_script("datasets/shapes.py")
-tool = load_script("tools/visualize_diffusion.py")
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (90, 128, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory) -> Predictor:
-    return Predictor(trained(tmp_path_factory.mktemp("weights")))
-
-
-def trained(folder, meta_architecture: str = "DFormer"):
-    cfg = tiny_cfg(meta_architecture)
-    cfg.TEST.TASKS = ("panoptic",)
-    cfg.TEST.OBJECT_THRESHOLD = cfg.TEST.OVERLAP_THRESHOLD = 0.0
+    cfg = random_model(tmp_path_factory.mktemp("weights") / "model.pth")
     cfg.DIFFUSION.SAMPLING_STEPS = 3
-    cfg.MODEL.WEIGHTS = str(folder / f"{meta_architecture}.pth")
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    model.head.mask_decoder.class_embed.bias.data[-1] = -10  # no query finds nothing
-    torch.save({"model": model.state_dict(), "config": cfg.dump()}, cfg.MODEL.WEIGHTS)
-    return cfg
+    return Predictor(cfg)
 
 
 @pytest.fixture(scope="module")
@@ -103,42 +89,36 @@ def test_the_largest_objects_are_shown(shapes):
     assert everything.masks.any(axis=0).mean() > 0.9 and (everything.masks.sum(axis=0) <= 1).all()
 
 
-def run(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["visualize_diffusion.py", *arguments])
-    try:
-        tool.main()
-    except SystemExit as end:
-        return end.code
-    return 0
+run = partial(run_script, "tools/visualize_diffusion.py")
 
 
-def test_the_tool_writes_what_the_suffix_says(monkeypatch, shapes, tmp_path):
-    weights = trained(tmp_path).MODEL.WEIGHTS
+def test_the_tool_writes_what_the_suffix_says(shapes, tmp_path):
+    weights = random_model(tmp_path / "model.pth").MODEL.WEIGHTS
     Image.fromarray(IMAGE).save(tmp_path / "a.png")
-    outputs = [str(tmp_path / f"steps.{suffix}") for suffix in ("png", "webp", "gif", "mp4")]
-    image = ["--weights", weights, "--input", str(tmp_path / "a.png"), "--steps", "2", "--masks", "3"]
-    assert run(monkeypatch, *image, "--output", *outputs) == 0
+    outputs = [tmp_path / f"steps.{suffix}" for suffix in ("png", "webp", "gif", "mp4")]
+    image = ["--weights", weights, "--input", tmp_path / "a.png", "--steps", "2", "--masks", "3"]
+    assert run(*image, "--output", *outputs) == 0
     assert Image.open(outputs[0]).size == Image.open(outputs[1]).size
     with Image.open(outputs[2]) as gif, VideoReader(outputs[3]) as video:
         assert gif.n_frames == len(list(video)) == 2 * 2
     data = ["--weights", weights, "--dataset", shapes, "--index", "1"]
-    assert run(monkeypatch, *data, "--times", "0", "30", "999", "--output", str(tmp_path / "noise.gif")) == 0
+    assert run(*data, "--times", "0", "30", "999", "--output", tmp_path / "noise.gif") == 0
     with Image.open(tmp_path / "noise.gif") as gif:
         assert gif.n_frames == 3
-    assert run(monkeypatch, *data, "--output", str(tmp_path / "data.png")) == 0 and (tmp_path / "data.png").exists()
+    assert run(*data, "--output", tmp_path / "data.png") == 0 and (tmp_path / "data.png").exists()
 
 
-def test_what_cannot_be_shown_is_refused(monkeypatch, tmp_path, capsys, shapes):
-    weights = trained(tmp_path).MODEL.WEIGHTS
-    out = str(tmp_path / "a.png")
+def test_what_cannot_be_shown_is_refused(tmp_path, capsys, shapes):
+    weights, other = (random_model(tmp_path / f"{m}.pth", m).MODEL.WEIGHTS for m in ("DFormer", "Mask2Former"))
+    out = tmp_path / "a.png"
     Image.fromarray(IMAGE).save(out)
     for arguments, name in [
-        (["--weights", trained(tmp_path, "Mask2Former").MODEL.WEIGHTS, "--input", out], "Mask2Former"),
+        (["--weights", other, "--input", out], "Mask2Former"),
         (["--weights", weights, "--input", out, "--times"], "--dataset"),
         (["--weights", weights, "--dataset", shapes, "--index", "2"], "--index 2"),
         (["--weights", weights, "--dataset", shapes, "--times", "-1"], "DIFFUSION.TIMESTEPS"),
-        (["--weights", weights, "--input", out, "--output", str(tmp_path / "a.tga")], "a.tga"),
+        (["--weights", weights, "--input", out, "--output", tmp_path / "a.tga"], "a.tga"),
         (["--weights", weights, "--input", out, "--masks", "0"], "--masks"),
     ]:
-        assert run(monkeypatch, *arguments, *([] if "--output" in arguments else ["--output", out])) == 2
+        assert run(*arguments, *([] if "--output" in arguments else ["--output", out])) == 2
         assert name in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """The report of saved predictions: its numbers by hand, and against panopticapi's on real annotations."""
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 
 from dformer.apps.report import analysis, read_run
 from dformer.d2.config import get_cfg
-from tests import load_script
+from tests import run_script
 from tests.d2.evaluation.oracle import (
     CAT,
     DOG,
@@ -30,7 +29,6 @@ from tests.d2.evaluation.oracle import (
     write_dataset,
 )
 
-cli = load_script("tools/analyze.py")
 pytestmark = pytest.mark.usefixtures("empty_catalogs")
 
 TRUE_CAT, TRUE_DOG, LOST_CAT = block(CAT, 0, 0), block(DOG, 0, 10), block(CAT, 0, 0)
@@ -124,15 +122,14 @@ def test_tasks_alone(animals, tmp_path, task, best):
         assert not found.calibrations and not found.by_size
 
 
-def test_a_page_of_two_runs(animals, tmp_path, monkeypatch):
+def test_a_page_of_two_runs(animals, tmp_path):
     first = write_run(tmp_path / "first", "animals", predicted(animals))
     perfect = [(image, perfect_output(truth, SIZE, 4)) for image, truth in zip(animals, TRUTH, strict=True)]
     write_run(tmp_path / "second", "animals", perfect, steps=4)
     curve = ['{"iteration": 19, "total_loss": 9.5, "lr": 0.1}', '{"iteration": 39, "total_loss": 7.5, "lr": 0.1}']
     (tmp_path / "first" / "metrics.json").write_text("\n".join([*curve, '{"iteration": 59, "tot']))
-    runs = [str(tmp_path / "first"), "--compare", str(tmp_path / "second" / "inference")]
-    monkeypatch.setattr(sys, "argv", ["analyze.py", *runs, "--output", str(tmp_path / "report.html")])
-    cli.main()
+    runs = [tmp_path / "first", "--compare", tmp_path / "second" / "inference"]
+    assert run_script("tools/analyze.py", *runs, "--output", tmp_path / "report.html") == 0
     page = (tmp_path / "report.html").read_text()
     pq = first["panoptic_seg"]["PQ"]
     assert f"<td>PQ (panoptic)</td><td>{pq:.1f}</td><td>100.0</td><td>{100 - pq:+.1f}</td>" in page
@@ -161,7 +158,5 @@ def test_errors_name_their_cause(animals, tmp_path, monkeypatch, capsys, argumen
     write_run(Path("run"), "animals", predicted(animals))
     register("plants", tmp_path / "data")
     write_run(Path("other"), "plants", predicted(animals))
-    monkeypatch.setattr(sys, "argv", ["analyze.py", *arguments])
-    with pytest.raises(SystemExit, match="2"):
-        cli.main()
+    assert run_script("tools/analyze.py", *arguments) == 2
     assert re.search(named, capsys.readouterr().err)

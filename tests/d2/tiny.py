@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
@@ -58,6 +59,18 @@ def tiny_cfg(meta_architecture: str = "DFormer") -> CfgNode:
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SOLVER.IMS_PER_BATCH = 2
     cfg.SEED = 3
+    return cfg
+
+
+def random_model(file: Path, meta_architecture: str = "DFormer") -> CfgNode:
+    """Return the config of a tiny model whose queries all detect something, and write its checkpoint to `file`."""
+    cfg = tiny_cfg(meta_architecture)
+    cfg.MODEL.WEIGHTS = str(file)
+    cfg.TEST.OBJECT_THRESHOLD = cfg.TEST.OVERLAP_THRESHOLD = 0.0
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    model.head.mask_decoder.class_embed.bias.data[-1] = -10
+    torch.save({"model": model.state_dict(), "config": cfg.dump()}, file)
     return cfg
 
 
