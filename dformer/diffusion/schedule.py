@@ -61,21 +61,16 @@ def table_schedule(alpha_bar: Tensor) -> Schedule:
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar_t: Tensor) -> Tensor:
     """Return x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) (DFormer, Eq. 1).
 
-    Args:
-        x0: signal (B, ...).
-        noise: standard normal, of the same shape.
-        alpha_bar_t: (B,), or a scalar for all.
+    `x0` and the standard normal `noise` are (B, ...), `alpha_bar_t` is (B,) or a scalar for all.
     """
     a, s = signal_and_noise_rates(alpha_bar_t, x0)
     return a * x0 + s * noise
 
 
 def signal_and_noise_rates(alpha_bar_t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) in the dtype of `x`, shaped to multiply it.
+    """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), (B,) or scalars, as `broadcast_to` does for `x` (B, ...).
 
-    Args:
-        alpha_bar_t: (B,) or a scalar, on the device of `x`; float64 keeps 1 - alpha_bar_t exact near the signal.
-        x: (B, ...).
+    In float64, 1 - alpha_bar_t is exact near the signal.
     """
     return broadcast_to(alpha_bar_t.sqrt(), x), broadcast_to((1 - alpha_bar_t).sqrt(), x)
 

@@ -149,14 +149,10 @@ class Instances:
 
 def boxes_of(masks: Tensor) -> Tensor:
     """Return the tightest boxes (n, 4) float32, x0 y0 x1 y1, of masks (n, H, W) bool; empty masks give zeros."""
-    ends = []
+    lows, highs = [], []
     for dim in (1, 2):  # is any pixel set in a column, in a row
         occupied = masks.any(dim)
-        size = occupied.shape[1]
-        index = torch.arange(size, device=masks.device)
-        low = torch.where(occupied, index, size).amin(1) if size else index.new_zeros(len(masks))
-        high = torch.where(occupied, index + 1, 0).amax(1) if size else index.new_zeros(len(masks))
-        ends.append((low, high))
-    (x0, x1), (y0, y1) = ends
-    boxes = torch.stack([x0, y0, x1, y1], dim=1).float()
-    return boxes * masks.flatten(1).any(1)[:, None]
+        index = torch.arange(occupied.shape[1], device=masks.device)
+        lows.append(torch.where(occupied, index, len(index)).amin(1))
+        highs.append(torch.where(occupied, index + 1, 0).amax(1))
+    return torch.stack(lows + highs, dim=1).float() * masks.flatten(1).any(1)[:, None]

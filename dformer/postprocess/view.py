@@ -26,11 +26,7 @@ class View(NamedTuple):
     size: Size
 
     def resize(self, maps: Tensor, mode: str = "nearest") -> Tensor:
-        """Resize maps (N, h, w) over the canvas to the canvas, cut them to the image, and resize them to the result.
-
-        Returns:
-            (N, H, W) float32.
-        """
+        """Resize maps (N, h, w) to the canvas, cut them to the image, and return them at the result's size, float32."""
         whole = F.interpolate(maps[None].float(), self.canvas, mode=mode)
         return F.interpolate(whole[..., : self.image[0], : self.image[1]], self.size, mode=mode)[0]
 
@@ -43,35 +39,26 @@ def resized_strips(masks: Tensor, view: View, max_elements: int | None = None) -
     canvas, image, size = view
     max_elements = max_elements or MAX_ELEMENTS.get(masks.device.type, 2**21)
     height = max(1, max_elements // max(1, len(masks) * size[1]))
-    to_canvas, to_size = RowWeights.between(masks.shape[1], canvas[0]), RowWeights.between(image[0], size[0])
+    to_canvas, to_size = _row_weights(masks.shape[1], canvas[0]), _row_weights(image[0], size[0])
     for top in range(0, size[0], height):
         rows = slice(top, min(top + height, size[0]))
-        wanted = to_size[rows]
-        seen = slice(int(wanted.low[0]), int(wanted.high[-1]) + 1)  # rows of the canvas
-        strip = wanted.apply(to_canvas[seen].apply(masks), first=seen.start)  # (N, R, w)
+        low, high, weight = (x[rows] for x in to_size)
+        first, last = int(low[0]), int(high[-1])  # rows of the canvas
+        part = _lerp_rows(masks, *(x[first : last + 1] for x in to_canvas))
+        strip = _lerp_rows(part, low - first, high - first, weight)  # (N, R, w)
         yield rows, _widen(_widen(strip, canvas[1])[..., : image[1]], size[1])
 
 
-class RowWeights:
-    """Interpolate rows of a map: (1 - weight) x row `low` + weight x row `high`, each (R,)."""
+def _row_weights(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, for each of `target` rows, the two rows of `source` to interpolate and the weight of the second."""
+    place = ((torch.arange(target) + 0.5) * (source / target) - 0.5).clamp(min=0)
+    low = place.long().clamp(max=source - 1)
+    return low, (low + 1).clamp(max=source - 1), place - low
 
-    def __init__(self, low: Tensor, high: Tensor, weight: Tensor) -> None:
-        self.low, self.high, self.weight = low, high, weight
 
-    @classmethod
-    def between(cls, source: int, target: int) -> "RowWeights":
-        """Return the weights that resize a map of `source` rows to `target` rows bilinearly."""
-        place = ((torch.arange(target) + 0.5) * (source / target) - 0.5).clamp(min=0)
-        low = place.long().clamp(max=source - 1)
-        return cls(low, (low + 1).clamp(max=source - 1), place - low)
-
-    def __getitem__(self, rows: slice) -> "RowWeights":
-        return RowWeights(self.low[rows], self.high[rows], self.weight[rows])
-
-    def apply(self, maps: Tensor, first: int = 0) -> Tensor:
-        """Return these rows of maps (N, h, w) whose first row is row `first`: (N, R, w)."""
-        low, high, weight = (x.to(maps.device) for x in (self.low - first, self.high - first, self.weight))
-        return torch.lerp(maps[:, low], maps[:, high], weight.to(maps.dtype)[:, None])
+def _lerp_rows(maps: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
+    low, high, weight = (x.to(maps.device) for x in (low, high, weight))
+    return torch.lerp(maps[:, low], maps[:, high], weight.to(maps.dtype)[:, None])
 
 
 def _widen(strip: Tensor, width: int) -> Tensor:

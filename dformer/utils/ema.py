@@ -10,11 +10,7 @@ from torch import Tensor, nn
 class MovingAverage:
     """Average the weights of a model: a <- decay a + (1 - decay) w after each step.
 
-    w are parameters and floating-point buffers; other buffers (counts) are copied.
-
-    Args:
-        model: its current state dict is the first average.
-        decay: in [0, 1).
+    w are parameters and floating-point buffers; other buffers (counts) are copied. The first average is the model.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -45,15 +41,10 @@ class MovingAverage:
             model.load_state_dict(own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the averaged weights by the model's names."""
         return self.weights
 
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
-        """Restore averaged weights, with the names and shapes of the model's.
-
-        Raises:
-            ValueError: the names differ; they are listed.
-        """
+        """Restore averaged weights; a ValueError lists the names that differ from the model's."""
         if weights.keys() != self.weights.keys():
             raise ValueError(f"averaged weights do not fit the model: {weights.keys() ^ self.weights.keys()}")
         for name, tensor in weights.items():

@@ -2,7 +2,9 @@
 
 import importlib.util
 import platform
+import re
 import subprocess
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -43,20 +45,15 @@ def git_state() -> dict[str, str]:
     if not (folder / ".git").exists():
         return {}
     questions = {"commit": ("rev-parse", "HEAD"), "status": ("status", "--short")}
+    run = partial(subprocess.run, capture_output=True, text=True, timeout=10, check=True)
     try:
-        return {key: _git(folder, *words) for key, words in questions.items()}
+        return {key: run(["git", "-C", folder, *words]).stdout.strip() for key, words in questions.items()}
     except (OSError, subprocess.SubprocessError):
         return {}
 
 
-def _git(folder: Path, *words: str) -> str:
-    git = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True)
-    return git.stdout.strip()
-
-
 def cpu_model() -> str:
-    try:
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+    """Return the name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()

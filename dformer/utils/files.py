@@ -23,9 +23,6 @@ def atomic_write(path: str | Path, keep_interrupted: bool = False) -> Iterator[P
     Args:
         path: the temporary path has the same suffix.
         keep_interrupted: also rename after KeyboardInterrupt, for files that are valid at any time.
-
-    Raises:
-        UserError: it cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f"{PARTIAL}{path.name}")
@@ -41,8 +38,7 @@ def atomic_write(path: str | Path, keep_interrupted: bool = False) -> Iterator[P
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # as torch's writer raises it
         if not isinstance(cause, OSError):
             raise
-        reason = cause.strerror or cause
-        raise UserError(f"{path} cannot be written: {reason}") from error
+        raise UserError(f"{path} cannot be written: {cause.strerror or cause}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -73,11 +69,7 @@ def remove_partial(folder: str | Path) -> None:
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
-    """Write `content` as JSON atomically; create missing parent folders.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write `content` as JSON atomically; create missing parent folders."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
@@ -85,24 +77,13 @@ def write_json(path: str | Path, content: Any, indent: int | None = None) -> Non
 
 
 def read_json(path: str | Path, remedy: str = "") -> Any:
-    """Read a JSON file and return its content.
-
-    Args:
-        remedy: what to do about a bad file; ends the error's message.
-
-    Raises:
-        UserError: it is missing, not JSON, or too large or deep.
-    """
+    """Read a JSON file and return its content; a `UserError` says why it cannot be read, and `remedy` what to do."""
     path = Path(path)
     try:
         if path.stat().st_size > MAX_JSON:
-            raise UserError(f"{path} is too large: at most {MAX_JSON >> 30} GiB of JSON are read")
+            raise ValueError(f"it is larger than {MAX_JSON >> 30} GiB")
         return json.loads(path.read_text())
-    except UserError:
-        raise
-    except RecursionError as error:
-        raise UserError(f"{path} cannot be read: its lists are nested too deeply") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of lists that are nested too deeply
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{path} cannot be read as JSON: {reason}{f'; {remedy}' if remedy else ''}") from error
 

@@ -16,7 +16,6 @@ def keep_pages() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it when it first allocates
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt") and not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
-        libc.mallopt(M_MMAP_THRESHOLD, 64 * MIB) or libc.mallopt(
-            M_MMAP_THRESHOLD, 32 * MIB
-        )  # the maximum of older ones
+        # 32 MiB is the maximum of older ones.
+        libc.mallopt(M_MMAP_THRESHOLD, 64 * MIB) or libc.mallopt(M_MMAP_THRESHOLD, 32 * MIB)
         libc.mallopt(M_TRIM_THRESHOLD, 256 * MIB)

@@ -26,13 +26,10 @@ def parallel_map(
     """Compute `[function(item) for item in items]` in several processes.
 
     Args:
-        function: any callable.
+        function: any callable; an exception that it raises is raised here.
         items: its arguments; they and the results must be picklable.
         what: printed before the progress bar; None: no bar.
         workers: number of processes; by default as many as there are cores. 0 and 1: this process.
-
-    Raises:
-        Exception: the first that `function` raises.
     """
     bar = partial(tqdm, total=len(items), desc=what, unit="image", disable=what is None)
     workers = min(len(os.sched_getaffinity(0)) if workers is None else workers, len(items))

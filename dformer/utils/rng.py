@@ -35,14 +35,13 @@ def seed_all(*keys: int | str) -> None:
 @contextmanager
 def seeded(*keys: int | str) -> Iterator[None]:
     """Seed the global CPU generators of Python, NumPy and torch by `keys` within this context; restore them after."""
-    number = seed(*keys)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(number)
-    np.random.seed(number % 2**32)
-    torch.default_generator.manual_seed(number)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=()):
+        random.seed(seed(*keys))
+        np.random.seed(seed(*keys) % 2**32)
+        torch.default_generator.manual_seed(seed(*keys))
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -3,7 +3,6 @@
 Keys of Detectron2 keep their meaning: `MODEL.RESNETS`, `DATASETS`, `DATALOADER`, `SOLVER`, `INPUT.MIN_SIZE_TEST`, ...
 """
 
-import math
 from collections.abc import Callable
 
 from detectron2.config import CfgNode as CN
@@ -15,8 +14,8 @@ _registered: list[Callable[[CN], None]] = []
 def register_keys(function: Callable[[CN], None]) -> Callable[[CN], None]:
     """Register a function that adds a meta-architecture's own keys to each cfg of `get_cfg`, and return it.
 
-    Use it as a decorator in the module that registers the meta-architecture, which has to be imported before `get_cfg`
-    is called. dformer's keys are already in the cfg::
+    Use it as a decorator in the module that registers the meta-architecture, imported before `get_cfg` is called. The
+    cfg already has dformer's keys::
 
         @register_keys
         def add_keys(cfg: CfgNode) -> None:
@@ -164,50 +163,31 @@ def add_dformer_config(cfg: CN) -> None:
         add_keys(cfg)
 
 
-# Ranges of numbers; the upper ends are far beyond any use.
+# Ranges of the numbers that would otherwise fail late, obscurely or by taking all memory.
 RANGES: dict[str, tuple[float, float]] = {
     "MODEL.NUM_CLASSES": (0, 100_000),
     "MODEL.SIZE_DIVISIBILITY": (1, 1024),
     "MODEL.PIXEL_DECODER.CONV_DIM": (32, 8192),
-    "MODEL.PIXEL_DECODER.MASK_DIM": (1, 8192),
     "MODEL.PIXEL_DECODER.NUM_LAYERS": (0, 100),
     "MODEL.PIXEL_DECODER.NUM_HEADS": (1, 256),
-    "MODEL.PIXEL_DECODER.NUM_POINTS": (1, 64),
-    "MODEL.PIXEL_DECODER.FFN_DIM": (1, 65536),
     "MODEL.MASK_DECODER.NUM_QUERIES": (1, 10_000),
     "MODEL.MASK_DECODER.HIDDEN_DIM": (2, 8192),
     "MODEL.MASK_DECODER.NUM_HEADS": (1, 256),
-    "MODEL.MASK_DECODER.FFN_DIM": (1, 65536),
     "MODEL.MASK_DECODER.NUM_LAYERS": (1, 100),
-    "MODEL.CRITERION.CLASS_WEIGHT": (0, 1e6),
-    "MODEL.CRITERION.MASK_WEIGHT": (0, 1e6),
-    "MODEL.CRITERION.DICE_WEIGHT": (0, 1e6),
-    "MODEL.CRITERION.NO_OBJECT_WEIGHT": (0, 1e6),
     "MODEL.CRITERION.NUM_POINTS": (1, 10_000_000),
     "MODEL.CRITERION.OVERSAMPLE_RATIO": (1, 100),
     "MODEL.CRITERION.IMPORTANCE_SAMPLE_RATIO": (0, 1),
     "DIFFUSION.TIMESTEPS": (1, 1_000_000),
     "DIFFUSION.SIGNAL_SCALE": (1e-6, 1e6),
     "DIFFUSION.MASK_STRIDE": (1, 64),
-    "DIFFUSION.SAMPLING_STEPS": (1, 1_000_000),
     "DIFFUSION.ETA": (0, 1),
-    "DATASETS.CHECK_IMAGES": (0, math.inf),
-    "DATALOADER.NUM_WORKERS": (0, 1024),
-    "DATALOADER.MAX_UNREADABLE": (0, math.inf),
     "INPUT.IMAGE_SIZE": (1, 16384),
     "INPUT.MIN_SCALE": (1e-3, 100),
     "INPUT.MAX_SCALE": (1e-3, 100),
-    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": (0, 1),
     "SOLVER.IMS_PER_BATCH": (1, 1_000_000),
     "SOLVER.MAX_ITER": (0, 1e12),
-    "SOLVER.BASE_LR": (0, 1e6),
-    "SOLVER.WEIGHT_DECAY": (0, 1e6),
-    "SOLVER.BACKBONE_MULTIPLIER": (0, 1e6),
-    "SOLVER.WARMUP_ITERS": (0, 1e12),
     "SOLVER.CHECKPOINT_PERIOD": (1, 1e12),
     "TEST.OBJECT_THRESHOLD": (0, 1),
     "TEST.OVERLAP_THRESHOLD": (0, 1),
     "TEST.DETECTIONS_PER_IMAGE": (1, 1_000_000),
-    "TEST.EVAL_PERIOD": (0, 1e12),
-    "VIS_PERIOD": (0, 1e12),
 }

@@ -9,11 +9,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """Return the type of mixed precision; None without it.
-
-    Raises:
-        UserError: SOLVER.AMP.DTYPE is none of `DTYPES`.
-    """
+    """Return the type of mixed precision; None without it."""
     amp = cfg.SOLVER.AMP
     if amp.ENABLED and amp.DTYPE not in DTYPES:
         raise UserError(f'SOLVER.AMP.DTYPE is "{amp.DTYPE}", expected one of {", ".join(DTYPES)}')

@@ -36,48 +36,33 @@ def merge_config(cfg: CN, config_file: str | None, opts: list[str]) -> None:
         cfg.merge_from_list(opts)
     except Exception as error:
         raise UserError(_explain(cfg, error)) from error
-    check_values(cfg)
+    _check_values(cfg)
 
 
 def merge_text(cfg: CN, text: str, where: str) -> None:
-    """Merge YAML, such as the config in a checkpoint, into `cfg`.
-
-    Raises:
-        UserError: as `merge_config`; `where` is named.
-    """
+    """Merge YAML, such as the config in a checkpoint, into `cfg`; errors as of `merge_config`, which name `where`."""
     content = read_yaml(text, where)
     try:
         cfg.merge_from_other_cfg(CN(content))
     except Exception as error:
         raise UserError(f"{where}: {_explain(cfg, error)}") from error
-    check_values(cfg)
+    _check_values(cfg)
 
 
-def check_values(cfg: CN) -> None:
-    """Check the numbers of RANGES, and widths against numbers of heads.
-
-    Raises:
-        UserError: a number is out of its range, or a width is no multiple of the heads; the key is named.
-    """
+def _check_values(cfg: CN) -> None:
+    """Check the numbers of RANGES, and widths against numbers of heads."""
     for key, (low, high) in RANGES.items():
         value = reduce(getitem, key.split("."), cfg)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise UserError(f"{key} is {value!r}, expected a number in {low:g}..{high:g}")
-    decoder, pixels = cfg.MODEL.MASK_DECODER, cfg.MODEL.PIXEL_DECODER
-    for name, width, heads in (
-        ("MODEL.MASK_DECODER.HIDDEN_DIM", decoder.HIDDEN_DIM, decoder.NUM_HEADS),
-        ("MODEL.PIXEL_DECODER.CONV_DIM", pixels.CONV_DIM, pixels.NUM_HEADS),
-    ):
-        if width % heads:
-            raise UserError(f"{name} is {width}, no multiple of its NUM_HEADS, {heads}")
+    for decoder, width in (("MASK_DECODER", "HIDDEN_DIM"), ("PIXEL_DECODER", "CONV_DIM")):
+        node = cfg.MODEL[decoder]
+        if node[width] % node.NUM_HEADS:
+            raise UserError(f"MODEL.{decoder}.{width} is {node[width]}, no multiple of its NUM_HEADS, {node.NUM_HEADS}")
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """Parse YAML with the safe loader and return plain values.
-
-    Raises:
-        UserError: it is not YAML; `where` is named.
-    """
+    """Parse YAML with the safe loader and return plain values; a `UserError` names `where` if it is not YAML."""
     try:
         return yaml.safe_load(text)
     except Exception as error:  # also what constructors of dates or numbers raise

@@ -13,27 +13,21 @@ from dformer.utils.processes import SIGNALS
 
 RESUME_ME = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again later"
 
-# Launchers forward to their processes what the terminal or SLURM has already sent to all of them: further signals
-# within so many seconds are taken for copies of the first.
+# Launchers forward what the terminal or SLURM has already sent to all processes: so soon, a signal is the first again.
 SAME_SIGNAL_SECONDS = 1.0
 
 
 class Interruption:
-    """Hold the first signal that arrives within this context; the second one ends the process.
-
-    Attributes:
-        received: name of the signal, None before it arrives.
-    """
+    """Hold the first signal that arrives within this context; the second one ends the process."""
 
     def __init__(self) -> None:
-        self.received: str | None = None
+        self.received: str | None = None  # name of the signal
         self._time = 0.0
         self._exits_immediately = False
-        self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interruption":
         self._process = os.getpid()
-        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self._handlers: dict[int, Any] = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

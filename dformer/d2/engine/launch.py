@@ -46,14 +46,8 @@ def launch(
     Args:
         main: an importable function; in a group, `detectron2.utils.comm` is set up when it runs.
         device: "cuda" (one GPU per process, by local rank) or "cpu".
-        num_processes: processes on this machine.
-        machine_rank: rank of this machine, 0 <= machine_rank < num_machines.
-        dist_url: address of the group, as for `torch.distributed.init_process_group`; "auto" takes a free port of
-            this machine, for one machine only.
+        dist_url: as for `torch.distributed.init_process_group`; "auto", for one machine only, takes a free port.
         timeout: minutes that a process waits in a collective for the others before it fails.
-
-    Raises:
-        UserError: `dist_url` is "auto" for many machines.
     """
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         record(_run)(main, args, device, "env://", timeout)  # `record` passes the traceback of a failure to torchrun
@@ -63,7 +57,8 @@ def launch(
         if dist_url == "auto":
             if num_machines > 1:
                 raise UserError('--dist-url "auto" is for one machine; give all machines the tcp://host:port of one')
-            dist_url = f"tcp://127.0.0.1:{_free_port()}"
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                dist_url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         first_rank, world_size = machine_rank * num_processes, num_machines * num_processes
         _spawn(num_processes, (first_rank, num_processes, world_size, main, args, device, dist_url, timeout))
 
@@ -116,10 +111,9 @@ def _run(main: Callable[..., object], args: tuple[Any, ...], device: str, init_m
             raise UserError(f"MODEL.DEVICE {device}: {local_size} processes need a GPU each, found {found}")
         torch.cuda.set_device(local_rank)
     limit = timedelta(minutes=timeout)
-    backend = "nccl" if is_gpu else "gloo"
     store = _torchrun_store()
-    address: dict[str, Any] = {"store": store} if store else {"init_method": init_method}
-    dist.init_process_group(backend, world_size=world_size, rank=rank, timeout=limit, **address)
+    place: dict[str, Any] = {"store": store} if store else {"init_method": init_method}
+    dist.init_process_group("nccl" if is_gpu else "gloo", world_size=world_size, rank=rank, timeout=limit, **place)
     # As Detectron2's own launcher does; all its versions have this name.
     comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size, timeout=limit)
     warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # at each exchange of objects by Detectron2 0.5
@@ -139,18 +133,15 @@ def raise_once() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if not _is_first(str(error)):
+        key = f"error/{hashlib.sha256(str(error).encode()).hexdigest()}"
+        try:
+            store = _get_default_store() if dist.is_initialized() else _torchrun_store()
+            is_first = store is None or store.add(key, 1) == 1
+        except RuntimeError:  # the process that kept the store has left, after it printed the error
+            is_first = False
+        if not is_first:
             sys.exit(USER_ERROR)
         raise
-
-
-def _is_first(message: str) -> bool:
-    key = f"error/{hashlib.sha256(message.encode()).hexdigest()}"
-    try:
-        store = _get_default_store() if dist.is_initialized() else _torchrun_store()
-        return store is None or store.add(key, 1) == 1
-    except RuntimeError:  # the process that kept the store has left, after it printed the error
-        return False
 
 
 def _torchrun_store() -> dist.Store | None:
@@ -173,9 +164,3 @@ def _leave_group() -> None:
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
     gc.collect()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

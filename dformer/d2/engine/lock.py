@@ -13,19 +13,14 @@ from dformer.utils.files import remove_partial
 
 logger = logging.getLogger(__name__)
 
-LOCK = ".lock"
-
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
     """Lock `folder` for this process, and remove the half-written checkpoints of a run that was killed.
 
-    The lock ends with the process, however that ends.
-
-    Raises:
-        UserError: another process holds it.
+    The lock ends with the process, however that ends. If another process holds it, that is a `UserError`.
     """
-    path = Path(folder) / LOCK
+    path = Path(folder) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:

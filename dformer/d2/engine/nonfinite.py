@@ -1,7 +1,4 @@
-"""Training steps with numbers that are not finite: find where these arise, and save such a step for a replay.
-
-All slow work here (a second run, copies to the host) happens only after a step was found to be nonfinite.
-"""
+"""Training steps with numbers that are not finite: find where these arise, and save such a step for a replay."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -38,10 +35,7 @@ def trace(cfg: CfgNode, model: nn.Module, batch: Sequence[Item]) -> list[str]:
 
     A sentence names the image's own tensors, the first module's output, the losses and gradients that are not finite.
     The model, its gradients and global random states stay the same, except running statistics of norms. In a group, all
-    processes have to call this, with batches of the same size.
-
-    Args:
-        model: in training mode, after its forward with `batch`.
+    processes have to call this, with batches of the same size, after the forward of the model in training mode.
     """
     iteration: Any = model.iteration
     dtype, device = amp_dtype(cfg), torch.device(cfg.MODEL.DEVICE)
@@ -61,15 +55,11 @@ def trace(cfg: CfgNode, model: nn.Module, batch: Sequence[Item]) -> list[str]:
 
 def _trace_image(model: nn.Module, item: Item) -> list[str]:
     found: list[str] = []
-    hooks = []
-    for name, module in model.named_modules():
-        if not any(module.children()):
-            hooks.append(module.register_forward_hook(partial(_check_output, found, name)))
-    try:
-        losses = model([item])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
+    hooks = [module.register_forward_hook(partial(_check_output, found, name)) for name, module in leaves]
+    losses = model([item])
+    for hook in hooks:
+        hook.remove()
     if tensors := _nonfinite({key: value for key, value in item.items() if isinstance(value, Tensor)}):
         found.insert(0, f"its {tensors}")
     if terms := _nonfinite(losses):
@@ -112,11 +102,7 @@ def save_for_replay(cfg: CfgNode, model: nn.Module, batch: Sequence[Item], itera
 
 
 def replay(file: str | os.PathLike[str], device: str) -> list[str]:
-    """Run `trace` on a file of `save_for_replay`, with the weights beside it, and return its sentences.
-
-    Raises:
-        UserError: `file` is not such a file, or the weights are missing or do not fit.
-    """
+    """Run `trace` on a file of `save_for_replay`, with the weights beside it, and return its sentences."""
     path = Path(file)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -16,13 +16,12 @@ from fvcore.common.param_scheduler import (
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from dformer.utils.errors import UserError, did_you_mean
+from dformer.utils.errors import UserError
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 # Embeddings that are bare parameters, by the last part of their name: those of timm's backbones and of our models.
 EMBEDDINGS = {"relative_position_bias_table", "absolute_pos_embed", "pos_embed", "cls_token"}
 EMBEDDINGS |= {"level_embed", "query_embed", "query_feat"}
-SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR")
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
@@ -33,16 +32,14 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
 
     Returns:
         Groups for a `torch.optim.Optimizer`, one per pair of learning rate and weight decay. "params" are pairs (name,
-        parameter), each parameter once; "initial_lr" is what a schedule multiplies.
+        parameter); "initial_lr" is what a schedule multiplies.
     """
     solver = cfg.SOLVER
     groups = defaultdict(list)
-    seen: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            if not parameter.requires_grad or parameter in seen:
+            if not parameter.requires_grad:
                 continue
-            seen.add(parameter)
             lr = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if name.startswith("backbone.") else 1.0)
             decay = solver.WEIGHT_DECAY
             if isinstance(module, NORMS):
@@ -56,11 +53,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer SOLVER.OPTIMIZER, "ADAMW" or "SGD", over `parameter_groups`.
-
-    Raises:
-        UserError: SOLVER.OPTIMIZER or CLIP_GRADIENTS.CLIP_TYPE is unknown.
-    """
+    """Build the optimizer SOLVER.OPTIMIZER, "ADAMW" or "SGD", over `parameter_groups`."""
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE != "full_model":
         raise UserError(f'SOLVER.CLIP_GRADIENTS.CLIP_TYPE is "{clip.CLIP_TYPE}", expected "full_model"')
@@ -94,9 +87,6 @@ def build_schedule(cfg: CfgNode) -> ParamScheduler:
     "WarmupMultiStepLR": times GAMMA at each of STEPS. "WarmupCosineLR": half a cosine from 1 to 0. "WarmupPolyLR":
     (1 - iteration / MAX_ITER) ^ POLY_POWER. Before, during WARMUP_ITERS, it rises from WARMUP_FACTOR to the
     schedule's value (linearly for WARMUP_METHOD "linear").
-
-    Raises:
-        UserError: SOLVER.LR_SCHEDULER_NAME is unknown.
     """
     solver = cfg.SOLVER
     name = solver.LR_SCHEDULER_NAME
@@ -110,7 +100,7 @@ def build_schedule(cfg: CfgNode) -> ParamScheduler:
         schedule = PolynomialDecayParamScheduler(1.0, solver.POLY_POWER)
     else:
         raise UserError(
-            f'SOLVER.LR_SCHEDULER_NAME is "{name}"{did_you_mean(name, SCHEDULES)} (one of {", ".join(SCHEDULES)})'
+            f'SOLVER.LR_SCHEDULER_NAME is "{name}", expected WarmupMultiStepLR, WarmupCosineLR or WarmupPolyLR'
         )
     warmup = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
     if warmup == 0.0:

@@ -33,10 +33,6 @@ class Predictor:
         model: the model, in evaluation mode; `model.request` is what a cfg asks for.
         class_names, things: names of the model's classes, and the ids of those that are things (see `model_classes`).
         task: the one that it was trained for.
-
-    Raises:
-        UserError: MODEL.WEIGHTS is empty, is not a checkpoint or does not fit the model, the data set is unknown, or
-            the model cannot do what the cfg asks for.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -67,10 +63,7 @@ class Predictor:
         Args:
             images: each (H, W, 3) RGB.
             sizes: height and width of each result; by default those of the image.
-            request: by default what the cfg asks for.
-
-        Raises:
-            UserError: the model cannot do what is asked for.
+            request: by default what the cfg asks for; a `UserError` if the model cannot do it.
         """
         if self._augmented is not self.model:
             with self._autocast:
@@ -93,13 +86,10 @@ class Predictor:
 
     def _batch(self, images: Sequence[Image], sizes: Sequence[Size] | None) -> list[dict[str, Any]]:
         sizes = sizes or [(image.shape[0], image.shape[1]) for image in images]
-        return [
-            {"image": self._prepare(image), "height": height, "width": width}
-            for image, (height, width) in zip(images, sizes, strict=True)
-        ]
-
-    def _prepare(self, image: Image) -> torch.Tensor:
-        """Return an image as the model takes it: resized, (3, h, w), in the config's order of channels."""
-        augmented = T.AugInput(image[:, :, ::-1] if self._is_bgr else image)
-        self._augmentations(augmented)
-        return torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        batch = []
+        for image, (height, width) in zip(images, sizes, strict=True):
+            augmented = T.AugInput(image[:, :, ::-1] if self._is_bgr else image)
+            self._augmentations(augmented)
+            resized = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+            batch.append({"image": resized, "height": height, "width": width})
+        return batch

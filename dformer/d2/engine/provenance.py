@@ -6,7 +6,6 @@ import shlex
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -15,21 +14,14 @@ from detectron2.utils import comm
 from dformer.utils import env
 from dformer.utils.files import read_json, write_json
 
-FILE = "runs.json"
 # Only environment variables that change how a run computes are written.
 VARIABLES = ("CUDA_", "CUBLAS_", "NCCL_", "OMP_", "MKL_", "PYTORCH_", "TORCH_", "DETECTRON2_DATASETS", "PYTHONHASHSEED")
 
 
 def write_provenance(cfg: CfgNode, start_iter: int) -> None:
     """Append this start of a run to the list in OUTPUT_DIR/runs.json."""
-    path = Path(cfg.OUTPUT_DIR) / FILE
-    earlier = read_json(path) if path.exists() else []
-    write_json(path, [*earlier, provenance(cfg, start_iter)], indent=1)
-
-
-def provenance(cfg: CfgNode, start_iter: int) -> dict[str, Any]:
-    """Return the command, config, versions, seed and git commit of a run that starts at `start_iter`."""
-    return {
+    path = Path(cfg.OUTPUT_DIR) / "runs.json"
+    entry = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "start_iter": start_iter,
         "command": shlex.join(sys.orig_argv),
@@ -43,3 +35,4 @@ def provenance(cfg: CfgNode, start_iter: int) -> dict[str, Any]:
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
         "config": cfg.dump(),
     }
+    write_json(path, [*(read_json(path) if path.exists() else []), entry], indent=1)

@@ -36,11 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def check(cfg: CfgNode, eval_only: bool = False) -> None:
-    """Check data sets, annotations and OUTPUT_DIR before anything heavy begins.
-
-    Raises:
-        UserError: one of them cannot be used; see `check_datasets`, `check_augmentation` and `build_evaluators`.
-    """
+    """Check data sets, annotations and OUTPUT_DIR before anything heavy begins."""
     check_datasets(cfg, train=not eval_only)
     if eval_only and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name at least one data set to evaluate on")
@@ -65,7 +61,6 @@ def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions
         predictions: with `eval_only`, evaluate the predictions in this folder instead, see `evaluate_saved`.
 
     Raises:
-        UserError: a value of the cfg, a checkpoint or OUTPUT_DIR cannot be used.
         FloatingPointError: see `Trainer.run_step`.
         SystemExit: with code `RESUME_ME` after a signal; a resumed run loses nothing.
     """
@@ -102,7 +97,7 @@ def _run(cfg: CfgNode, resume: bool, eval_only: bool, predictions: str | None) -
         trainer.train()
         results, train_seconds = trainer.results, trainer.train_seconds
     if comm.is_main_process():
-        report(cfg, results, train_seconds)
+        _report(cfg, results, train_seconds)
 
 
 def set_up(cfg: CfgNode, write_config: bool, resume: bool = False) -> CfgNode:
@@ -111,9 +106,6 @@ def set_up(cfg: CfgNode, write_config: bool, resume: bool = False) -> CfgNode:
     Args:
         write_config: also complete the cfg with the model's classes and write OUTPUT_DIR/config.yaml.
         resume: take the seed that the last run in OUTPUT_DIR has drawn.
-
-    Raises:
-        UserError: SOLVER.IMS_PER_BATCH does not fit the number of processes, or that seed cannot be read.
     """
     keep_pages()
     world_size = comm.get_world_size()
@@ -159,7 +151,7 @@ def _seed_of_last_run(cfg: CfgNode) -> int | None:
         raise UserError(f"{path} has no SEED to continue with ({error}); give one, such as SEED 1") from error
 
 
-def report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None:
+def _report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None:
     """Write results.json and results.csv, print the tables and log where all files are."""
     content: dict[str, Any] = headline(next(iter(results.values()), {}))
     content |= {"train_seconds": train_seconds, "metrics": results}

@@ -13,10 +13,9 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, TrainerBase, hooks
+from detectron2.engine import TrainerBase, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dformer.d2.checkpoint.checkpointer import Checkpointer
@@ -64,7 +63,10 @@ class Trainer(TrainerBase):
         self.data_loader = build_train_loader(cfg)
         # fp16 gradients underflow without a scale; a disabled scaler changes nothing.
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
-        self.replica = self.model if comm.get_world_size() == 1 else self._replicate()
+        self.replica = self.model
+        if comm.get_world_size() > 1:
+            device_ids = [comm.get_local_rank()] if self.device.type == "cuda" else None
+            self.replica = DistributedDataParallel(self.model, device_ids=device_ids, broadcast_buffers=False)
         self.average = MovingAverage(self.model, cfg.MODEL.EMA_DECAY) if cfg.MODEL.EMA_DECAY > 0 else None
         averaged = {"model_ema": self.average} if self.average else {}
         self.checkpointer = Checkpointer(self.model, cfg, trainer=weakref.proxy(self), **averaged)
@@ -77,20 +79,10 @@ class Trainer(TrainerBase):
         self.train_seconds = 0.0
         self.bad_steps = 0
         self.running_statistics = running_statistics(self.model)
-        self.register_hooks(self._build_hooks())
-
-    def _replicate(self) -> nn.Module:
-        device_ids = [comm.get_local_rank()] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=device_ids, broadcast_buffers=False)
-
-    def _build_hooks(self) -> list[HookBase | None]:
-        return [
-            hooks.IterationTimer(),
-            hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate),
-            Pictures(self.cfg) if self.cfg.VIS_PERIOD and comm.is_main_process() else None,
-            self.writers,  # after the evaluation, to write its metrics
-            self.checkpoints,
-        ]
+        self.register_hooks([hooks.IterationTimer(), hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)])
+        if cfg.VIS_PERIOD and comm.is_main_process():
+            self.register_hooks([Pictures(cfg)])
+        self.register_hooks([self.writers, self.checkpoints])  # after the evaluation, whose metrics they write
 
     def resume_or_load(self, resume: bool) -> None:
         """Resume from the newest readable checkpoint in OUTPUT_DIR, or load MODEL.WEIGHTS and start at iteration 0."""
@@ -103,11 +95,7 @@ class Trainer(TrainerBase):
         self.start_iter: int = self.iter + 1 if path else 0
 
     def train(self) -> None:
-        """Train up to MAX_ITER, then evaluate.
-
-        Raises:
-            SystemExit: with code `RESUME_ME` after a signal; the last step is saved.
-        """
+        """Train up to MAX_ITER, then evaluate. After a signal, save the last step and exit with `RESUME_ME`."""
         self.model.train()
         self.model.iteration = self.start_iter  # seeds the model's noise; the model counts on by itself
         self.data_loader.start = self.start_iter
@@ -141,7 +129,6 @@ class Trainer(TrainerBase):
             super().after_train()
 
     def _stop(self) -> NoReturn:
-        """Exit in all processes, with the step saved."""
         if self.checkpoints.saved != self.iter and self.iter + 1 < self.max_iter:
             self.checkpoints.save()
         comm.synchronize()  # the first process that exits may end the others
@@ -177,9 +164,7 @@ class Trainer(TrainerBase):
             logger.warning(f'model_best.pth is not saved: TEST.BEST_METRIC "{metric}" was not measured')
 
     def run_step(self) -> None:
-        """Update the parameters once, unless a loss or a gradient is not finite.
-
-        Means over all processes decide on that, so that all of them do the same.
+        """Update the parameters once, unless a loss or a gradient, averaged over all processes, is not finite.
 
         Raises:
             FloatingPointError: MAX_BAD_STEPS steps in a row were without an update.
@@ -204,7 +189,11 @@ class Trainer(TrainerBase):
             self.grad_scaler.step(self.optimizer)
             if self.average:
                 self.average.update(self.model)
-            self._put_scalars(measured, data_time)
+            # The log line has every name with "loss" in it: losses of earlier layers only go to TensorBoard and JSON.
+            for name, value in measured.items():
+                self.storage.put_scalar(re.sub(r"^loss_(\w+)_(\d+)$", r"layer_\2/\1", name), value)
+            self.storage.put_scalar("total_loss", sum(value for name, value in measured.items() if "loss" in name))
+            self.storage.put_scalar("data_time", data_time)
         self.grad_scaler.update()
         self.optimizer.zero_grad()  # now, as memory is scarcest at the end of the next forward
         self.train_seconds += time.perf_counter() - start
@@ -217,16 +206,14 @@ class Trainer(TrainerBase):
         self.grad_scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.cfg, self.optimizer)
         received = torch.tensor(float(self.interruption.received is not None), device=self.device)
-        measured = _means_over_processes(losses | {"grad_norm": grad_norm, "signal": received})
+        scalars = losses | {"grad_norm": grad_norm, "signal": received}  # the same names in all processes
+        values = torch.stack([value.detach().float() for value in scalars.values()])
+        if comm.get_world_size() > 1:
+            dist.all_reduce(values)
+            values /= comm.get_world_size()
+        measured = dict(zip(scalars, values.tolist(), strict=True))
         self.is_stopping = measured.pop("signal") > 0
         return measured
-
-    def _put_scalars(self, measured: dict[str, float], data_time: float) -> None:
-        # The log line has every name with "loss" in it: losses of earlier layers only go to TensorBoard and JSON.
-        for name, value in measured.items():
-            self.storage.put_scalar(re.sub(r"^loss_(\w+)_(\d+)$", r"layer_\2/\1", name), value)
-        self.storage.put_scalar("total_loss", sum(value for name, value in measured.items() if "loss" in name))
-        self.storage.put_scalar("data_time", data_time)
 
     def _report_bad_step(self, nonfinite: list[str], batch: list[dict[str, Any]]) -> None:
         """Log where the numbers arise, and stop after MAX_BAD_STEPS; all processes do so at the same step."""
@@ -257,19 +244,9 @@ class Trainer(TrainerBase):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
         if state_dict["grad_scaler"]:  # empty if the run had another precision
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.train_seconds = state_dict["train_seconds"]
         self.is_evaluation_due = state_dict["is_evaluation_due"]
-
-
-def _means_over_processes(scalars: dict[str, Tensor]) -> dict[str, float]:
-    """Average `scalars`, which have the same names in all processes, with one collective and one copy to the host."""
-    values = torch.stack([value.detach().float() for value in scalars.values()])
-    if comm.get_world_size() > 1:
-        dist.all_reduce(values)
-        values /= comm.get_world_size()
-    return dict(zip(scalars, values.tolist(), strict=True))

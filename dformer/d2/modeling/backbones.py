@@ -22,9 +22,6 @@ class TimmBackbone(Backbone):
 
     Swin and similar models return maps (B, H, W, C) without a norm; these get a LayerNorm each, as the published Swin
     backbones have. Swin takes sides that 4 divides: its windows are padded, never shrunk, as in the published code.
-
-    Raises:
-        UserError: no timm model has that name, or it lacks one of the strides.
     """
 
     def __init__(self, *, name: str, drop_path_rate: float) -> None:
@@ -35,7 +32,7 @@ class TimmBackbone(Backbone):
         self.body = timm.create_model(name, features_only=True, drop_path_rate=drop_path_rate, **any_size)
         for block in self.body.modules():
             if isinstance(block, SwinTransformerBlock):
-                block._attn = partial(attend_padded, block._attn, block.window_size)
+                block._attn = partial(_attend_padded, block._attn, block.window_size)
         strides, channels = self.body.feature_info.reduction(), self.body.feature_info.channels()
         missing = sorted(set(STRIDES.values()) - set(strides))
         if missing:
@@ -43,9 +40,8 @@ class TimmBackbone(Backbone):
         self.index = {key: len(strides) - 1 - strides[::-1].index(stride) for key, stride in STRIDES.items()}
         self.channels = {key: channels[index] for key, index in self.index.items()}
         self.channels_last = self.body.output_fmt == "NHWC"
-        self.norms = nn.ModuleDict(
-            {key: nn.LayerNorm(c) for key, c in self.channels.items()} if self.channels_last else {}
-        )
+        normed = self.channels if self.channels_last else {}
+        self.norms = nn.ModuleDict({key: nn.LayerNorm(channels) for key, channels in normed.items()})
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each map."""
@@ -55,12 +51,12 @@ class TimmBackbone(Backbone):
         """Return `res2` .. `res5`, each (B, C_i, ceil(H / stride), ceil(W / stride)), of images (B, 3, H, W)."""
         maps = self.body(image)
         features = {key: maps[index] for key, index in self.index.items()}
-        if self.channels_last:
-            features = {key: self.norms[key](x).permute(0, 3, 1, 2) for key, x in features.items()}
-        return features
+        if not self.channels_last:
+            return features
+        return {key: self.norms[key](x).permute(0, 3, 1, 2) for key, x in features.items()}
 
 
-def attend_padded(attend: Callable[[Tensor], Tensor], window: tuple[int, int], x: Tensor) -> Tensor:
+def _attend_padded(attend: Callable[[Tensor], Tensor], window: tuple[int, int], x: Tensor) -> Tensor:
     """Apply windowed attention to a map (B, H, W, C), padded with zeros to whole windows first, as published.
 
     timm shifts the windows before it pads, which gives other numbers wherever a side does not divide by the window.

@@ -19,18 +19,14 @@ class Checkpoints(HookBase):
 
     There is also a checkpoint before each evaluation, as this may fail, and one after, so that it is not repeated. Must
     be the last hook: a checkpoint says that everything in its iteration is done.
-
-    Attributes:
-        best: what the best evaluation so far measured; None before the first.
-        saved: the last iteration that was saved.
     """
 
     def __init__(self, checkpointer: Checkpointer, cfg: CfgNode) -> None:
         self.checkpointer = checkpointer
         self.periods = [period for period in (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) if period > 0]
         self.keep = cfg.SOLVER.CHECKPOINT_KEEP
-        self.best: float | None = None
-        self.saved = -1
+        self.best: float | None = None  # the highest metric of an evaluation
+        self.saved = -1  # the last iteration that was saved
         self._numbered: list[Path] = []  # of this run, the newest last
 
     def before_train(self) -> None:
@@ -52,11 +48,7 @@ class Checkpoints(HookBase):
             logger.error(f"{error}. Training continues; earlier checkpoints are intact")
 
     def save(self) -> None:
-        """Save under the number of the iteration, and remove all but the newest checkpoints.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
+        """Save under the number of the iteration, and remove all but the newest checkpoints."""
         if not self.checkpointer.save_to_disk:
             return
         name = f"model_{self.trainer.iter:07d}"

@@ -33,7 +33,13 @@ class Pictures(HookBase):
         self.task = cfg.INPUT.TASK
         self.is_bgr = cfg.INPUT.FORMAT == "BGR"
         self.name = next(n for n in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN) if self.task in available_tasks(n))
-        self.batch = _read_images(cfg, self.name)
+        with loading(self.name):
+            records = DatasetCatalog.get(self.name)[:IMAGES]
+        ignore_label = get_metadata(self.name).get("ignore_label", 255)
+        reader = annotation_reader(self.task, num_classes(self.name, self.task), ignore_label)
+        mapper = TrainMapper(test_augmentations(cfg), reader, cfg.INPUT.FORMAT)
+        with rng.seeded("pictures"):  # Detectron2's augmentations draw, though there is one size
+            self.batch = [mapper(record) for record in records]
 
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self.period == 0:
@@ -62,13 +68,3 @@ class Pictures(HookBase):
         segments = result_segments(step.results[0], self.task, INSTANCE_THRESHOLD)
         pictures["predicted"] = draw_segments(image, segments, class_names(self.name, self.task))
         return pictures
-
-
-def _read_images(cfg: CfgNode, name: str) -> list[dict[str, Any]]:
-    with loading(name):
-        records = DatasetCatalog.get(name)[:IMAGES]
-    ignore_label = get_metadata(name).get("ignore_label", 255)
-    reader = annotation_reader(cfg.INPUT.TASK, num_classes(name, cfg.INPUT.TASK), ignore_label)
-    mapper = TrainMapper(test_augmentations(cfg), reader, cfg.INPUT.FORMAT)
-    with rng.seeded("pictures"):  # Detectron2's augmentations draw, though there is one size
-        return [mapper(record) for record in records]

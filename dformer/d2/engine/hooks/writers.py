@@ -4,7 +4,6 @@ import datetime
 import logging
 import os
 import resource
-import sys
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from fvcore.common.history_buffer import HistoryBuffer
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.json"
 WINDOW = 20  # steps over which losses and times are smoothed
 MAX_HISTORY = 1000  # values of each scalar in memory; Detectron2 keeps a million, a gigabyte in a run of some days
 # Scalars that describe the process, which a resumed run measures anew.
@@ -34,12 +32,12 @@ class Writers(HookBase):
     """
 
     def __init__(self, cfg: CfgNode, period: int) -> None:
-        self.metrics = Path(cfg.OUTPUT_DIR) / METRICS
+        self.metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
         self.period = period
         self.writers: list[EventWriter] = []
         if comm.is_main_process():
-            self.writers = [LogLine(cfg), JSONWriter(str(self.metrics), WINDOW)]
-            self.writers.append(TensorboardXWriter(cfg.OUTPUT_DIR, WINDOW))
+            tensorboard = TensorboardXWriter(cfg.OUTPUT_DIR, WINDOW)
+            self.writers = [LogLine(cfg), JSONWriter(str(self.metrics), WINDOW), tensorboard]
         self.last_written = -1  # iteration
         self.resumed: dict[str, Any] | None = None
 
@@ -116,7 +114,11 @@ class LogLine(EventWriter):
             seconds_left = time.median(MAX_HISTORY) * (self.max_iter - storage.iter - 1)
             storage.put_scalar("eta_seconds", seconds_left, smoothing_hint=False)
             storage.put_scalar("images_per_second", self.batch_size / time.avg(WINDOW), smoothing_hint=False)
-        storage.put_scalar("memory_gib", max_memory(self.device) / 2**30, smoothing_hint=False)
+        if self.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.device)
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        storage.put_scalar("memory_gib", memory / 2**30, smoothing_hint=False)
         logger.info(_line(storage, seconds_left))
 
 
@@ -130,11 +132,3 @@ def _line(storage: EventStorage, seconds_left: float | None) -> str:
         if name in histories:
             parts.append(f"{name}: {histories[name].latest():{form}}")
     return "  ".join(parts)
-
-
-def max_memory(device: torch.device) -> int:
-    """Return this process's peak memory in bytes: allocated on a GPU, resident otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

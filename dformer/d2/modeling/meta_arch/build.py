@@ -16,8 +16,7 @@ from dformer.models.pixel_decoder import STRIDES, FPNPixelDecoder, MSDeformAttnP
 from dformer.utils.errors import UserError
 
 
-def build_pixel_decoder(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> PixelDecoder:
-    """Return the pixel decoder named by MODEL.PIXEL_DECODER.NAME, for a backbone with maps `res2` .. `res5`."""
+def _build_pixel_decoder(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> PixelDecoder:
     strides = tuple(shapes[key].stride for key in ("res2", "res3", "res4", "res5"))
     if strides != STRIDES:
         raise UserError(f"MODEL.BACKBONE.NAME: the backbone's strides are {strides}, but {STRIDES} are needed")
@@ -41,8 +40,7 @@ def build_pixel_decoder(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> PixelDeco
     )
 
 
-def build_mask_decoder(cfg: CfgNode, classes: int) -> MaskDecoder:
-    """Return the masked-attention decoder of MODEL.MASK_DECODER."""
+def _build_mask_decoder(cfg: CfgNode, classes: int) -> MaskDecoder:
     decoder = cfg.MODEL.MASK_DECODER
     return MaskDecoder(
         in_channels=cfg.MODEL.PIXEL_DECODER.CONV_DIM,
@@ -56,8 +54,7 @@ def build_mask_decoder(cfg: CfgNode, classes: int) -> MaskDecoder:
     )
 
 
-def build_criterion(cfg: CfgNode, classes: int) -> Criterion:
-    """Return the criterion of MODEL.CRITERION."""
+def _build_criterion(cfg: CfgNode, classes: int) -> Criterion:
     criterion = cfg.MODEL.CRITERION
     return Criterion(
         num_classes=classes,
@@ -69,25 +66,21 @@ def build_criterion(cfg: CfgNode, classes: int) -> Criterion:
     )
 
 
-def build_request(cfg: CfgNode) -> Request:
-    """Return what a cfg's model is asked for by default."""
-    return Request(
+def segmenter_settings(cfg: CfgNode) -> dict[str, Any]:
+    """Return the keywords of `Segmenter`, the same for all systems."""
+    request = Request(
         tasks=tuple(cfg.TEST.TASKS),
         steps=cfg.DIFFUSION.SAMPLING_STEPS,
         seed=cfg.DIFFUSION.SEED,
         object_threshold=cfg.TEST.OBJECT_THRESHOLD,
         overlap_threshold=cfg.TEST.OVERLAP_THRESHOLD,
     )
-
-
-def segmenter_settings(cfg: CfgNode) -> dict[str, Any]:
-    """Return the keywords of `Segmenter`, the same for all systems."""
     return {
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,
         "size_divisibility": cfg.MODEL.SIZE_DIVISIBILITY,
         "training_seed": max(cfg.SEED, 0),
-        "request": build_request(cfg),
+        "request": request,
     }
 
 
@@ -100,9 +93,9 @@ def build_parts(cfg: CfgNode) -> tuple[dict[str, Any], PixelDecoder, MaskDecoder
     parts = {
         **segmenter_settings(cfg),
         "backbone": backbone,
-        "criterion": build_criterion(cfg, classes),
+        "criterion": _build_criterion(cfg, classes),
         "things": [index in things for index in range(classes)],
         "num_queries": cfg.MODEL.MASK_DECODER.NUM_QUERIES,
         "top_k": cfg.TEST.DETECTIONS_PER_IMAGE,
     }
-    return parts, build_pixel_decoder(cfg, backbone.output_shape()), build_mask_decoder(cfg, classes)
+    return parts, _build_pixel_decoder(cfg, backbone.output_shape()), _build_mask_decoder(cfg, classes)

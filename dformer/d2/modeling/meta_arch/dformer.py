@@ -51,14 +51,12 @@ class DFormer(QuerySegmenter):
     def training_predictions(
         self, features: list[Tensor], targets: list[Target], generators: list[torch.Generator]
     ) -> list[Prediction]:
-        """Return the predictions from ground truth noised at random times (Alg. 1)."""
         x_t, t = self.head.corrupt([target.masks for target in targets], generators)
         return self.head(features, x_t, t)
 
     def predict(
         self, features: list[Tensor], generators: list[torch.Generator], request: Request
     ) -> Iterator[tuple[float | None, Tensor | None, list[Prediction]]]:
-        """Yield time, noisy signal and predictions of each sampling step (Alg. 2)."""
         height, width = (4 * side for side in features[0].shape[-2:])
         shape = self.head.noise_shape(height, width, request.proposals)
 
@@ -69,7 +67,6 @@ class DFormer(QuerySegmenter):
             yield step.t, step.x_t, step.output
 
     def to_masks(self, x_t: Tensor) -> Tensor:
-        """Map a noisy signal to masks in [0, 1]."""
         return to_unit(x_t, self.head.diffusion.scale)
 
     def noisy_targets(self, batch: Batch, t: float) -> list[Tensor]:

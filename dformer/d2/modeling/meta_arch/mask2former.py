@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
@@ -22,10 +22,6 @@ class Mask2Former(QuerySegmenter):
 
     head: Mask2FormerHead
 
-    @configurable
-    def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts)
-
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Return the keywords of `__init__`."""
@@ -35,11 +31,9 @@ class Mask2Former(QuerySegmenter):
     def training_predictions(
         self, features: list[Tensor], targets: list[Target], generators: list[torch.Generator]
     ) -> list[Prediction]:
-        """Return the predictions of the queries and of each layer."""
         return self.head(features)
 
     def predict(
         self, features: list[Tensor], generators: list[torch.Generator], request: Request
     ) -> Iterator[tuple[float | None, Tensor | None, list[Prediction]]]:
-        """Yield the predictions of all layers, once."""
         yield None, None, self.head(features, request.proposals)

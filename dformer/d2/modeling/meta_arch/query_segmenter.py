@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import configurable
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ class QuerySegmenter(Segmenter):
 
     things: Tensor
 
+    @configurable
     def __init__(
         self,
         *,

@@ -57,7 +57,6 @@ class Segmenter(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Return where the model is."""
         return self.pixel_mean.device
 
     @abstractmethod
@@ -103,7 +102,6 @@ class Segmenter(nn.Module, ABC):
         return step.results
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted losses of a batch."""
         images = self.preprocess(batch)
         generators = [
             rng.generator(self.device, self.training_seed, self.iteration, item.get("image_id", index))
@@ -117,9 +115,6 @@ class Segmenter(nn.Module, ABC):
         """Yield what is known after each step; the last one has the result.
 
         Only images of one padded size share a forward, so that no result depends on the other images.
-
-        Raises:
-            UserError: as `check`.
         """
         request = request or self.request
         self.check(request)
@@ -145,11 +140,7 @@ class Segmenter(nn.Module, ABC):
             yield Step(t, outputs, views)
 
     def check(self, request: Request) -> None:
-        """Check that the system can do what is asked for.
-
-        Raises:
-            UserError: a task or a number is outside of what it knows.
-        """
+        """Check that the system can do what is asked for, and raise a `UserError` if not."""
         for task in request.tasks:
             if task not in self.tasks:
                 raise UserError(f'task "{task}": {type(self).__name__} has {", ".join(self.tasks)}; choose among them')
