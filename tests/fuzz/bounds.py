@@ -15,15 +15,8 @@ ADDRESSES = 8 << 30  # bytes, in addition: far less than a header can claim
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.remove", "os.rename", "os.chmod", "subprocess")
 FORBIDDEN += ("pty.", "shutil.", "socket.connect", "webbrowser.", "ctypes.dlopen", "ftplib", "urllib")
 
-_events: list[str] | None = None
-
-
-def _audit(event: str, _: object) -> None:
-    if _events is not None and event.startswith(FORBIDDEN):
-        _events.append(event)
-
-
-sys.addaudithook(_audit)
+_events: list[str] = []
+sys.addaudithook(lambda event, _: _events.append(event) if event.startswith(FORBIDDEN) else None)
 
 
 def _peak() -> int:
@@ -32,29 +25,19 @@ def _peak() -> int:
 
 
 @contextmanager
-def address_space() -> Iterator[None]:
-    """Limit the memory that can be requested."""
+def bounded() -> Iterator[None]:
+    """Let an input raise nothing but `UserError`, and check time, memory and audit events."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + ADDRESSES, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-@contextmanager
-def bounded() -> Iterator[None]:
-    """Let an input raise nothing but `UserError`, and check time, memory and audit events."""
-    global _events
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before, start, _events = _peak(), time.process_time(), []
+    before, start, earlier = _peak(), time.process_time(), len(_events)
     try:
         yield
     except UserError as error:
         assert 0 < len(str(error)) < 20_000
     finally:
-        events, _events = _events, None
-    assert not events, events
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert not _events[earlier:]
     assert time.process_time() - start < SECONDS
     assert _peak() - before < MEMORY

@@ -18,26 +18,8 @@ from safetensors.torch import save as save_safetensors
 
 SIZE = 24  # of images
 
-ODD: list[Any] = [
-    None,
-    True,
-    0,
-    -1,
-    7,
-    0.5,
-    2**31,
-    10**30,
-    1e308,
-    float("nan"),
-    float("inf"),
-    "",
-    "a",
-    [],
-    [7],
-    [[]],
-    {},
-]
-ODD += [[10**6, 10**6], {"size": [10**6, 10**6], "counts": "0"}, {"size": [24, 24], "counts": [10**12]}, {"id": 1}]
+ODD: list[Any] = [None, True, 0, -1, 7, 0.5, 2**31, 10**30, 1e308, float("nan"), float("inf"), "", "a", [], [7], [[]]]
+ODD += [{}, [10**6, 10**6], {"size": [10**6, 10**6], "counts": "0"}, {"size": [24, 24], "counts": [10**12]}, {"id": 1}]
 
 
 def damaged(random: Random, content: bytes) -> bytes:
@@ -45,14 +27,9 @@ def damaged(random: Random, content: bytes) -> bytes:
     for _ in range(random.randrange(6)):
         at = random.randrange(len(content) + 1)
         rest, new = content[at:], random.randbytes(random.randrange(1, 9))
-        edits = [
-            bytes(a ^ b for a, b in zip(rest, new, strict=False)) + rest[len(new) :],
-            b"",
-            new + rest,
-            rest[:64] + rest,
-            random.choice([b"\0", b"\xff"]) * 4 + rest[4:],
-        ]
-        content = content[:at] + random.choice(edits)
+        flipped = bytes(a ^ b for a, b in zip(rest, new, strict=False)) + rest[len(new) :]
+        overwritten = random.choice([b"\0", b"\xff"]) * 4 + rest[4:]
+        content = content[:at] + random.choice([flipped, b"", new + rest, rest[:64] + rest, overwritten])
     return content
 
 
@@ -101,33 +78,32 @@ CHECKPOINTS = {
 }
 
 
-def call(name: str, *arguments: Any) -> bytes:
-    """The part of a pickle that calls `name`, "<module> <attribute>"."""
-    return f"c{name}\n".replace(" ", "\n").encode() + pickle.dumps(arguments, 2)[2:-1] + b"R"
+def calling(name: str, *arguments: Any) -> bytes:
+    """A pickle whose state dict calls `name`, "<module> <attribute>"."""
+    call = f"c{name}\n".replace(" ", "\n").encode() + pickle.dumps(arguments, 2)[2:-1] + b"R"
+    return b"\x80\x02}" + pickle.dumps("model", 2)[2:-1] + b"}" + pickle.dumps("stem", 2)[2:-1] + call + b"ss."
 
 
 def crafted(random: Random) -> tuple[str, bytes]:
-    """A pickle that calls something in its state dict, as a file of a model zoo or in PyTorch's archive."""
+    """A pickle that calls something, as a file of a model zoo or in PyTorch's archive."""
     arguments = [random.choice([*ODD, b"x", "echo no > ran", (), (1, "cpu")]) for _ in range(random.randrange(5))]
-    content = b"\x80\x02}" + pickle.dumps("model", 2)[2:-1] + b"}" + pickle.dumps("stem", 2)[2:-1]
-    content += call(random.choice(GLOBALS), *arguments) + b"ss."
+    content = calling(random.choice(GLOBALS), *arguments)
     if random.random() < 0.5:
         return "crafted.pkl", content
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("archive/data.pkl", content)
-        archive.writestr("archive/version", "3\n")
-        archive.writestr("archive/byteorder", "little")
+        for name, part in (("data.pkl", content), ("version", "3\n"), ("byteorder", "little")):
+            archive.writestr(f"archive/{name}", part)
     return "crafted.pth", stream.getvalue()
 
 
 # Images
 
 
-def _image(form: str, **options: Any) -> bytes:
+def _image(form: str, pixels: np.ndarray | None = None, **options: Any) -> bytes:
     stream = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-    Image.fromarray(pixels).save(stream, form, **options)
+    random = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    Image.fromarray(random if pixels is None else pixels).save(stream, form, **options)
     return stream.getvalue()
 
 
@@ -170,9 +146,7 @@ def image(random: Random) -> bytes:
 
 _IDS = np.zeros((SIZE, SIZE), np.int64)
 _IDS[2:12, 3:13], _IDS[12:20, 4:20] = 7, 300
-_stream = io.BytesIO()
-Image.fromarray(id2rgb(_IDS)).save(_stream, "PNG")
-PANOPTIC_PNG = _stream.getvalue()
+PANOPTIC_PNG = _image("PNG", id2rgb(_IDS))
 _SEGMENT = {"iscrowd": 0, "area": 100, "bbox": [3, 2, 10, 10]}
 _LISTED = [{"id": 1, "file_name": "a.png", "height": SIZE, "width": SIZE}]
 _SEGMENTS = [{"id": 7, "category_id": 1, **_SEGMENT}, {"id": 300, "category_id": 2, **_SEGMENT}]

@@ -9,17 +9,23 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from pycocotools import mask as rle
 
+from dformer.d2.config import get_cfg, merge_text
 from dformer.d2.data import register_declarations
 from dformer.d2.data.datasets import get_metadata, loading, num_classes
 from dformer.d2.data.inspection import inspect_datasets
 from dformer.d2.data.mappers import TrainMapper
 from dformer.data.annotations import annotation_reader
 from dformer.data.images import read_image, read_labels, read_panoptic_png, read_size
+from dformer.data.segmentations import fault_of
+from dformer.utils.errors import UserError
+from dformer.utils.files import read_json
 from dformer.weights.checkpoint import read_checkpoint
 from tests.fuzz import inputs
-from tests.fuzz.bounds import address_space, bounded
+from tests.fuzz.bounds import bounded
 
 
 def checkpoint(folder: Path, random: Random) -> None:
@@ -86,7 +92,7 @@ def _check_and_train(folder: Path, form: str) -> None:
 def test_damaged_files(read: Callable[[Path, Random], None], seeds: range, tmp_path: Path) -> None:
     logging.disable(logging.CRITICAL)
     try:
-        with address_space(), contextlib.redirect_stdout(None):
+        with contextlib.redirect_stdout(None):
             for seed in seeds:
                 try:
                     read(tmp_path, Random(seed))
@@ -94,3 +100,78 @@ def test_damaged_files(read: Callable[[Path, Random], None], seeds: range, tmp_p
                     raise AssertionError(f"input {seed}") from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+# Inputs that once crashed a reader, took all memory or passed a check.
+
+SQUARE = [1.0, 1.0, 5.0, 1.0, 5.0, 5.0]
+EMPTY = rle.frPyObjects({"size": [24, 24], "counts": [576]}, 24, 24)
+
+
+@pytest.mark.parametrize("coordinate", [float("nan"), float("inf"), 1e9, -1e300])
+def test_a_polygon_far_away_crashed_pycocotools(coordinate):
+    assert fault_of([SQUARE], (24, 24)) == ""
+    far = [*SQUARE[:5], coordinate]
+    assert fault_of([SQUARE, far], (24, 24))
+    record = {"file_name": "a.jpg", "annotations": [{"segmentation": [far], "category_id": 0}]}
+    with pytest.raises(UserError, match="a.jpg"):
+        annotation_reader("instance", 1, 255)(record, (24, 24))
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"size": [10**6, 10**6], "counts": "0"},
+        {"size": [24, 24], "counts": [10**12]},
+        {"size": [24, 24], "counts": [-5, 581]},
+        {"size": None, "counts": "0"},
+        {"size": [24, 24], "counts": None},
+        "polygon",
+        [["a"]],
+    ],
+)
+def test_run_lengths_were_believed(segmentation):
+    with bounded():
+        assert fault_of(segmentation, (24, 24))
+    assert not fault_of(EMPTY, (24, 24))
+
+
+@pytest.mark.parametrize("side", [10**5, 2**31 - 1])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP", "GIF", "JPEG", "WEBP"])
+def test_a_header_may_claim_any_size(tmp_path, form, side):
+    content = inputs.PICTURES[form]
+    (tmp_path / "a").write_bytes(inputs.png(side, side) if form == "PNG" else inputs.claiming(content, side))
+    for read in (read_size, read_image):
+        with bounded():
+            read(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "read"),
+    [
+        pytest.param("a.json", b"[" * 100_000, read_json, id="deep lists overran the stack"),
+        pytest.param("a.jpg", inputs.PICTURES["EPS"], read_image, id="Pillow runs another program"),
+        # Its pixels are near what was saved, ids or not.
+        pytest.param("a.png", inputs.PICTURES["JPEG"], read_panoptic_png, id="segment ids in another format than PNG"),
+        pytest.param("a.pkl", inputs.calling("__builtin__ bytes", 10**11), read_checkpoint, id="bytes of any number"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, name, content, read):
+    (tmp_path / name).write_bytes(content)
+    with bounded(), pytest.raises(UserError, match=name):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text", ["- 1", "2024-99-99", "MODEL: 3", "a: &a\n  b: *a", "!!python/object/apply:os.system [a]"]
+)
+def test_a_checkpoints_config_that_is_none(text):
+    with bounded(), pytest.raises(UserError, match="model.pth"):
+        merge_text(get_cfg(), text, "the config in model.pth")
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(1).expand(10**6, 10**6), torch.zeros(3, device="meta")])
+def test_a_tensor_that_repeats_one_number_or_has_none(tmp_path, tensor):
+    torch.save({"model": {"w": tensor}}, tmp_path / "a.pth")
+    with bounded(), pytest.raises(UserError, match="a.pth"):
+        read_checkpoint(tmp_path / "a.pth")
