@@ -115,10 +115,7 @@ def _fill(canvas: UInt8, patch: Patch, alpha: float, stripe: int) -> None:
 def _draw_outline(canvas: UInt8, patch: Patch, width: int) -> None:
     """Draw the outline of a patch, inside it, in a lighter colour; none along the edges of the picture."""
     (height, rows), (length, columns) = zip(canvas.shape[:2], patch.box, strict=True)
-    margin = [
-        (min(1, rows.start), min(1, height - rows.stop)),
-        (min(1, columns.start), min(1, length - columns.stop)),
-    ]
+    margin = [(min(1, rows.start), min(1, height - rows.stop)), (min(1, columns.start), min(1, length - columns.stop))]
     padded = np.pad(patch.mask, margin).view(np.uint8)
     inner = ndimage.minimum_filter(padded, 2 * width + 1, mode="nearest").view(bool)
     inner = inner[margin[0][0] : inner.shape[0] - margin[0][1], margin[1][0] : inner.shape[1] - margin[1][1]]

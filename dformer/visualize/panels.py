@@ -20,8 +20,6 @@ def draw_panels(pictures: Sequence[UInt8], captions: Sequence[str], columns: int
         captions: one for each picture; shortened if wider than the widest picture.
         columns: pictures in a row; by default all.
     """
-    if not pictures or len(captions) != len(pictures):
-        raise ValueError(f"each picture needs a caption, got {len(pictures)} pictures and {len(captions)} captions")
     columns = min(columns or len(pictures), len(pictures))
     width = max(picture.shape[1] for picture in pictures)
     size = min(24, max(11, width // 30))  # of the font

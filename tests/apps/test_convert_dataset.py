@@ -1,8 +1,8 @@
 """Conversions: what goes from one form to another and back is what it was, on real data."""
 
 import json
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,25 +27,17 @@ def through(name: str, folder: Path, *forms: str) -> Path:
     return output
 
 
-def pennfudan(data_dir: Path) -> str:
-    declaration = {"form": "instance_ids", "images": "images", "annotations": "masks", "classes": ["pedestrian"]}
-    (name,) = register_declarations({"ped": declaration}, data_dir / "pennfudan")
-    return name
-
-
 @pytest.mark.parametrize("by", [["coco_panoptic"], ["coco_instances"], ["coco_panoptic", "coco_instances"]])
 def test_instance_ids_come_back(data_dir: Path, tmp_path: Path, by: list[str]) -> None:
-    output = through(pennfudan(data_dir), tmp_path, *by, "instance_ids")
+    declaration = {"form": "instance_ids", "images": "images", "annotations": "masks", "classes": ["pedestrian"]}
+    (name,) = register_declarations({"ped": declaration}, data_dir / "pennfudan")
+    output = through(name, tmp_path, *by, "instance_ids")
     files = sorted((data_dir / "pennfudan" / "masks").iterdir())
     assert [f.name for f in files] == sorted(f.name for f in (output / "masks").iterdir())
     for file in files:
         before, after = np.asarray(Image.open(file)), np.asarray(Image.open(output / "masks" / file.name))
         assert before.dtype == after.dtype
         np.testing.assert_array_equal(before, after)
-
-
-def by_id(content: dict[str, Any]) -> dict[int, Any]:
-    return {a["id"]: a for a in content["annotations"]}
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -58,12 +50,12 @@ def test_instances_come_back_from_panoptic(data_dir: Path, tmp_path: Path, split
     output = through(name, tmp_path, "coco_panoptic", "coco_instances")
     before, after = (json.loads(f.read_text()) for f in (json_file, output / "annotations.json"))
     assert any(a["iscrowd"] for a in before["annotations"]) or split == "val"
-    assert by_id(after) == by_id(before)
+    assert sorted(after["annotations"], key=itemgetter("id")) == sorted(before["annotations"], key=itemgetter("id"))
     keys = ("id", "file_name", "height", "width")
     images = [sorted([i[k] for k in keys] for i in content["images"]) for content in (before, after)]
     assert images[0] == images[1]
-    names = [[(c["id"], c["name"]) for c in content["categories"]] for content in (before, after)]
-    assert names[0] == names[1]
+    names, names_after = ([(c["id"], c["name"]) for c in content["categories"]] for content in (before, after))
+    assert names == names_after
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -75,25 +67,19 @@ def test_panoptic_gives_the_instances_that_were_derived_from_it(data_dir: Path, 
     derived = json.loads((data_dir / f"coco_panoptic/coco/annotations/instances_{split}2017.json").read_text())
     own = json.loads((tmp_path / "out" / "annotations.json").read_text())
 
-    def content(found: dict[str, Any]) -> list[str]:
-        # Segment ids, which are unique in an image only, are kept beside the annotations' own.
-        own_ids = {"id": 0, "segment_id": 0}
-        return sorted(json.dumps({**a, **own_ids}, sort_keys=True) for a in found["annotations"])
-
-    assert content(own) == content(derived)
+    ids = {"id": 0, "segment_id": 0}  # segment ids, unique in an image only, are kept beside the annotations' own
+    content = [sorted(json.dumps(a | ids, sort_keys=True) for a in found["annotations"]) for found in (own, derived)]
+    assert content[0] == content[1]
 
 
 def test_panoptic_comes_back(data_dir: Path, tmp_path: Path) -> None:
     register_all_coco(str(data_dir / "coco_panoptic"))
     output = through("coco_2017_val_panoptic", tmp_path, "coco_panoptic")
     coco = data_dir / "coco_panoptic" / "coco"
-    before, after = (
-        json.loads(f.read_text()) for f in (coco / "annotations" / "panoptic_val2017.json", output / "panoptic.json")
-    )
-    assert sorted(before["annotations"], key=lambda a: a["image_id"]) == sorted(
-        after["annotations"], key=lambda a: a["image_id"]
-    )
-    for annotation in after["annotations"]:
+    files = coco / "annotations" / "panoptic_val2017.json", output / "panoptic.json"
+    before, after = (sorted(json.loads(f.read_text())["annotations"], key=itemgetter("image_id")) for f in files)
+    assert before == after
+    for annotation in after:
         pictures = [Image.open(f / annotation["file_name"]) for f in (coco / "panoptic_val2017", output / "panoptic")]
         np.testing.assert_array_equal(*map(np.asarray, pictures))
 

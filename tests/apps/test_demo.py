@@ -93,20 +93,6 @@ def test_segments_below_the_threshold_are_left_out(cfg, tmp_path, task):
     assert len(high) < len(scores) and all(score >= threshold for score in high)
 
 
-def test_images_of_any_mode_and_orientation(cfg, tmp_path):
-    modes = ["1", "L", "LA", "P", "RGBA", "CMYK"]
-    for mode in modes:
-        save_image(tmp_path / f"{mode}.tif", 20, 30, mode)
-    Image.fromarray(RANDOM.integers(0, 65536, (20, 30), np.uint16)).save(tmp_path / "I16.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotated
-    save_image(tmp_path / "rotated.jpg", 20, 30, exif=exif)
-    assert segment_files(cfg, [str(tmp_path)], tmp_path / "out") == []
-    found = {record["picture"]: (record["height"], record["width"]) for record in records(tmp_path / "out")}
-    assert found == {f"{name}.png": (20, 30) for name in [*modes, "I16"]} | {"rotated.png": (30, 20)}
-    assert Image.open(tmp_path / "out" / "P.png").size == (240, 160)
-
-
 def test_large_images_are_drawn_smaller_and_their_segments_are_not(cfg, tmp_path):
     file = save_image(tmp_path / "a.jpg", 1800, 2700)
     segment_files(cfg, [str(file)], tmp_path / "out", Settings("semantic"))

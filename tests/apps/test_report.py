@@ -19,10 +19,10 @@ from tests.d2.evaluation.oracle import (
     SIZE,
     SKY,
     Results,
-    Segment,
     block,
     evaluate,
     perfect_output,
+    perturb,
     read_segments,
     register,
     rest,
@@ -91,19 +91,10 @@ def test_panoptic_quality_is_panopticapis_on_real_annotations(data_dir, tmp_path
     DatasetCatalog.remove(name)
     DatasetCatalog.register(name, lambda: with_crowds + records[:4])
 
-    def pairs():
-        """Every second image is moved, every fourth segment is lost, every fifth is something else."""
-        for number, record in enumerate(DatasetCatalog.get(name)):
-            segments = read_segments(record)
-            changed = []
-            for k, segment in enumerate(segments):
-                mask = np.roll(segment.mask, 12 * (number % 2), axis=1)
-                category = (segment.category_id + 1) % 133 if k % 5 == 0 else segment.category_id
-                if k % 4:
-                    changed.append(Segment(mask, category, is_thing=category < 80))
-            yield record, perfect_output(changed, segments[0].mask.shape, 133)
-
-    results = write_run(tmp_path, name, pairs(), ("panoptic",))["panoptic_seg"]
+    rng = np.random.default_rng(0)
+    changed = ((record, perturb(read_segments(record), rng)) for record in DatasetCatalog.get(name))
+    pairs = ((record, perfect_output(segments, segments[0].mask.shape, 133)) for record, segments in changed)
+    results = write_run(tmp_path, name, pairs, ("panoptic",))["panoptic_seg"]
     by_size = analysis.analyze(read_run(tmp_path), name).by_size
     assert 20 < results["PQ"] < 80
     for metric in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st"):
@@ -117,6 +108,8 @@ def test_tasks_alone(animals, tmp_path, task, best):
     found = analysis.analyze(read_run(tmp_path / "run"), "animals")
     assert found.task == task
     assert list(found.qualities.values()) == pytest.approx(best)
+    height, width, _ = found.draw(next(iter(found.qualities))).shape
+    assert height > 8 * SIZE[0] and width > 3 * 8 * SIZE[1], "three pictures, enlarged"
     if task == "semantic":
         assert found.confusion[DOG, CAT] == 100 and found.confusion.sum() == 2 * 800
         assert not found.calibrations and not found.by_size

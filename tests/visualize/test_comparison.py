@@ -8,9 +8,6 @@ from hypothesis.extra import numpy as arrays
 
 from dformer.visualize import (
     Segment,
-    draw_comparison,
-    draw_semantic_comparison,
-    instance_segments,
     match_segments,
     panoptic_segments,
 )
@@ -122,15 +119,3 @@ def test_errors_are_drawn_in_their_place_and_style():
         inside = picture[:, start * scale : stop * scale]
         share = (inside == STYLE[kind][0]).all(axis=2).mean()
         assert share > 0.5 if kind == "wrong class" else 0.25 < share < 0.55, "filled, or half of it in stripes"
-
-
-def test_comparisons_are_sheets_of_three_pictures():
-    image = np.full((40, 60, 3), 90, np.uint8)
-    masks = np.zeros((2, 40, 60), bool)
-    masks[0, 5:35, 5:25] = masks[1, 5:35, 30:55] = True
-    labels = np.where(masks[0], 0, 2)
-    for sheet in (
-        draw_comparison(image, instance_segments(masks, [0, 1]), instance_segments(masks, [0, 0], [1, 0.5]), NAMES),
-        draw_semantic_comparison(image, labels, np.where(masks[1], 3, labels), NAMES),
-    ):
-        assert sheet.shape[0] > 40 * 8 and sheet.shape[1] > 3 * 60 * 8 and sheet.dtype == np.uint8

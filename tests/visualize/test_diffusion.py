@@ -17,9 +17,9 @@ COLORS = [(250, 0, 0), (0, 250, 0)]
 
 
 def masks() -> np.ndarray:
-    left = np.zeros((2, 240, 480), bool)
-    left[0, :, :240] = left[1, :, 240:] = True
-    return left
+    halves = np.zeros((2, 240, 480), bool)
+    halves[0, :, :240] = halves[1, :, 240:] = True
+    return halves
 
 
 OBJECTS = Objects(IMAGE, masks(), ["cat", "dog"], COLORS)
@@ -43,9 +43,8 @@ def test_denoising_has_two_rows_a_step_and_a_column_a_layer():
     assert one.shape[1] == two.shape[1] > 3 * 480 and len(two) == 2 * len(one)
     assert (two[: len(one)][:, -480:] == one[:, -480:]).all()
     result = (two == (9, 0, 250)).all(axis=2)
-    assert result.sum() == 240 * 480 and result[len(one) + 100 :, :490].sum() == 240 * 480, (
-        "the result is below the noise"
-    )
+    below = result[len(one) + 100 :, :490]  # the noise
+    assert result.sum() == below.sum() == 240 * 480
 
 
 def test_attention_is_the_image_dark_where_a_layer_does_not_look():

@@ -14,14 +14,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 
 from dformer.d2.evaluation.evaluator import REMEDY, TaskEvaluator, check_complete
-from dformer.metrics.panoptic import (
-    ONE_CLASS,
-    Annotation,
-    Categories,
-    count_segments,
-    panoptic_quality,
-    to_one_class,
-)
+from dformer.metrics.panoptic import ONE_CLASS, Annotation, Categories, count_segments, panoptic_quality, to_one_class
 from dformer.utils.errors import UserError
 from dformer.utils.files import read_json, write_json
 

@@ -82,6 +82,28 @@ def evaluate(
     return evaluators.evaluate()
 
 
+def perturb(segments: list[Segment], rng: np.random.Generator) -> list[Segment]:
+    """Segments dropped, mistaken for each other's class, moved, and squares added, crowds and void included."""
+    kinds = sorted({(s.category_id, s.is_thing) for s in segments})
+    size = segments[0].mask.shape
+    owner = np.full(size, -1)
+    classes: list[tuple[int, bool]] = []
+    for segment in segments:
+        if rng.random() < 0.15:
+            continue
+        shift = rng.integers(-4, 5, size=2) if rng.random() < 0.5 else (0, 0)
+        owner[np.roll(segment.mask, shift, (0, 1))] = len(classes)
+        classes.append(
+            kinds[rng.integers(len(kinds))] if rng.random() < 0.2 else (segment.category_id, segment.is_thing)
+        )
+    for _ in range(5):
+        row, column = rng.integers(size[0] - 40), rng.integers(size[1] - 40)
+        owner[row : row + 40, column : column + 40] = len(classes)
+        classes.append(kinds[rng.integers(len(kinds))])
+    masks = [owner == i for i in range(len(classes))]
+    return [Segment(m, k, is_thing=thing) for m, (k, thing) in zip(masks, classes, strict=True) if m.any()]
+
+
 # The small data set: two things and two stuff classes, ids with gaps, images of 20 x 40 pixels.
 SIZE = (20, 40)
 CATEGORIES = [

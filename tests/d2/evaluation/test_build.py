@@ -40,13 +40,11 @@ def test_nothing_to_evaluate(tmp_path):
         tasks_of("scenes", tmp_path, ("panoptic", "instance"))
 
 
-def test_things_and_stuff_share_class_ids(pets, tmp_path):
-    MetadataCatalog.get("pets").stuff_dataset_id_to_contiguous_id.update({20: 0})
+@pytest.mark.parametrize(
+    "damage",
+    [lambda pets: pets.stuff_classes.pop(), lambda pets: pets.stuff_dataset_id_to_contiguous_id.update({20: 0})],
+)
+def test_things_and_stuff_have_one_numbering(pets, tmp_path, damage):
+    damage(MetadataCatalog.get("pets"))
     with pytest.raises(UserError, match="pets.*stuff_dataset_id_to_contiguous_id"):
-        tasks_of("pets", tmp_path)
-
-
-def test_classes_without_names(pets, tmp_path):
-    MetadataCatalog.get("pets").stuff_classes.pop()
-    with pytest.raises(UserError, match="pets.*stuff_classes"):
         tasks_of("pets", tmp_path)

@@ -14,15 +14,7 @@ from dformer.d2.config import get_cfg
 from dformer.d2.engine.launch import launch
 from dformer.d2.evaluation import build_evaluators, evaluate_saved
 from dformer.utils.errors import UserError
-from tests.d2.evaluation.oracle import (
-    DOG_SEGMENT,
-    MOVED_CAT,
-    SIZE,
-    evaluate,
-    instances_output,
-    poor_outputs,
-    register,
-)
+from tests.d2.evaluation.oracle import DOG_SEGMENT, MOVED_CAT, SIZE, evaluate, instances_output, poor_outputs, register
 
 pytestmark = pytest.mark.usefixtures("empty_catalogs")
 
