@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dformer.losses.matcher import LossWeights, assign, matching_cost
+from dformer.losses.matcher import LossWeights, Matching, assign, matching_cost
 from dformer.losses.points import random_points, sample_logits, sample_map, sample_targets, uncertain_points
 
 MASKS_AT_ONCE = 32  # points are drawn for so many masks together: candidates need most of the memory
@@ -91,7 +91,7 @@ class Criterion(nn.Module):
             for any targets. Where a matching cost is not finite, the `loss_ce` of that layer is NaN.
         """
         class_logits = logits.float()
-        matches, bad_layers = assign(self.costs(class_logits, masks, targets, generators))
+        matches, bad_layers = self.match(class_logits, masks, targets, generators)
         classes = classification_targets(class_logits, targets, matches)  # (L, B, N)
         class_weight = self.class_weight[classes]
         count = sum(len(target.labels) for target in targets)
@@ -113,6 +113,12 @@ class Criterion(nn.Module):
         }
         suffixes = {-1: ""} | {layer: f"_{layer}" for layer in range(len(class_logits) - 1)}  # as published
         return {key + suffix: loss[layer] for layer, suffix in suffixes.items() for key, loss in losses.items()}
+
+    def match(
+        self, logits: Tensor, masks: MaskProducts, targets: list[Target], generators: list[torch.Generator]
+    ) -> Matching:
+        """Return which predictions go with which ground truth, in each layer and image."""
+        return assign(self.costs(logits, masks, targets, generators))
 
     @torch.no_grad()
     def costs(
