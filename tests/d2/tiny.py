@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
@@ -14,6 +15,21 @@ from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
 from dformer.d2.config import get_cfg
+
+CONFIG = """
+VERSION: 2
+MODEL:
+  DEVICE: cpu
+  BACKBONE: {NAME: TinyBackbone}
+  PIXEL_DECODER: {CONV_DIM: 32, MASK_DIM: 32, NUM_LAYERS: 1, NUM_HEADS: 4, FFN_DIM: 64}
+  MASK_DECODER: {NUM_QUERIES: 8, HIDDEN_DIM: 32, NUM_HEADS: 4, FFN_DIM: 64, NUM_LAYERS: 2}
+  CRITERION: {NUM_POINTS: 128}
+DATASETS: {TRAIN: [shapes_train], TEST: [shapes_val]}
+DATALOADER: {NUM_WORKERS: 0}
+INPUT: {IMAGE_SIZE: 64, MIN_SIZE_TEST: 64}
+SOLVER: {IMS_PER_BATCH: 2}
+SEED: 3
+"""
 
 
 @BACKBONE_REGISTRY.register()
@@ -39,26 +55,8 @@ class TinyBackbone(Backbone):
 def tiny_cfg(meta_architecture: str = "DFormer") -> CfgNode:
     """On Shapes' classes, 64 x 64 images, the CPU."""
     cfg = get_cfg()
+    cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(CONFIG)))
     cfg.MODEL.META_ARCHITECTURE = meta_architecture
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.BACKBONE.NAME = "TinyBackbone"
-    cfg.MODEL.PIXEL_DECODER.CONV_DIM = cfg.MODEL.PIXEL_DECODER.MASK_DIM = 32
-    cfg.MODEL.PIXEL_DECODER.NUM_LAYERS = 1
-    cfg.MODEL.PIXEL_DECODER.NUM_HEADS = 4
-    cfg.MODEL.PIXEL_DECODER.FFN_DIM = 64
-    cfg.MODEL.MASK_DECODER.NUM_QUERIES = 8
-    cfg.MODEL.MASK_DECODER.HIDDEN_DIM = 32
-    cfg.MODEL.MASK_DECODER.NUM_HEADS = 4
-    cfg.MODEL.MASK_DECODER.FFN_DIM = 64
-    cfg.MODEL.MASK_DECODER.NUM_LAYERS = 2
-    cfg.MODEL.CRITERION.NUM_POINTS = 128
-    cfg.DATASETS.TRAIN = ("shapes_train",)
-    cfg.DATASETS.TEST = ("shapes_val",)
-    cfg.INPUT.IMAGE_SIZE = 64
-    cfg.INPUT.MIN_SIZE_TEST = 64
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.SOLVER.IMS_PER_BATCH = 2
-    cfg.SEED = 3
     return cfg
 
 
@@ -74,19 +72,19 @@ def random_model(file: Path, meta_architecture: str = "DFormer") -> CfgNode:
     return cfg
 
 
-def tiny_batch(counts: tuple[int, ...]) -> list[dict]:
-    """64 x 64 images with so many rectangles each; the same at each call."""
+def tiny_batch(counts: tuple[int, ...], side: int = 64) -> list[dict]:
+    """Square images with so many rectangles each; the same at each call."""
     batch = []
     for image_id, count in enumerate(counts):
         generator = torch.Generator().manual_seed(image_id)
-        instances = Instances((64, 64))
+        instances = Instances((side, side))
         instances.gt_classes = torch.randint(4, (count,), generator=generator)
-        instances.gt_masks = torch.zeros(count, 64, 64, dtype=torch.bool)
+        instances.gt_masks = torch.zeros(count, side, side, dtype=torch.bool)
         for mask in instances.gt_masks:
-            top, left = torch.randint(40, (2,), generator=generator).tolist()
+            top, left = torch.randint(side - 24, (2,), generator=generator).tolist()
             mask[top : top + 20, left : left + 12] = True
-        image = torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=generator)
-        batch.append({"image": image, "image_id": image_id, "height": 64, "width": 64, "instances": instances})
+        image = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=generator)
+        batch.append({"image": image, "image_id": image_id, "height": side, "width": side, "instances": instances})
     return batch
 
 

@@ -31,47 +31,42 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.faults.training"])
 
 
-class Runs:
-    """Trainings in folders of their own under `folder`, all on the same images."""
-
-    def __init__(self, folder: Path) -> None:
-        self.data = folder / "data"
-        make_data(self.data)
-
-    def start(self, output: Path, workers: int, resume: bool = False) -> BaseProcess:
-        """Start a training in a process."""
-        arguments = (str(log_of(output)), str(self.data), str(output), workers, resume)
-        process = context.Process(target=child, args=arguments)
-        process.start()
-        return process
-
-    def finish(self, output: Path, workers: int, resume: bool = False) -> None:
-        """Train to the end."""
-        process = self.start(output, workers, resume)
-        process.join()
-        assert process.exitcode == 0, log_of(output).read_text()[-3000:]
-
-    def torchrun(self, output: Path, *options: str) -> "subprocess.Popen[bytes]":
-        """Start a training in two processes under torchrun."""
-        command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
-        command += ["-m", "tests.faults.training", str(self.data), str(output), "0"]
-        with log_of(output).open("ab") as log:
-            return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=log, stderr=log)
-
-
 def log_of(output: Path) -> Path:
     return output.with_suffix(".log")
+
+
+def start(output: Path, workers: int, resume: bool = False) -> BaseProcess:
+    """Start a training in a process, on the images beside its folder."""
+    arguments = (str(log_of(output)), str(output.parent / "data"), str(output), workers, resume)
+    process = context.Process(target=child, args=arguments)
+    process.start()
+    return process
+
+
+def finish(output: Path, workers: int, resume: bool = False) -> None:
+    """Train to the end."""
+    process = start(output, workers, resume)
+    process.join()
+    assert process.exitcode == 0, log_of(output).read_text()[-3000:]
+
+
+def torchrun(output: Path, *options: str) -> "subprocess.Popen[bytes]":
+    """Start a training in two processes under torchrun."""
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+    command += ["-m", "tests.faults.training", str(output.parent / "data"), str(output), "0"]
+    with log_of(output).open("ab") as log:
+        return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=log, stderr=log)
 
 
 def difference(ours: Path, theirs: Path) -> str:
     """What two trainings differ in; "" if weights, their average, optimizer and logged numbers are equal."""
     a, b = (read_checkpoint(path / "model_final.pth") for path in (ours, theirs))
-    for key in ("model", "model_ema"):
-        if not all(torch.equal(a[key][name], tensor) for name, tensor in b[key].items()):
+    parts = [("model", a["model"], b["model"]), ("model_ema", a["model_ema"], b["model_ema"])]
+    states, others = (content["trainer"]["optimizer"]["state"] for content in (a, b))
+    parts += [("optimizer", states[index], other) for index, other in others.items()]
+    for key, x, y in parts:
+        if not all(torch.equal(x[name], tensor) for name, tensor in y.items()):
             return key
-    states = [content["trainer"]["optimizer"]["state"] for content in (a, b)]
-    if not all(torch.equal(states[0][i][name], x) for i, state in states[1].items() for name, x in state.items()):
-        return "optimizer"
     return "" if logged(ours) == logged(theirs) else "metrics.json"
 
 
@@ -88,9 +83,9 @@ def check_folder(output: Path) -> None:
     assert "cannot be read" not in log_of(output).read_text()
 
 
-def killed(runs: Runs, random: Random, seconds: float, output: Path) -> str:
+def killed(random: Random, seconds: float, output: Path) -> str:
     """SIGKILL at a random moment of the run, or in a save."""
-    process = runs.start(output, 0)
+    process = start(output, 0)
     if random.random() < 0.7:
         wait_for_save(output, process, random.randrange(1, SAVES))
     else:
@@ -99,14 +94,14 @@ def killed(runs: Runs, random: Random, seconds: float, output: Path) -> str:
     process.join()
     check_folder(output)
     is_partial = any(output.glob(f"{PARTIAL}*"))
-    runs.finish(output, 0, resume=True)
+    finish(output, 0, resume=True)
     assert not list(output.glob(f"{PARTIAL}*"))
     return "too late" if process.exitcode == 0 else "in a save" if is_partial else "between saves"
 
 
-def terminated(runs: Runs, random: Random, seconds: float, output: Path) -> str:
+def terminated(random: Random, seconds: float, output: Path) -> str:
     """SIGTERM at a random moment."""
-    process = runs.start(output, 0)
+    process = start(output, 0)
     if random.random() < 0.7:
         wait_for_save(output, process, random.randrange(1, SAVES))
     time.sleep(random.uniform(0, 0.3 * seconds))
@@ -116,26 +111,26 @@ def terminated(runs: Runs, random: Random, seconds: float, output: Path) -> str:
     if process.exitcode == 75:  # the last step is saved
         stopped = re.findall(r"Stopped after iteration (\d+)", log_of(output).read_text())
         assert (output / "last_checkpoint").read_text() in (f"model_{int(stopped[0]):07d}.pth", "model_final.pth")
-    runs.finish(output, 0, resume=True)
+    finish(output, 0, resume=True)
     return {75: "exit code 75", -signal.SIGTERM: "before the first step", 0: "too late"}[process.exitcode]
 
 
-def worker_killed(runs: Runs, random: Random, seconds: float, output: Path) -> str:
+def worker_killed(random: Random, seconds: float, output: Path) -> str:
     """SIGKILL to a loader worker."""
-    process = runs.start(output, 2)
+    process = start(output, 2)
     assert process.pid
     wait_for_save(output, process, random.randrange(1, SAVES - 1))
     kill_child(process.pid, random)
     process.join()
     check_folder(output)
     assert process.exitcode == 0 or "worker" in log_of(output).read_text()
-    runs.finish(output, 2, resume=True)
+    finish(output, 2, resume=True)
     return "too late" if process.exitcode == 0 else f"exit code {process.exitcode}"
 
 
-def rank_killed(runs: Runs, random: Random, seconds: float, output: Path) -> str:
+def rank_killed(random: Random, seconds: float, output: Path) -> str:
     """SIGKILL to one of two processes under torchrun, which restarts both."""
-    process = runs.torchrun(output, "--max-restarts", "3")
+    process = torchrun(output, "--max-restarts", "3")
     wait_for_save(output, process, random.randrange(1, SAVES - 1))
     kill_child(process.pid, random)
     assert process.wait() == 0, log_of(output).read_text()[-3000:]
@@ -145,26 +140,22 @@ def rank_killed(runs: Runs, random: Random, seconds: float, output: Path) -> str
 
 
 def repeat(fault: Callable[..., str], count: int, folder: Path, seed: int = 0) -> Counter[str]:
-    """Run `fault` until it has hit `count` trainings, and count the outcomes.
-
-    Raises:
-        AssertionError: a training did not end as the undisturbed one.
-    """
-    runs = Runs(folder)
+    """Run `fault` until it has hit `count` trainings, compare each with an undisturbed one, and count the outcomes."""
+    make_data(folder / "data")
     reference = folder / "undisturbed"
     seconds = 0.0
     if fault is rank_killed:
-        assert runs.torchrun(reference).wait() == 0, log_of(reference).read_text()[-3000:]
+        assert torchrun(reference).wait() == 0, log_of(reference).read_text()[-3000:]
     else:
         for output in (folder / "first", reference):  # the first start takes longer
-            start = time.monotonic()
-            runs.finish(output, 0)
-            seconds = time.monotonic() - start
+            begin = time.monotonic()
+            finish(output, 0)
+            seconds = time.monotonic() - begin
     random = Random(seed)
     outcomes: Counter[str] = Counter()
     while outcomes.total() - outcomes["too late"] < count:
         output = folder / f"run{outcomes.total()}"
-        outcomes[fault(runs, random, seconds, output)] += 1
+        outcomes[fault(random, seconds, output)] += 1
         assert difference(output, reference) == "", f"{output} after {outcomes}: {logged(output)}"
         shutil.rmtree(output)
     return outcomes

@@ -26,7 +26,6 @@ LOG_PERIOD = 5  # no divisor of the checkpoints' period
 
 
 def make_data(root: Path) -> None:
-    """Generate the images."""
     shapes_script.generate(root, shapes_script.Parameters(train=8, val=2, size=64), progress=False)
 
 

@@ -148,8 +148,6 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
     "arguments, named",
     [
         (["SOLVER.BASE_LRR", "1"], ["SOLVER.BASE_LRR", '"SOLVER.BASE_LR"']),
-        (["SOLVER.MAX_ITER"], ["KEY VALUE"]),
-        (["SOLVER.MAX_ITER", "many"], ["MAX_ITER"]),
         (["--config-file", "nowhere.yaml"], ["nowhere.yaml"]),
         (["DATASETS.TRAIN", "('shape_train',)"], ["shape_train", '"shapes_train"']),
         (["--predictions", "output/inference"], ["--predictions", "--eval-only"]),

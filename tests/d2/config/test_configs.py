@@ -52,13 +52,6 @@ def test_builds_with_the_size_that_the_model_zoo_says(name, monkeypatch, request
         assert size - time_embedding == pytest.approx(papers[backbone], rel=0.012)
 
 
-@pytest.mark.parametrize(
-    "name", sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.name in PARTS)
-)
-def test_parts_merge(name):
-    assert load(name) != get_cfg()
-
-
 def test_there_are_configs_for_all_tasks_backbones_and_systems():
     backbones = ("r50", "r101", "swin_tiny", "swin_small", "swin_base", "swin_base_22k", "swin_large_22k")
     tasks = ("coco/panoptic", "coco/instance", "ade20k/panoptic", "ade20k/instance", "ade20k/semantic")

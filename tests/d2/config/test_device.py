@@ -21,6 +21,13 @@ def test_inference_is_mixed_on_gpus_only(monkeypatch, device, enabled, expected)
         assert not torch.is_autocast_enabled("cpu")
 
 
+def test_an_unknown_amp_type_is_named():
+    cfg = get_cfg()
+    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, "float8"
+    with pytest.raises(UserError, match=r"SOLVER\.AMP\.DTYPE"):
+        inference_autocast(cfg)
+
+
 @pytest.mark.parametrize(
     ("has_gpu", "device", "is_explicit", "num_gpus", "resolved"),
     [

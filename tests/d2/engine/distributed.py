@@ -4,8 +4,8 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,8 +28,8 @@ from tests.faults.training import configure
 COUNTS = (1, 6, 0, 9)  # objects of the images of the joint batch; the model has 8 queries
 
 
-class Loader(list):
-    """Batches; a real loader has a `start`, too."""
+class Loader(list):  # which takes a `start`, as a real one
+    pass
 
 
 def gradients(folder: Path, meta_architecture: str) -> tuple[dict[str, Tensor], float]:
@@ -41,38 +41,28 @@ def gradients(folder: Path, meta_architecture: str) -> tuple[dict[str, Tensor], 
     return gradients, trainer.storage.history("total_loss").latest()
 
 
-def _bad_image(model: nn.Module, batch: list[dict]) -> None:
-    batch[0]["image"] = torch.full((3, 64, 64), torch.nan)
+FAULTS = ("image", "loss", "gradient", "cost")
 
 
-def _bad_loss(model: nn.Module, batch: list[dict]) -> None:
-    forward = model.criterion.forward
+def _cause(fault: str, model: nn.Module, batch: list[dict]) -> None:
+    """Put NaN into an image, or into what the model computes in its first iteration."""
 
-    def spoilt(*args: Any) -> dict[str, Tensor]:
-        losses = forward(*args)
-        return losses | {"loss_dice_0": losses["loss_dice_0"] * (torch.nan if model.iteration == 1 else 1)}
+    def factor() -> float:
+        return torch.nan if model.iteration == 1 else 1.0
 
-    model.criterion.forward = spoilt
+    def spoil(name: str, change: Callable[[Any], Any]) -> None:
+        function = getattr(model.criterion, name)
+        setattr(model.criterion, name, lambda *args: change(function(*args)))
 
-
-def _bad_gradient(model: nn.Module, batch: list[dict]) -> None:
-    parameter = model.head.mask_decoder.class_embed.weight
-    parameter.register_hook(lambda gradient: gradient * (torch.nan if model.iteration == 1 else 1))
-
-
-def _bad_cost(model: nn.Module, batch: list[dict]) -> None:
-    costs = model.criterion.costs
-
-    def spoilt(*args: Any) -> list[Tensor]:
-        found = costs(*args)
-        if model.iteration == 1:
-            found[0][1] = torch.nan
-        return found
-
-    model.criterion.costs = spoilt
-
-
-FAULTS = {"image": _bad_image, "loss": _bad_loss, "gradient": _bad_gradient, "cost": _bad_cost}
+    match fault:
+        case "image":
+            batch[0]["image"] = torch.full((3, 64, 64), torch.nan)
+        case "loss":
+            spoil("forward", lambda losses: losses | {"loss_dice_0": losses["loss_dice_0"] * factor()})
+        case "gradient":
+            model.head.mask_decoder.class_embed.weight.register_hook(lambda gradient: gradient * factor())
+        case "cost":
+            spoil("costs", lambda costs: [costs[0] * factor(), *costs[1:]])
 
 
 def bad_step(folder: Path, fault: str) -> tuple[list[list[bool]], str]:
@@ -83,7 +73,7 @@ def bad_step(folder: Path, fault: str) -> tuple[list[list[bool]], str]:
     bad, good = _share(tiny_batch(COUNTS)), _share(tiny_batch(COUNTS))
     trainer = _trainer(folder, "DFormer", [bad, good])
     if comm.get_rank() == comm.get_world_size() - 1:
-        FAULTS[fault](trainer.model, bad)
+        _cause(fault, trainer.model, bad)
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     unchanged = []
     step = trainer.run_step
@@ -93,8 +83,10 @@ def bad_step(folder: Path, fault: str) -> tuple[list[list[bool]], str]:
         unchanged.append(all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True)))
 
     trainer.run_step = run_step
-    with _log() as log:
-        trainer.train()
+    handler = logging.StreamHandler(log := io.StringIO())
+    logging.getLogger("dformer").addHandler(handler)
+    trainer.train()
+    logging.getLogger("dformer").removeHandler(handler)
     return comm.all_gather(unchanged), log.getvalue()
 
 
@@ -104,12 +96,10 @@ def stop(folder: Path) -> list[str]:
     trainer = _trainer(folder, "DFormer", batches)
     if comm.get_rank() == comm.get_world_size() - 1:
         for batch in batches:
-            _bad_image(trainer.model, batch)
-    try:
+            _cause("image", trainer.model, batch)
+    with pytest.raises(FloatingPointError) as error:
         trainer.train()
-    except FloatingPointError as error:
-        return comm.all_gather(str(error))
-    return comm.all_gather("")
+    return comm.all_gather(str(error.value))
 
 
 def losses_without_objects(folder: Path) -> list[list[str]]:
@@ -121,28 +111,27 @@ def losses_without_objects(folder: Path) -> list[list[str]]:
     return comm.all_gather(names)
 
 
-@contextmanager
-def _log() -> Iterator[io.StringIO]:
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    logging.getLogger("dformer").addHandler(handler)
-    yield stream
-    logging.getLogger("dformer").removeHandler(handler)
-
-
 def measure(folder: Path) -> None:
     """Save what the tests compare."""
     content = {name: gradients(folder, name) for name in ("DFormer", "Mask2Former")}
     content |= {fault: bad_step(folder, fault) for fault in FAULTS}
     content |= {"stop": stop(folder), "loss_names": losses_without_objects(folder)}
-    content |= {"local": comm.all_gather((comm.get_local_rank(), comm.get_local_size()))}
+    assert comm.all_gather((comm.get_local_rank(), comm.get_local_size())) == [(0, 2), (1, 2)]
     if comm.is_main_process():
         torch.save(content, folder / "measured.pth")
 
 
-def fail_of_user(folder: Path) -> None:
-    """The last process raises a `UserError`, for which the others would wait forever."""
-    _fail(UserError(f"one of {comm.get_local_size()} processes cannot read it"))
+def fail_of_user(folder: Path, error: type[Exception] = UserError) -> None:
+    """The last process raises an error, for which the others would wait forever."""
+    comm.synchronize()
+    if comm.get_rank() == comm.get_world_size() - 1:
+        raise error(f"one of {comm.get_local_size()} processes cannot read it")
+    comm.synchronize()
+
+
+def fail_of_ours(folder: Path) -> None:
+    """The last process fails by a bug."""
+    fail_of_user(folder, RuntimeError)
 
 
 def fail_of_all(folder: Path) -> None:
@@ -172,18 +161,6 @@ def resume(folder: Path) -> None:
             if stop == 9 and comm.is_main_process():
                 damage(folder / output / tags[0])
             comm.synchronize()
-
-
-def fail_of_ours(folder: Path) -> None:
-    """The last process fails by a bug."""
-    _fail(RuntimeError(f"one of {comm.get_local_size()} processes has a bug"))
-
-
-def _fail(error: Exception) -> None:
-    comm.synchronize()
-    if comm.get_rank() == comm.get_world_size() - 1:
-        raise error
-    comm.synchronize()
 
 
 def _trainer(folder: Path, meta_architecture: str, batches: list[list[dict]]) -> Trainer:

@@ -93,10 +93,6 @@ def test_losses_have_the_same_names_with_and_without_objects(measured):
     assert first == last == [f"loss_{term}{layer}" for layer in ("", "_0") for term in ("ce", "mask", "dice")]
 
 
-def test_detectron2_knows_the_processes_of_a_machine(measured):
-    assert measured["local"] == [(0, 2), (1, 2)]
-
-
 @pytest.mark.parametrize(
     "launcher, task, message",
     [
@@ -104,7 +100,9 @@ def test_detectron2_knows_the_processes_of_a_machine(measured):
         ("torchrun", "fail_of_all", "error: all of them cannot read it"),
         pytest.param("--num-gpus", "fail_of_all", "error: all of them cannot read it", marks=pytest.mark.slow),
         pytest.param("--num-gpus", "hang", "RuntimeError", marks=pytest.mark.slow),
-        pytest.param("torchrun", "fail_of_ours", "RuntimeError: one of 2 processes has a bug", marks=pytest.mark.slow),
+        pytest.param(
+            "torchrun", "fail_of_ours", "RuntimeError: one of 2 processes cannot read it", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_failure_of_one_process_ends_all_and_is_printed(tmp_path, launcher, task, message):

@@ -64,10 +64,10 @@ def test_each_parameter_is_in_one_group_with_its_rate_and_decay(cfg):
     assert sorted(listed) == sorted(expected.items())
 
 
-@pytest.mark.parametrize("name, kind", [("ADAMW", torch.optim.AdamW), ("SGD", torch.optim.SGD)])
-def test_optimizer_by_name(cfg, name, kind):
-    cfg.SOLVER.OPTIMIZER = name
-    assert type(build_optimizer(cfg, Model())) is kind
+def test_optimizer_by_name(cfg):
+    for name, kind in (("ADAMW", torch.optim.AdamW), ("SGD", torch.optim.SGD)):
+        cfg.SOLVER.OPTIMIZER = name
+        assert type(build_optimizer(cfg, Model())) is kind
 
 
 def test_clipping_scales_the_norm_of_all_gradients_together(cfg):
@@ -113,25 +113,13 @@ def test_schedules_in_closed_form(cfg, name, factor, warmup):
         assert backbone == pytest.approx(0.1 * BASE * expected, rel=1e-6, abs=1e-13), i
 
 
-@pytest.mark.parametrize("name", ["WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR"])
-def test_a_run_shorter_than_its_warm_up(cfg, name):
-    cfg.SOLVER.LR_SCHEDULER_NAME = name
+def test_a_run_shorter_than_its_warm_up(cfg):
     cfg.SOLVER.MAX_ITER = 3
     assert all(math.isfinite(rate) for rates in learning_rates(cfg) for rate in rates)
 
 
-@pytest.mark.parametrize(
-    "key, value, message",
-    [
-        ("OPTIMIZER", "ADAM", "SOLVER.OPTIMIZER"),
-        ("LR_SCHEDULER_NAME", "WarmupPoly", "SOLVER.LR_SCHEDULER_NAME.*WarmupPolyLR"),
-        ("CLIP_GRADIENTS", {"ENABLED": True, "CLIP_TYPE": "value"}, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"),
-    ],
-)
-def test_unknown_names_are_refused(cfg, key, value, message):
-    if isinstance(value, dict):
-        cfg.SOLVER[key].update(value)
-    else:
-        cfg.SOLVER[key] = value
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize("key", ["OPTIMIZER", "LR_SCHEDULER_NAME", "CLIP_GRADIENTS.CLIP_TYPE"])
+def test_unknown_names_are_refused(cfg, key):
+    cfg.merge_from_list([f"SOLVER.{key}", "value"])
+    with pytest.raises(UserError, match=f"SOLVER.{key}"):
         learning_rates(cfg)

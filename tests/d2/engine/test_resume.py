@@ -19,7 +19,13 @@ from tests.d2.tiny import own_loggers
 from tests.faults.harness import difference
 from tests.faults.training import configure, make_data
 
-fork = multiprocessing.get_context("fork")
+
+def exit_code(work) -> int:
+    """Run a function in a forked process, and return its exit code."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    return process.exitcode
 
 
 @pytest.fixture(autouse=True)
@@ -92,10 +98,7 @@ def test_a_second_signal_ends_the_process():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
 
-    process = fork.Process(target=work)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGINT
+    assert exit_code(work) == -signal.SIGINT
 
 
 def test_a_second_run_in_one_folder_is_refused(tmp_path):
@@ -104,23 +107,13 @@ def test_a_second_run_in_one_folder_is_refused(tmp_path):
             with locked(tmp_path):
                 pass
 
+    def hold() -> None:
+        with locked(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+
     with locked(tmp_path):
-        process = fork.Process(target=work)
-        process.start()
-        process.join()
-        assert process.exitcode == 0
-    process = fork.Process(target=hold, args=(tmp_path,))
-    process.start()
-    while not (tmp_path / "held").exists():
-        time.sleep(0.01)
-    process.kill()
-    process.join()
+        assert exit_code(work) == 0
+    assert exit_code(hold) == -signal.SIGKILL
     (tmp_path / ".partial-model.pth").touch()
     with locked(tmp_path):  # the kernel has released it
         assert not list(tmp_path.glob(".partial-*"))
-
-
-def hold(folder) -> None:
-    with locked(folder):
-        (folder / "held").touch()
-        time.sleep(600)

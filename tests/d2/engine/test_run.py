@@ -73,17 +73,14 @@ def test_a_drawn_seed_is_written_and_used_by_the_resumed_run(cfg, data):
 
 
 def test_evaluation_only(cfg, data, tmp_path):
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS"):
+        run(cfg, eval_only=True)
     run(cfg)
     cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
     cfg.OUTPUT_DIR = str(tmp_path / "evaluation")
     run(cfg, eval_only=True)
     assert json.loads((tmp_path / "evaluation" / "results.json").read_text())["PQ"] == 42.0
     assert not (tmp_path / "evaluation" / "config.yaml").exists()
-
-
-def test_evaluation_only_needs_weights(cfg, data):
-    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS"):
-        run(cfg, eval_only=True)
 
 
 def test_only_a_finished_evaluation_replaces_saved_predictions(cfg, data):

@@ -5,9 +5,8 @@ import sys
 
 import pytest
 
-from dformer.d2.checkpoint.checkpointer import ASSETS, fetch_checkpoint, shipped_models
+from dformer.d2.checkpoint.checkpointer import ASSETS, shipped_models
 from dformer.d2.data import register_shapes
-from dformer.utils.errors import UserError
 from tests import ROOT, load_script
 from tests.d2.tiny import own_loggers
 
@@ -35,8 +34,3 @@ def test_it_evaluates_to_its_stated_quality(monkeypatch, tmp_path):
 def test_it_is_small():
     assert shipped_models() == ["dformer://shapes"]
     assert (ASSETS / "shapes.safetensors").stat().st_size <= 12e6
-
-
-def test_what_is_not_shipped_is_told():
-    with pytest.raises(UserError, match='did you mean "dformer://shapes"'):
-        fetch_checkpoint("dformer://shape")

@@ -12,23 +12,7 @@ from dformer.utils.errors import UserError
 
 
 def backbone(name):
-    with torch.device("meta") if "large" in name or "base" in name else torch.device("cpu"):
-        return TimmBackbone(name=name, drop_path_rate=0.0).eval()
-
-
-@pytest.mark.parametrize(
-    ("name", "channels", "millions"),
-    [
-        ("swin_tiny_patch4_window7_224", 96, 27.5),
-        ("swin_small_patch4_window7_224", 96, 48.8),
-        ("swin_base_patch4_window12_384", 128, 86.9),
-        ("swin_large_patch4_window12_384", 192, 195.2),
-    ],
-)
-def test_swin_sizes(name, channels, millions):
-    model = backbone(name)
-    assert [shape.channels for shape in model.output_shape().values()] == [channels * 2**i for i in range(4)]
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
+    return TimmBackbone(name=name, drop_path_rate=0.0).eval()
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto", "resnet18"])
