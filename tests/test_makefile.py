@@ -20,13 +20,11 @@ def make_env(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("files", [(), ("pyvenv.cfg",), (".dformer-unfinished",)], ids=["plain", "of uv", "no venv"])
 def test_a_folder_that_is_not_ours_is_kept(tmp_path: Path, files: tuple[str, ...]) -> None:
-    folder = tmp_path / "env"
-    folder.mkdir()
     for name in (*files, "precious"):
-        (folder / name).touch()
-    process = make_env(folder)
-    assert process.returncode == 2 and str(folder) in process.stderr
-    assert {file.name for file in folder.iterdir()} == {*files, "precious"}
+        (tmp_path / name).touch()
+    process = make_env(tmp_path)
+    assert process.returncode == 2 and str(tmp_path) in process.stderr
+    assert {file.name for file in tmp_path.iterdir()} == {*files, "precious"}
 
 
 @pytest.mark.parametrize("mark", [".dformer-ready", ".dformer-unfinished"])

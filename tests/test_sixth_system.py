@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 import yaml
 from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from PIL import Image
 from torch import Tensor, nn
@@ -20,13 +19,13 @@ from torch import Tensor, nn
 import dformer
 from dformer.apps.interactive import as_json, load_model, segment
 from dformer.d2.config import register_keys
-from dformer.d2.data import model_classes, register_shapes
+from dformer.d2.data import model_classes
 from dformer.d2.modeling.meta_arch import Output, Request, Segmenter
 from dformer.d2.modeling.meta_arch.build import segmenter_settings
 from dformer.diffusion.sampler import sample
 from dformer.diffusion.schedule import add_noise
 from tests import load_script
-from tests.d2.tiny import own_loggers
+from tests.d2.tiny import own_loggers, small_shapes
 
 # The system: from here to "End of the system".
 
@@ -113,11 +112,9 @@ class LabelMapDenoiser(Segmenter):
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory) -> Iterator[str]:
+def config(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("sixth")
-    shapes = load_script("datasets/shapes.py")
-    shapes.generate(folder, shapes.Parameters(train=8, val=3, size=64), progress=False)
-    register_shapes(folder, "sixth")
+    small_shapes(folder, "sixth", train=8, val=3)
     keys = {
         "VERSION": 2,
         "MODEL": {"META_ARCHITECTURE": "LabelMapDenoiser", "DEVICE": "cpu"},
@@ -131,10 +128,7 @@ def config(tmp_path_factory) -> Iterator[str]:
         "VIS_PERIOD": 4,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(keys))
-    yield str(folder / "config.yaml")
-    for split in ("train", "val"):
-        DatasetCatalog.remove(f"sixth_{split}")
-        MetadataCatalog.remove(f"sixth_{split}")
+    return str(folder / "config.yaml")
 
 
 def call(monkeypatch, script: str, *arguments: str) -> int:

@@ -15,6 +15,8 @@ from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
 from dformer.d2.config import get_cfg
+from dformer.d2.data import register_shapes
+from tests import load_script
 
 CONFIG = """
 VERSION: 2
@@ -70,6 +72,13 @@ def random_model(file: Path, meta_architecture: str = "DFormer") -> CfgNode:
     model.head.mask_decoder.class_embed.bias.data[-1] = -10
     torch.save({"model": model.state_dict(), "config": cfg.dump()}, file)
     return cfg
+
+
+def small_shapes(folder: Path, name: str, **counts: int) -> None:
+    """Generate 64 x 64 images of Shapes in `folder`, and register `<name>_train` and `<name>_val`."""
+    script = load_script("datasets/shapes.py")
+    script.generate(folder, script.Parameters(size=64, **counts), progress=False)
+    register_shapes(folder, name)
 
 
 def tiny_batch(counts: tuple[int, ...], side: int = 64) -> list[dict]:

@@ -14,9 +14,8 @@ import yaml
 
 from dformer.d2.data import register_shapes
 from tests import ROOT, load_script
-from tests.d2.tiny import own_loggers
+from tests.d2.tiny import own_loggers, small_shapes
 
-shapes_script = load_script("datasets/shapes.py")
 main = load_script("tools/train_net.py").main
 
 # A model that trains in seconds; SOLVER as in a recipe, but shorter.
@@ -52,16 +51,14 @@ def config(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """Generate a small Shapes and return its folder."""
     root = tmp_path_factory.mktemp("data")
-    shapes_script.generate(root, shapes_script.Parameters(train=4, val=5, size=64), progress=False)
+    small_shapes(root, "small_shapes", train=4, val=5)
     return root
 
 
 @pytest.fixture(scope="module")
 def data(root) -> list[str]:
     """Return overrides that name it under another name: this process has read DETECTRON2_DATASETS already."""
-    register_shapes(root, "small_shapes")
     return ["DATASETS.TRAIN", "('small_shapes_train',)", "DATASETS.TEST", "('small_shapes_val',)"]
 
 

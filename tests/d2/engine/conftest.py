@@ -49,20 +49,13 @@ class LineModel(nn.Module):
 
 
 class Data:
-    """Training batches that depend on the iteration alone, and the outcomes of evaluations.
-
-    Attributes:
-        stop: iteration at which loading fails.
-        factors: of the loss, by iteration.
-        scores: PQ of the next evaluations; a signal or an error interrupts one.
-        evaluated: iteration and head.weight at each evaluation.
-    """
+    """Training batches that depend on the iteration alone, and the outcomes of evaluations."""
 
     def __init__(self) -> None:
-        self.stop: int | None = None
-        self.factors: dict[int, float] = {}
-        self.scores: list[Any] = []
-        self.evaluated: list[tuple[int, torch.Tensor]] = []
+        self.stop: int | None = None  # iteration at which loading fails
+        self.factors: dict[int, float] = {}  # of the loss, by iteration
+        self.scores: list[Any] = []  # PQ of the next evaluations; a signal or an error interrupts one
+        self.evaluated: list[tuple[int, torch.Tensor]] = []  # iteration and head.weight at each evaluation
         self.start = 0
 
     def __iter__(self):
@@ -111,12 +104,8 @@ def cfg(tmp_path):
     cfg.MODEL.META_ARCHITECTURE = "LineModel"
     cfg.MODEL.DEVICE = "cpu"
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ("somewhere",)
-    cfg.SOLVER.MAX_ITER = 6
-    cfg.SOLVER.CHECKPOINT_PERIOD = 3
-    cfg.SOLVER.BASE_LR = 0.01
-    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
-    cfg.SOLVER.WARMUP_ITERS = 2
-    cfg.SOLVER.WARMUP_FACTOR = 0.1
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.BASE_LR = 6, 3, 0.01
+    cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR = "WarmupPolyLR", 2, 0.1
     cfg.SEED = 1
     cfg.OUTPUT_DIR = str(tmp_path / "output")
     return cfg

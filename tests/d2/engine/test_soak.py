@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from detectron2.engine import HookBase
 
-from dformer.d2.data import register_shapes
 from dformer.d2.engine.run import set_up
 from dformer.d2.engine.trainer import Trainer
-from tests import load_script
-from tests.d2.tiny import own_loggers, tiny_cfg
+from tests.d2.tiny import own_loggers, small_shapes, tiny_cfg
 
 STEPS, WARM_UP, EVERY = 2000, 1000, 50  # scalars are kept for 1,000 steps
 
@@ -33,9 +31,7 @@ class Census(HookBase):
 
 @pytest.mark.slow
 def test_memory_files_and_threads_do_not_grow(tmp_path):
-    script = load_script("datasets/shapes.py")
-    script.generate(tmp_path, script.Parameters(train=32, val=4, size=64), progress=False)
-    register_shapes(tmp_path, "test_soak")
+    small_shapes(tmp_path, "test_soak", train=32, val=4)
     cfg = tiny_cfg()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("test_soak_train",), ("test_soak_val",)
     cfg.DATALOADER.NUM_WORKERS = 2

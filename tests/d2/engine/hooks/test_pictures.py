@@ -1,34 +1,23 @@
 """Pictures of a training show annotation, noise and prediction, and change nothing."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
-from dformer.d2.data import register_shapes
 from dformer.d2.engine.hooks.pictures import Pictures
 from dformer.d2.engine.run import run
-from tests import load_script
-from tests.d2.tiny import own_loggers, tiny_cfg
+from tests.d2.tiny import own_loggers, small_shapes, tiny_cfg
 
 SHAPES = "pictures_shapes"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shapes(tmp_path_factory) -> Iterator[None]:
-    script = load_script("datasets/shapes.py")
-    root = tmp_path_factory.mktemp("shapes")
-    script.generate(root, script.Parameters(train=4, val=2, size=64), progress=False)
-    register_shapes(root, SHAPES)
-    yield
-    for split in ("train", "val"):
-        DatasetCatalog.remove(f"{SHAPES}_{split}")
-        MetadataCatalog.remove(f"{SHAPES}_{split}")
+def shapes(tmp_path_factory) -> None:
+    small_shapes(tmp_path_factory.mktemp("shapes"), SHAPES, train=4, val=2)
 
 
 def config(meta_architecture: str, task: str, folder: Path) -> CfgNode:
@@ -57,7 +46,7 @@ def test_pictures_show_annotation_noise_and_prediction(tmp_path, meta_architectu
 def test_masks_fade_into_noise_row_by_row(tmp_path):
     cfg = config("DFormer", "panoptic", tmp_path)
     pictures = Pictures(cfg)
-    (item,) = (item for item in pictures.batch[:1])
+    item = pictures.batch[0]
     count = min(len(item["instances"]), 6)
     (grid,) = (x for kind, x in pictures.draw(build_model(cfg).train(), item).items() if kind.startswith("at t"))
     rows = grid[..., 0].reshape(5, 98, count, 98)[:, :96, :, :96].transpose(0, 2, 1, 3) / 255  # without the gaps
