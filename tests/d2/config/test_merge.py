@@ -1,9 +1,8 @@
 """Merging of files and overrides into a cfg, and what is refused."""
 
 import pytest
-from detectron2.config import CfgNode
 
-from dformer.d2.config import defaults, get_cfg, merge_config, merge_text, register_keys
+from dformer.d2.config import get_cfg, merge_config, merge_text
 from dformer.utils.errors import UserError
 
 
@@ -62,17 +61,3 @@ def test_configs_cannot_run_code(tmp_path):
     with pytest.raises(UserError, match="model.pth"):
         merge_text(get_cfg(), text, "the config in model.pth")
     assert not (tmp_path / "ran").exists()
-
-
-def test_a_meta_architecture_brings_its_own_keys(monkeypatch):
-    monkeypatch.setattr(defaults, "_registered", [])
-
-    @register_keys
-    def add_keys(cfg: CfgNode) -> None:
-        cfg.MODEL.MY_HEAD = CfgNode({"DIM": 2 * cfg.MODEL.MASK_DECODER.HIDDEN_DIM})
-
-    cfg = get_cfg()
-    assert cfg.MODEL.MY_HEAD.DIM == 512
-    merge_config(cfg, None, ["MODEL.MY_HEAD.DIM", "7"])
-    assert cfg.MODEL.MY_HEAD.DIM == 7
-    assert get_cfg().MODEL.MY_HEAD.DIM == 512

@@ -48,7 +48,8 @@ def test_eight_images_are_learned_by_heart(data_dir, tmp_path):
     coco = data_dir / "coco_panoptic/coco"
     content = json.loads((coco / "annotations/panoptic_train2017.json").read_text())
     # The first eight, by id, of 3 to 8 segments, none of them a crowd.
-    chosen = sorted(a["image_id"] for a in content["annotations"] if is_moderate(a["segments_info"]))[:8]
+    listed = [(a["image_id"], a["segments_info"]) for a in content["annotations"]]
+    chosen = sorted(k for k, info in listed if 3 <= len(info) <= 8 and not any(s["iscrowd"] for s in info))[:8]
     content["images"] = [image for image in content["images"] if image["id"] in chosen]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in chosen]
     (tmp_path / "panoptic.json").write_text(json.dumps(content))
@@ -65,7 +66,3 @@ def test_eight_images_are_learned_by_heart(data_dir, tmp_path):
     with own_loggers():
         run(cfg)
     assert json.loads((tmp_path / "output/results.json").read_text())["PQ"] >= 80
-
-
-def is_moderate(segments: list[dict]) -> bool:
-    return 3 <= len(segments) <= 8 and not any(segment["iscrowd"] for segment in segments)
