@@ -45,10 +45,7 @@ def test_cells_are_what_the_mappers_give(cfg: CfgNode, image_format: str) -> Non
     cells = sheet[26 : 26 + 128, 4 + 2 * 136 :]
     for column, image in enumerate((trained, again)):
         inside = image["instances"].gt_masks.any(0).numpy()
-        pad = (image["image"] == 128).all(0).numpy() & ~inside
         drawn = cells[:, column * 136 : column * 136 + 128]
-        if pad.any():
-            assert np.abs(drawn[pad].astype(int) - 128).mean() < 12, "padding stays grey"
         differs = np.abs(drawn.astype(int) - image["image"].permute(1, 2, 0).numpy()).sum(2) > 10
         assert differs[inside].mean() > 0.8, "the classes are coloured"
 

@@ -130,7 +130,6 @@ def test_unreadable_files_are_named_and_skipped(cfg, tmp_path, capsys):
         (["--alpha", "-1"], "alpha"),
         (["--every", "0"], "every"),
         (["--compare", "no.pth"], "no.pth"),
-        (["--weights", "no.pth"], "no.pth"),
         (["--opts", "MODEL.WEIGHT", "a.pth"], '"MODEL.WEIGHTS"'),
         (["--input"], "--input"),
     ],
@@ -213,23 +212,15 @@ def test_frames_of_a_video_have_the_results_of_images(cfg, tmp_path):
             assert same.shape == (48, 80) and same.mean() > 0.999, "but for rounding"
 
 
-class Camera:
+class Camera(cv2.VideoCapture):
     """Replace OpenCV's capture of a camera by that of a video, which ends with Ctrl-C."""
 
-    def __init__(self, video: Path) -> None:
-        self.capture = cv2.VideoCapture(str(video))
-
-    def __getattr__(self, name: str):
-        return getattr(self.capture, name)
-
     def grab(self) -> bool:
-        if not self.capture.grab():
-            signal.raise_signal(signal.SIGINT)
-        return True
+        return super().grab() or signal.raise_signal(signal.SIGINT)
 
 
 def test_ctrl_c_ends_a_camera_and_leaves_whole_files(cfg, tmp_path, monkeypatch):
-    camera, capture, out = Camera(save_video(tmp_path / "a.mp4", 18)), cv2.VideoCapture, tmp_path / "out"
+    camera, capture, out = Camera(str(save_video(tmp_path / "a.mp4", 18))), cv2.VideoCapture, tmp_path / "out"
     monkeypatch.setattr(cv2, "VideoCapture", lambda source: camera if source == 2 else capture(source))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what runs in the background
     arguments = ["--input", save_image(tmp_path / "a.png"), "--camera", 2, "--every", 3, "--batch", 3, "--coco"]

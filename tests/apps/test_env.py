@@ -9,11 +9,16 @@ from dformer.apps import env
 from tests import ROOT
 
 
+def python(*arguments: str) -> str:
+    """Run a fresh Python; return what it prints."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def screen(*flags: str) -> dict[str, str]:
     """The screen that a fresh Python prints, as label -> text."""
-    command = [sys.executable, *flags, "-m", "dformer.apps.env"]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return {label: text for label, _, text in (line.partition("  ") for line in printed.splitlines())}
+    lines = python(*flags, "-m", "dformer.apps.env").splitlines()
+    return {label: text for label, _, text in (line.partition("  ") for line in lines)}
 
 
 def test_screen_tells_versions_devices_and_operators() -> None:
@@ -44,13 +49,9 @@ def test_whose_detectron2(tmp_path: Path) -> None:
     (package / "__init__.py").touch()
     path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
     script = path + "; from dformer.apps import env; print(env.detectron2_state())"
-
-    def state() -> str:
-        command = [sys.executable, "-S", "-c", script]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    assert state() == f"version unknown, your own, in {package}"
+    assert python("-S", "-c", script).strip() == f"version unknown, your own, in {package}"
     metadata = tmp_path / "detectron2-0.5+dformer.1.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: detectron2\nVersion: 0.5+dformer.1\n")
-    assert state() == f"0.5+dformer.1, pure Python build of tools/install_detectron2.py, in {package}"
+    state = python("-S", "-c", script).strip()
+    assert state == f"0.5+dformer.1, pure Python build of tools/install_detectron2.py, in {package}"

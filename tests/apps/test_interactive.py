@@ -12,16 +12,19 @@ from pycocotools import mask as rle
 from dformer.apps.interactive import Answer, as_json, legend, load_model, open_image, segment
 from dformer.d2.checkpoint.checkpointer import ASSETS
 from dformer.d2.data import read_image
+from dformer.d2.modeling.meta_arch import Request
 from dformer.utils.errors import UserError
 
 SHAPES = "dformer://shapes"
 EXAMPLE = ASSETS / "examples" / "shapes-1.jpg"
 
 
+def panoptic_request(**changes) -> Request:
+    return replace(load_model(SHAPES).model.request, **{"tasks": ("panoptic",), **changes})
+
+
 def ask(**changes) -> Answer:
-    predictor = load_model(SHAPES)
-    request = replace(predictor.model.request, **{"tasks": ("panoptic",), **changes})
-    return segment(predictor, open_image(EXAMPLE), request, seconds=600)
+    return segment(load_model(SHAPES), open_image(EXAMPLE), panoptic_request(**changes), seconds=600)
 
 
 def masks(answer: Answer, stage: int = -1) -> list[tuple]:
@@ -77,10 +80,8 @@ def test_what_cannot_be_asked_is_refused(changes, name):
 
 
 def test_a_request_that_takes_too_long_is_given_up():
-    predictor = load_model(SHAPES)
-    request = replace(predictor.model.request, tasks=("panoptic",), steps=9)
     with pytest.raises(UserError, match="0 seconds.* 1 of 9"):
-        segment(predictor, open_image(EXAMPLE), request, seconds=0)
+        segment(load_model(SHAPES), open_image(EXAMPLE), panoptic_request(steps=9), seconds=0)
     assert masks(ask()), "and the next is served"
 
 
@@ -92,25 +93,22 @@ def test_large_images_are_not_even_decoded(tmp_path):
         open_image(tmp_path / "huge.bmp")
 
 
-def test_broken_images_are_told_without_their_place(tmp_path):
+def test_errors_do_not_show_the_folder_of_an_upload(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(EXAMPLE.read_bytes()[:900])
     with pytest.raises(UserError, match="broken.jpg") as caught:
         open_image(tmp_path / "broken.jpg")
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_json_and_legend_tell_the_segments():
-    predictor = load_model(SHAPES)
-    request = replace(predictor.model.request, tasks=("panoptic",))
-    large = np.asarray(Image.open(EXAMPLE).resize((1600, 800)))
-    answer = segment(predictor, large, request, seconds=600)
+def test_json_and_legend_list_the_segments():
+    large, request = np.asarray(Image.open(EXAMPLE).resize((1600, 800))), panoptic_request()
+    answer = segment(load_model(SHAPES), large, request, seconds=600)
     stage = answer.stages[-1]
     assert stage.picture.shape == (640, 1280, 3), "results of large images are bounded"
     content = json.loads(as_json(answer, request, SHAPES))
     assert {name: content[name] for name in vars(request)} == {**vars(request), "tasks": ["panoptic"]}
-    for record, shown, found in zip(
-        content["segments"], legend(stage, answer.class_names), stage.segments, strict=True
-    ):
+    entries = legend(stage, answer.class_names)
+    for record, shown, found in zip(content["segments"], entries, stage.segments, strict=True):
         mask = rle.decode(record["segmentation"])
         assert mask.shape == (800, 1600) and mask.sum() == record["area"]
         assert (mask[::5, ::5] == found.mask[::4, ::4]).mean() > 0.98

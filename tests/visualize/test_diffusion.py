@@ -49,16 +49,13 @@ def test_denoising_has_two_rows_a_step_and_a_column_a_layer():
 
 def test_attention_is_the_image_dark_where_a_layer_does_not_look():
     sheet = draw_denoising(IMAGE, [step(7)], COLORS)
-    first = sheet[: len(sheet) // 2, 486:972]
-    y, x = np.nonzero((first == IMAGE[0, 0]).all(axis=2))
-    dark_y, dark_x = np.nonzero((first == IMAGE[0, 0] // 4).all(axis=2))
-    assert len(y) == len(dark_y) > 10_000
-    middle = first.shape[1] / 2
-    assert x[x < middle].max() < dark_x[dark_x < middle].min(), "the first mask looks to the left"
-    assert x[x > middle].min() > dark_x[dark_x > middle].max(), "the second to the right"
-    second = sheet[: len(sheet) // 2, 972:]
-    x, dark_x = (np.nonzero((second == color).all(axis=2))[1] for color in (IMAGE[0, 0], IMAGE[0, 0] // 4))
-    assert x[x < middle].min() > dark_x[dark_x < middle].max(), "the next layer looks elsewhere"
+    left, right = [], []  # sides of the lit halves: of the first object, which is on the left, and of the second
+    for layer in (sheet[: len(sheet) // 2, 486:972], sheet[: len(sheet) // 2, 972:]):
+        lit, dark = (np.nonzero((layer == color).all(axis=2))[1] for color in (IMAGE[0, 0], IMAGE[0, 0] // 4))
+        assert len(lit) == len(dark) > 10_000
+        left.append(lit[lit < 243].max() < dark[dark < 243].min())
+        right.append(lit[lit > 243].min() > dark[dark > 243].max())
+    assert left == right == [True, False], "the first layer looks at the objects, the second elsewhere"
 
 
 def test_noising_has_a_row_a_mask_and_a_column_a_time():

@@ -86,13 +86,7 @@ def test_grey_images():
 
 @pytest.mark.parametrize(
     ("image", "mask", "category_id"),
-    [
-        (GREY, ONES[:, 1:], 0),
-        (GREY.astype(np.float32), ONES, 0),
-        (np.zeros((480, 640, 4), np.uint8), ONES, 0),
-        (GREY, ONES, 7),
-        (GREY, ONES, -1),
-    ],
+    [(GREY, ONES[:, 1:], 0), (GREY.astype(np.float32), ONES, 0), (GREY, ONES, 7), (GREY, ONES, -1)],
 )
 def test_wrong_arguments_are_refused(image, mask, category_id):
     with pytest.raises(ValueError):
@@ -108,7 +102,4 @@ def test_any_map_of_segments(segment_map, alpha):
     image = np.full((*segment_map.shape, 3), 40, np.uint8)
     segments = [{"id": i, "category_id": i % 7, "score": 0.5, "isthing": i % 2 == 0} for i in range(-2, 5)]
     picture = draw_panoptic(image, segment_map, segments, alpha)
-    scale = enlargement(*segment_map.shape)
-    assert picture.shape == (segment_map.shape[0] * scale, segment_map.shape[1] * scale, 3)
-    if (segment_map > 4).all():
-        assert (picture == 40).all()
+    assert picture.shape[:2] == tuple(side * enlargement(*segment_map.shape) for side in segment_map.shape)
