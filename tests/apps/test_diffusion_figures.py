@@ -4,7 +4,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from dformer.apps.diffusion_figures import TIMES, annotated_objects, default_times, follow_denoising, noised
@@ -26,15 +25,11 @@ def predictor(tmp_path_factory) -> Predictor:
     return Predictor(cfg)
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    root = tmp_path_factory.mktemp("shapes")
-    shapes_script.generate(root, shapes_script.Parameters(train=1, val=2, size=64), progress=False)
-    register_shapes(root, "followed_shapes")
-    yield "followed_shapes_val"
-    for split in ("train", "val"):
-        DatasetCatalog.remove(f"followed_shapes_{split}")
-        MetadataCatalog.remove(f"followed_shapes_{split}")
+@pytest.fixture
+def shapes(tmp_path, empty_catalogs) -> str:
+    shapes_script.generate(tmp_path, shapes_script.Parameters(train=1, val=2, size=64), progress=False)
+    register_shapes(tmp_path)
+    return "shapes_val"
 
 
 def test_the_regions_shown_are_those_that_the_layers_attend_to(predictor):

@@ -161,8 +161,7 @@ def write_dataset(name: str, folder: Path, images: Sequence[Sequence[Segment]]) 
 
 def register(name: str, folder: Path) -> None:
     """Register the annotations that `write_dataset` wrote to `folder`."""
-    names = [c["name"] for c in CATEGORIES]
-    ids = [c["id"] for c in CATEGORIES]
+    names, ids = ([c[key] for c in CATEGORIES] for key in ("name", "id"))
     metadata = {
         "thing_classes": names,
         "stuff_classes": names,

@@ -19,24 +19,21 @@ def tasks_of(name, folder, tasks=("panoptic", "instance", "semantic")):
 def test_tasks_are_chosen(pets, tmp_path):
     assert tasks_of("pets", tmp_path) == ["panoptic", "instance", "semantic"]
     assert tasks_of("pets", tmp_path, ("semantic",)) == ["semantic"]
-
-
-def test_no_instances_without_a_json(pets, tmp_path):
     (tmp_path / "data" / "instances.json").unlink()
     assert tasks_of("pets", tmp_path) == ["panoptic", "semantic"]
 
 
-def test_unknown_evaluator_type(tmp_path):
-    DatasetCatalog.register("cars", list)
-    MetadataCatalog.get("cars").set(thing_classes=["car"], evaluator_type="cityscapes_instance")
-    with pytest.raises(UserError, match="cars.*cityscapes_instance.*coco_panoptic_seg"):
-        tasks_of("cars", tmp_path)
-
-
-def test_nothing_to_evaluate(tmp_path):
+@pytest.mark.parametrize(
+    ("evaluator_type", "named"),
+    [
+        ("cityscapes_instance", "scenes.*cityscapes_instance.*coco_panoptic_seg"),
+        ("sem_seg", "scenes.*semantic.*TEST.TASKS.*panoptic"),
+    ],
+)
+def test_nothing_to_evaluate(tmp_path, evaluator_type, named):
     DatasetCatalog.register("scenes", list)
-    MetadataCatalog.get("scenes").set(stuff_classes=["sky"], evaluator_type="sem_seg", ignore_label=255)
-    with pytest.raises(UserError, match="scenes.*semantic.*TEST.TASKS.*panoptic"):
+    MetadataCatalog.get("scenes").set(stuff_classes=["sky"], evaluator_type=evaluator_type, ignore_label=255)
+    with pytest.raises(UserError, match=named):
         tasks_of("scenes", tmp_path, ("panoptic", "instance"))
 
 

@@ -70,7 +70,9 @@ def test_no_predictions(pets, tmp_path):
 
 def test_nothing_annotated(tmp_path):
     images = write_dataset("empty", tmp_path / "data", [[], []])
-    results = evaluate("empty", [(image, perfect_output([], SIZE, 4)) for image in images], tmp_path / "out")
+    pairs = [(image, perfect_output([], SIZE, 4)) for image in images]
+    results = evaluate("empty", pairs, tmp_path / "out", more=True)
+    assert {"BoundaryAP", "mBoundaryIoU", "PQ_agnostic"} < {name for metrics in results.values() for name in metrics}
     assert all(math.isnan(value) for metrics in results.values() for value in metrics.values())
 
 
@@ -91,23 +93,19 @@ def test_only_images_since_the_reset_count(pets, tmp_path):
     assert [results[task][mean] for task, mean in MEANS.items()] == pytest.approx([100, 100, 100])
 
 
-def test_image_without_annotation(pets, tmp_path):
-    unknown = {**pets[0], "image_id": 99}
-    for task, file in (("panoptic", "panoptic.json"), ("instance", "instances.json")):
-        with pytest.raises(UserError, match=f"{file}.* 99"):
-            evaluate("pets", [(unknown, poor_outputs()[0])], tmp_path / "out", [task])
-
-
-@pytest.mark.parametrize("task", ["panoptic", "semantic"])
-def test_annotation_of_another_size(pets, tmp_path, task):
-    turned = {"panoptic_seg": panoptic_output([], (40, 20)), "sem_seg": semantic_output([], (40, 20), 4)}
-    with pytest.raises(UserError, match="000001"):
-        evaluate("pets", [(pets[0], turned)], tmp_path / "out", [task])
-
-
-def test_model_with_other_classes(pets, tmp_path):
-    with pytest.raises(UserError, match=" 7 .* 4"):
-        evaluate("pets", [(pets[0], {"sem_seg": torch.zeros(7, *SIZE)})], tmp_path / "out", ["semantic"])
+@pytest.mark.parametrize(
+    ("task", "image", "output", "named"),
+    [
+        ("panoptic", {"image_id": 99}, {}, r"panoptic\.json.* 99"),
+        ("instance", {"image_id": 99}, {}, r"instances\.json.* 99"),
+        ("panoptic", {}, {"panoptic_seg": panoptic_output([], (40, 20))}, "000001"),
+        ("semantic", {}, {"sem_seg": semantic_output([], (40, 20), 4)}, "000001"),
+        ("semantic", {}, {"sem_seg": torch.zeros(7, *SIZE)}, " 7 .* 4"),
+    ],
+)
+def test_what_does_not_fit_the_data_set(pets, tmp_path, task, image, output, named):
+    with pytest.raises(UserError, match=named):
+        evaluate("pets", [(pets[0] | image, poor_outputs()[0] | output)], tmp_path / "out", [task])
 
 
 def test_a_test_set_without_annotations(pets, tmp_path):
