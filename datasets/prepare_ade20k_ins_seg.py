@@ -4,21 +4,20 @@
     <root>/ADEChallengeData2016/annotations_instance/{training,validation}/*.png       as published
     <root>/ADEChallengeData2016/ade20k_instance_{train,val}.json                       written here
 
-Category ids are class ids, 0 to 149, of the 100 classes that are things; image ids are names. After an
-interruption, the next call continues.
+Category ids are class ids, 0 to 149, of the 100 classes that are things; image ids are names.
 """
 
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dformer.d2.data.ade20k import CLASSES, THINGS, read_ade20k_instances
 from dformer.data.images import read_size
-from dformer.data.prepare import ade20k_names, fill_folder, run_script
+from dformer.data.prepare import ade20k_names, run_script
 from dformer.data.segmentations import area_and_box, encode_mask, json_rle
 from dformer.utils.errors import exit_on_user_error
 from dformer.utils.files import read_json, write_json
+from dformer.utils.processes import parallel_map
 
 SPLITS = {"train": "training", "val": "validation"}
 
@@ -36,8 +35,7 @@ def prepare(root: str | Path, progress: bool = True) -> list[Path]:
         names = ade20k_names(folder, images, "annotations_instance")
         if not _is_there(target, names):
             work = partial(_prepare_image, folder / "images" / images, folder / "annotations_instance" / images)
-            scratch = folder / f".ade20k_instance_{split}"
-            found = fill_folder(scratch, names, work, f"ADE20K instances, {split}" if progress else None)
+            found = parallel_map(work, names, f"ADE20K instances, {split}" if progress else None)
             annotations = [a for image in found for a in image["annotations"]]
             content = {
                 "images": [image["image"] for image in found],
@@ -45,7 +43,6 @@ def prepare(root: str | Path, progress: bool = True) -> list[Path]:
                 "categories": [{"id": i, "name": CLASSES[i]} for i in THINGS],
             }
             write_json(target, content)
-            shutil.rmtree(scratch)
         written.append(target)
     return written
 
@@ -54,7 +51,7 @@ def _is_there(target: Path, names: list[str]) -> bool:
     return target.exists() and [image["id"] for image in read_json(target)["images"]] == names
 
 
-def _prepare_image(images: Path, instances: Path, name: str, _: Path) -> dict[str, Any]:
+def _prepare_image(images: Path, instances: Path, name: str) -> dict[str, Any]:
     """The entries of an image: {"image", "annotations"}."""
     height, width = read_size(images / f"{name}.jpg")
     annotations = []

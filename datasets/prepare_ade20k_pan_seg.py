@@ -8,7 +8,7 @@
 
 Things cover stuff, as published; pixels of a thing class without an instance are void. Category ids are class ids, 0 to
 149; image ids are names. Unlike in the published files, areas and boxes are those of the visible pixels, and stuff
-without any is not listed. A split appears when it is complete; after an interruption, the next call continues.
+without any is not listed. A split appears when it is complete.
 """
 
 from functools import partial
@@ -21,10 +21,11 @@ from PIL import Image
 
 from dformer.d2.data.ade20k import CLASSES, THINGS, read_ade20k_instances
 from dformer.data.images import read_labels, read_size
-from dformer.data.prepare import ade20k_names, fill_folder, run_script
+from dformer.data.prepare import ade20k_names, run_script
 from dformer.data.segmentations import area_and_box, encode_mask
 from dformer.utils.errors import UserError, exit_on_user_error
-from dformer.utils.files import write_json
+from dformer.utils.files import atomic_folder, write_json
+from dformer.utils.processes import parallel_map
 
 SPLITS = {"train": "training", "val": "validation"}
 
@@ -43,7 +44,8 @@ def prepare(root: str | Path, progress: bool = True) -> list[Path]:
         if not target.exists() or {f"{name}.png" for name in names} != {file.name for file in pngs.glob("*.png")}:
             target.unlink(missing_ok=True)  # it belongs to the PNGs that are replaced
             what = f"ADE20K panoptic, {split}" if progress else None
-            found = fill_folder(pngs, names, partial(_prepare_image, folder, images), what)
+            with atomic_folder(pngs) as new:
+                found = parallel_map(partial(_prepare_image, folder, images, new), names, what)
             content = {
                 "images": [image for image, _ in found],
                 "annotations": [annotation for _, annotation in found],
@@ -54,7 +56,7 @@ def prepare(root: str | Path, progress: bool = True) -> list[Path]:
     return written
 
 
-def _prepare_image(folder: Path, split: str, name: str, pngs: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _prepare_image(folder: Path, split: str, pngs: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write the PNG; return the entries of image and annotation."""
     height, width = read_size(folder / "images" / split / f"{name}.jpg")
     semantic = folder / "annotations" / split / f"{name}.png"

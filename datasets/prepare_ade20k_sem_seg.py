@@ -5,7 +5,7 @@ The published PNGs have 0 for void and 1 to 150 for the classes. This writes 255
     <root>/ADEChallengeData2016/annotations/{training,validation}/*.png                as published
     <root>/ADEChallengeData2016/annotations_detectron2/{training,validation}/*.png     written here
 
-A split appears when it is complete; after an interruption, the next call continues.
+A split appears when it is complete.
 """
 
 from functools import partial
@@ -15,8 +15,10 @@ import numpy as np
 from PIL import Image
 
 from dformer.data.images import read_labels
-from dformer.data.prepare import fill_folder, run_script
+from dformer.data.prepare import run_script
 from dformer.utils.errors import UserError, exit_on_user_error
+from dformer.utils.files import atomic_folder
+from dformer.utils.processes import parallel_map
 
 NUM_CLASSES = 150
 
@@ -37,12 +39,13 @@ def prepare(root: str | Path, progress: bool = True) -> list[Path]:
                 f"there are no PNGs in {source.absolute()}; put ADE20K there (datasets/README.md), or set --root"
             )
         if set(names) != {file.name for file in target.glob("*.png")}:
-            fill_folder(target, names, partial(_prepare_file, source), f"ADE20K {split}" if progress else None)
+            with atomic_folder(target) as new:
+                parallel_map(partial(_prepare_file, source, new), names, f"ADE20K {split}" if progress else None)
         written.append(target)
     return written
 
 
-def _prepare_file(source: Path, name: str, target: Path) -> None:
+def _prepare_file(source: Path, target: Path, name: str) -> None:
     labels = read_labels(source / name)
     if labels.max() > NUM_CLASSES:
         raise UserError(

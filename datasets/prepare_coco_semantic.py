@@ -6,8 +6,7 @@
     <root>/coco/panoptic_semseg_{train,val}2017/*.png      written here, as Mask2Former: 0-132 all classes, 255 void
 
 dformer itself needs neither: it reads labels from the panoptic PNGs. Detectron2's `coco_2017_*_panoptic_separated` and
-`_stuffonly`, and other repositories, do. A folder appears when it is complete; after an interruption, the next call
-continues.
+`_stuffonly`, and other repositories, do. A folder appears when it is complete.
 """
 
 from collections.abc import Mapping
@@ -22,9 +21,10 @@ from PIL import Image
 
 from dformer.data.images import read_panoptic_png
 from dformer.data.panoptic import paint_classes
-from dformer.data.prepare import fill_folder, run_script
+from dformer.data.prepare import run_script
 from dformer.utils.errors import UserError, exit_on_user_error
-from dformer.utils.files import read_json
+from dformer.utils.files import atomic_folder, read_json
+from dformer.utils.processes import parallel_map
 
 VOID = 255
 _STUFF_IDS = [c["id"] for c in COCO_CATEGORIES if not c["isthing"]]
@@ -55,14 +55,15 @@ def prepare(root: str | Path, progress: bool = True) -> list[Path]:
         for layout, labels in LAYOUTS.items():
             target = folder / f"{layout}_{split}"
             if annotations.keys() != {file.name for file in target.glob("*.png")}:
-                work = partial(_prepare_file, folder / f"panoptic_{split}", annotations, labels)
-                fill_folder(target, list(annotations), work, f"{layout}_{split}" if progress else None)
+                with atomic_folder(target) as new:
+                    work = partial(_prepare_file, folder / f"panoptic_{split}", new, annotations, labels)
+                    parallel_map(work, list(annotations), f"{layout}_{split}" if progress else None)
             written.append(target)
     return written
 
 
 def _prepare_file(
-    source: Path, annotations: Mapping[str, list[dict[str, Any]]], labels: Mapping[int, int], name: str, target: Path
+    source: Path, target: Path, annotations: Mapping[str, list[dict[str, Any]]], labels: Mapping[int, int], name: str
 ) -> None:
     ids = rgb2id(read_panoptic_png(source / name))
     categories = {s["id"]: s["category_id"] for s in annotations[name]}

@@ -80,7 +80,7 @@ def _write_coco_panoptic(records: Records, metadata: Metadata, folder: Path, run
     annotations = [
         {
             "image_id": record["image_id"],
-            "file_name": f"{_name(record, metadata)}.png",
+            "file_name": _png_name(record, metadata),
             "segments_info": [{**s, "category_id": categories[s["category_id"]]["id"]} for s in segments],
         }
         for record, (segments, _) in zip(records, found, strict=True)
@@ -93,7 +93,7 @@ def _write_coco_panoptic(records: Records, metadata: Metadata, folder: Path, run
 def _write_panoptic_png(record: Record, folder: Path, metadata: Metadata) -> tuple[list[dict[str, Any]], list[str]]:
     """Write the PNG of a record; return its segments, in contiguous category ids, and the losses."""
     ids, segments, lost = _segments(record, _ignore_label(metadata), MAX_SEGMENT_ID)
-    _save(id2rgb(ids), folder / f"{_name(record, metadata)}.png")
+    _save(id2rgb(ids), folder / _png_name(record, metadata))
     common = [{"id": s["id"], "category_id": s["category_id"], "iscrowd": int(s.get("iscrowd", 0))} for s in segments]
     return [{**s, **area_and_box(encode_mask(ids == s["id"]))} for s in common], lost
 
@@ -108,7 +108,7 @@ def _write_label_png(record: Record, folder: Path, metadata: Metadata) -> None:
     void = _ignore_label(metadata)
     ids, segments, _ = _segments(record, void, MAX_SEGMENT_ID)
     labels = paint_classes(ids, {s["id"]: s["category_id"] for s in segments}, void)
-    _save(labels.astype(np.uint8 if void < 256 else np.uint16), folder / f"{_name(record, metadata)}.png")
+    _save(labels, folder / _png_name(record, metadata))
 
 
 def _write_instance_ids(records: Records, metadata: Metadata, folder: Path, run: Map) -> Written:
@@ -125,7 +125,7 @@ def _write_id_png(record: Record, folder: Path, metadata: Metadata) -> tuple[Non
     things = things_of(record)
     objects = [thing for thing in things if not thing["iscrowd"]]
     ids, _, lost = _paint({**record, "annotations": objects}, MAX_INSTANCE_ID)
-    _save(ids.astype(np.uint8 if ids.max() < 256 else np.uint16), folder / f"{_name(record, metadata)}.png")
+    _save(ids, folder / _png_name(record, metadata))
     return None, lost + (["crowds are lost"] if len(objects) < len(things) else [])
 
 
@@ -168,12 +168,15 @@ def _need_things(metadata: Metadata) -> None:
         raise UserError(f'data set "{metadata.name}" has classes of pixels only, without instances')
 
 
-def _name(record: Record, metadata: Metadata) -> str:
-    """The image's path below `image_root`, without suffix, which image and annotation share."""
-    return str(Path(record["file_name"]).relative_to(metadata.image_root).with_suffix(""))
+def _png_name(record: Record, metadata: Metadata) -> str:
+    """The image's path below `image_root`, with the suffix .png."""
+    return f"{Path(record['file_name']).relative_to(metadata.image_root).with_suffix('')}.png"
 
 
 def _save(picture: NDArray[Any], file: Path) -> None:
+    """Save a picture in colour, or of grey values with 8 bits a pixel or, where these are too few, 16."""
+    if picture.ndim == 2:
+        picture = picture.astype(np.uint8 if picture.max() < 256 else np.uint16)
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(file)
 

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from dformer.d2.data import class_names, get_metadata, num_classes, read_image, register_custom
-from dformer.d2.data.datasets import loading
+from dformer.d2.data.datasets import get_records
 from dformer.d2.engine.predictor import Predictor
 from dformer.d2.modeling.meta_arch import Segmenter
 from dformer.data.annotations import Record, annotation_reader
@@ -92,9 +91,7 @@ def annotated_objects(name: str, index: int, task: str, max_rows: int) -> Object
 
 
 def _image_record(name: str, index: int) -> Record:
-    get_metadata(name)
-    with loading(name):
-        records = DatasetCatalog.get(name)
+    records = get_records(name)
     if not 0 <= index < len(records):
         raise UserError(f'data set "{name}" has the images 0 to {len(records) - 1}; there is no --index {index}')
     return records[index]

@@ -119,16 +119,10 @@ def _outside(points: NDArray[np.floating[Any]], size: Size) -> bool:
 
 
 def annotation_reader(task: str, num_classes: int, ignore_label: int) -> Callable[[Record, Size], Annotation]:
-    """Return the function that reads the annotation of an image for a task.
+    """Return a function of a record and the image's (height, width) that reads the annotation for a task.
 
-    Args:
-        task: "panoptic", "instance" or "semantic".
-        num_classes: K, to check the labels of semantic annotations.
-        ignore_label: value of void in semantic annotations.
-
-    Returns:
-        A function of a record and the image's (height, width), which can be pickled. It raises UserError if the record
-        has no annotation for the task, or if annotation and image differ in size.
+    It raises UserError if the record has no annotation for the task, if annotation and image differ in size, or if a
+    label of semantic segmentation is neither below `num_classes` nor `ignore_label`.
     """
     return partial(_read, task=task, num_classes=num_classes, ignore_label=ignore_label)
 

@@ -67,11 +67,7 @@ def _thing(annotation: dict[str, Any], segmentation: Any, record: Record) -> dic
 
 
 def as_rle(segmentation: Any, record: Record) -> dict[str, Any]:
-    """Return a segmentation (polygons, or RLE of either kind) of an object in a record as a compressed RLE.
-
-    Raises:
-        UserError: it has a fault.
-    """
+    """Return the mask of an object in a record, polygons or RLE of either kind, as a compressed RLE."""
     try:
         return compress(segmentation, image_size(record))
     except UserError as error:

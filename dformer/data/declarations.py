@@ -28,11 +28,7 @@ class Split:
     seed: int = 0
 
     def validation(self, names: list[str]) -> set[str]:
-        """Return the names that are drawn.
-
-        Raises:
-            UserError: no image would be left for training or for validation.
-        """
+        """Return the names that are drawn; raise UserError if none or all would be."""
         count = round(self.val * len(names)) if self.val < 1 else int(self.val)
         if not 0 < count < len(names):
             raise UserError(f"split: {self.val} of {len(names)} images leaves nothing to train on or to validate with")

@@ -16,6 +16,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from dformer.data.images import read_labels, read_size
+from dformer.data.segmentations import encode_mask
 from dformer.data.types import Size
 from dformer.utils.errors import UserError
 from dformer.utils.files import read_json
@@ -66,9 +67,7 @@ def _coco_instances(source: Source) -> Annotated:
         if isinstance(segmentation, list):  # polygons of fewer than 3 points have no mask
             segmentation = [p for p in segmentation if len(p) % 2 == 0 and len(p) >= 6]
             if not segmentation:
-                logger.warning(
-                    "%s: object %s has no valid polygon; it is not used", source.annotations, annotation["id"]
-                )
+                logger.warning("%s: object %s has no polygon; it is not used", source.annotations, annotation["id"])
                 continue
         found = {key: annotation[key] for key in COCO_KEYS if key in annotation}
         found |= {"segmentation": segmentation} if segmentation else {}
@@ -164,17 +163,14 @@ def _instance_ids(source: Source) -> Annotated:
     pairs = _pairs(source)
     names = list((source.classes or {1: "object"}).values())
     if len(names) > 1:
-        raise UserError(
-            f"{source.annotations}: PNGs of instance ids have one class, but `classes` are {', '.join(names)}; "
-            "declare one, or use another form"
-        )
+        raise UserError(f"{source.annotations}: instance ids have one class; declare one of {', '.join(names)}")
     annotated = parallel_map(_read_instance_ids, [ids for _, ids in pairs.values()])
     return _records(pairs, annotated), _things(names, source)
 
 
 def _read_instance_ids(file: Path) -> tuple[Size, Objects]:
     ids = read_labels(file)
-    masks = {k: rle.encode(np.asfortranarray(ids == k, dtype=np.uint8)) for k in np.unique(ids).tolist() if k}
+    masks = {k: encode_mask(ids == k) for k in np.unique(ids).tolist() if k}
     return ids.shape, [{**_object(0, mask, rle.toBbox(mask).tolist()), "id": k} for k, mask in masks.items()]
 
 
@@ -237,20 +233,13 @@ def _read_yolo(files: tuple[Path, Path | None], num_classes: int) -> tuple[Size,
 
 
 class Form(NamedTuple):
-    """Describe a form.
-
-    Attributes:
-        read: reads a data set.
-        required, optional: keys of a declaration beside form, images, annotations and split.
-        suffixes: of annotation files that are paired with images; none where a json file lists them.
-        file_may_be_missing: an image without an annotation file is one without objects.
-    """
+    """Describe a form; `required` and `optional` are its keys beside form, images, annotations and split."""
 
     read: Callable[[Source], Annotated]
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    suffixes: tuple[str, ...] = ()
-    file_may_be_missing: bool = False
+    suffixes: tuple[str, ...] = ()  # of annotation files that are paired with images
+    file_may_be_missing: bool = False  # an image without an annotation file has no objects
 
 
 FORMS = {
@@ -282,14 +271,9 @@ def _files_by_name(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:
 
 
 def pair_files(source: Source) -> tuple[dict[str, Any], list[Path], list[Path]]:
-    """Match images and annotations by name, in the order of names.
+    """Match images and annotations by name; return the pairs, and the images and annotations without the other.
 
-    Returns:
-        Name -> image and annotation file, which is None where the form takes this for an image without objects;
-        images without an annotation; annotations without an image.
-
-    Raises:
-        UserError: a folder does not exist.
+    An annotation is None where the form takes this for an image without objects.
     """
     form = FORMS[source.form]
     images = _files_by_name(source.images, IMAGE_SUFFIXES)
@@ -303,9 +287,8 @@ def _pairs(source: Source) -> dict[str, Any]:
     pairs, without_annotation, without_image = pair_files(source)
     if not any(annotation for _, annotation in pairs.values()):
         raise UserError(
-            f"no image in {source.images} ({len(pairs) + len(without_annotation)} images) has an annotation of its "
-            f"name in {source.annotations} ({len(without_image)} files); where names differ by an ending, give a "
-            "pattern such as masks/*_mask.png"
+            f"no image in {source.images} has an annotation of its name in {source.annotations}; where names differ by "
+            "an ending, give a pattern such as masks/*_mask.png"
         )
     if unused := len(without_annotation) + len(without_image):
         logger.warning("%s: %d files are not used, as image or annotation is missing", source.annotations, unused)

@@ -21,13 +21,9 @@ _INTEGER_MODES = ("I", "I;16", "I;16B", "I;16L")  # PIL's modes of pictures of 1
 
 
 def read_image(file_name: str | Path, image_format: str = "RGB") -> NDArray[np.uint8]:
-    """Read an image as (H, W, 3) uint8, turned as its EXIF orientation says.
+    """Read an image as (H, W, 3) uint8, "RGB" or "BGR", turned as its EXIF orientation says.
 
     Grey and palette images become colour images, 16 bits become 8, an alpha channel is dropped.
-
-    Args:
-        file_name: its path.
-        image_format: "RGB" or "BGR", the order of the channels.
 
     Raises:
         UserError: the file is missing or not a readable image.
@@ -59,9 +55,7 @@ def read_size(file_name: str | Path) -> tuple[int, int]:
 def read_labels(file_name: str | Path, label_map: Mapping[int, int] | None = None) -> NDArray[np.integer[Any]]:
     """Read a label map (H, W): grey values of 8 bits (uint8) or 16 bits (int32), or the indices of a palette (uint8).
 
-    Args:
-        file_name: its path.
-        label_map: value in the file -> label that is returned (int32), for all values that may occur.
+    With a `label_map`, value in the file -> label, it is the labels that are returned (int32).
 
     Raises:
         UserError: the file is missing, unreadable or a colour picture, or has a value that is not in `label_map`.
@@ -80,8 +74,8 @@ def read_labels(file_name: str | Path, label_map: Mapping[int, int] | None = Non
     mapped = table[labels.clip(-1, unknown)]
     if mapped.min() < 0:
         raise UserError(
-            f"label map {file_name} holds the value {labels[mapped < 0].max()}, which is neither a class nor void; "
-            f"declare it in `classes` or `void` (known: {', '.join(map(str, sorted(label_map)))})"
+            f"label map {file_name} holds the value {labels[mapped < 0].max()}, which is none of the known ones: "
+            f"{', '.join(map(str, sorted(label_map)))}"
         )
     return mapped
 

@@ -16,18 +16,14 @@ def semantic_from_panoptic(
     segments_info: Iterable[Mapping[str, Any]],
     metadata: Metadata,
 ) -> NDArray[np.integer[Any]]:
-    """Return the class labels of a panoptic annotation.
+    """Return the class labels (H, W) of a panoptic annotation, `metadata.ignore_label` (255) without a segment.
 
-    As in Detectron2 and the COCO panoptic API, crowd segments count as their class; pixels without a segment are
-    ignored.
+    As in Detectron2 and the COCO panoptic API, crowd segments count as their class.
 
     Args:
         segment_ids: (H, W) integers, or (H, W, 3) uint8 as in the PNG (id = R + 256 G + 65536 B).
         segments_info: {"id", "category_id"} of each segment, category ids as in the json file (not contiguous).
-        metadata: of the data set: `thing_` and `stuff_dataset_id_to_contiguous_id`, `ignore_label`.
-
-    Returns:
-        (H, W) contiguous class ids, `metadata.ignore_label` (255) where there is no segment. uint8 if they fit.
+        metadata: of the data set.
 
     Raises:
         UserError: a category id is not one of the data set's.
@@ -47,12 +43,9 @@ def semantic_from_panoptic(
 def paint_classes(
     segment_ids: NDArray[np.integer[Any]], classes: Mapping[int, int], ignore_label: int
 ) -> NDArray[np.integer[Any]]:
-    """Paint the class of each pixel's segment, (H, W).
+    """Paint the class of each pixel's segment, (H, W), `ignore_label` on segments that `classes` does not have.
 
-    Args:
-        segment_ids: as in `semantic_from_panoptic`.
-        classes: segment id -> class.
-        ignore_label: for pixels of all other segments.
+    `segment_ids` are as in `semantic_from_panoptic`. The result is uint8 if it fits, else int32.
     """
     if segment_ids.ndim == 3:  # with a fourth byte, each pixel is an integer: several times as fast as `rgb2id`
         segment_ids = cv2.cvtColor(segment_ids, cv2.COLOR_RGB2RGBA).view("<u4")[..., 0] & 0xFFFFFF

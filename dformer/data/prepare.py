@@ -1,17 +1,11 @@
-"""What the scripts in datasets/ share: they work in parallel, and continue where they were stopped."""
+"""What the scripts in datasets/ share."""
 
 import argparse
-import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dformer.utils.errors import UserError
-from dformer.utils.files import PARTIAL, read_json
-from dformer.utils.processes import parallel_map
 
 
 def default_root() -> str:
@@ -48,34 +42,3 @@ def ade20k_names(folder: Path, split: str, *annotations: str) -> list[str]:
                 "datasets/README.md says where to get it"
             )
     return names
-
-
-def fill_folder(target: Path, names: Sequence[str], work: Callable[[str, Path], Any], what: str | None) -> list[Any]:
-    """Let `work(name, folder)` write the files of each of `names` to a folder that becomes `target` when complete.
-
-    After an interruption, the next call continues with it.
-
-    Args:
-        target: replaced if it exists.
-        names: of the images.
-        work: returns what json can hold.
-        what: printed before the progress bar; None: no bar.
-
-    Returns:
-        What `work` returned for each of `names`, in this call or an earlier one.
-    """
-    unfinished = target.with_name(PARTIAL + target.name)
-    notes = unfinished / ".done"  # <name>.json: what `work` returned for this name, whose files are complete
-    notes.mkdir(parents=True, exist_ok=True)
-    todo = [name for name in names if not (notes / f"{name}.json").exists()]
-    parallel_map(partial(_do, work=work, folder=unfinished, notes=notes), todo, what)
-    results = [read_json(notes / f"{name}.json", f"remove {unfinished} and start again") for name in names]
-    shutil.rmtree(notes)
-    if target.exists():
-        shutil.rmtree(target)
-    unfinished.rename(target)
-    return results
-
-
-def _do(name: str, work: Callable[[str, Path], Any], folder: Path, notes: Path) -> None:
-    (notes / f"{name}.json").write_text(json.dumps(work(name, folder)))

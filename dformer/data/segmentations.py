@@ -47,11 +47,7 @@ def _fault_of_polygons(polygons: list[Any], size: Size) -> str:
 
 
 def compress(segmentation: Any, size: Size) -> dict[str, Any]:
-    """Return polygons, or an RLE of either kind, as a compressed RLE.
-
-    Raises:
-        UserError: the segmentation has a fault.
-    """
+    """Return polygons, or an RLE of either kind, as a compressed RLE; raise UserError for a fault."""
     if fault := fault_of(segmentation, size):
         raise UserError(fault)
     if isinstance(segmentation, list):
@@ -65,11 +61,7 @@ def encode_mask(mask: NDArray[Any]) -> dict[str, Any]:
 
 
 def decode_rle(segmentation: dict[str, Any]) -> NDArray[np.uint8]:
-    """Decode a compressed RLE to a mask (H, W).
-
-    Raises:
-        UserError: its counts do not match its size.
-    """
+    """Decode a compressed RLE to a mask (H, W); raise UserError if its counts do not match its size."""
     try:
         return rle.decode(segmentation)
     except ValueError as error:

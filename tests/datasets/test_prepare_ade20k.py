@@ -16,10 +16,12 @@ from dformer.d2.data import build_test_loader, build_train_loader, check_dataset
 from dformer.d2.data.ade20k import CLASSES, STUFF, THINGS, register_ade20k
 from dformer.utils.errors import UserError
 from tests import load_script
+from tests.datasets import check_measures
 
 script = load_script("datasets/prepare_ade20k_sem_seg.py")
 instance_script = load_script("datasets/prepare_ade20k_ins_seg.py")
 panoptic_script = load_script("datasets/prepare_ade20k_pan_seg.py")
+ANNOTATED = "annotations_instance"
 
 
 @pytest.fixture
@@ -56,20 +58,6 @@ def test_prepared_labels_stay_and_missing_ones_are_added(root: Path) -> None:
     assert sorted(validation.iterdir()) == files and files[0].read_bytes() != b"mine"
 
 
-def test_an_interrupted_split_is_not_in_place_and_continues(root: Path) -> None:
-    broken = root / "ADEChallengeData2016" / "annotations" / "validation" / "ADE_val_00000002.png"
-    good = broken.read_bytes()
-    broken.write_bytes(good[: len(good) // 2])
-    with pytest.raises(UserError, match=broken.name):
-        script.prepare(root, progress=False)
-    prepared = root / "ADEChallengeData2016" / "annotations_detectron2"
-    assert [p.name for p in prepared.iterdir() if not p.name.startswith(".")] == ["training"]
-    broken.write_bytes(good)
-    script.prepare(root, progress=False)
-    assert sorted(p.name for p in prepared.iterdir()) == ["training", "validation"]
-    assert len(list((prepared / "validation").iterdir())) == 3
-
-
 def test_labels_that_are_not_ade20ks_are_named(root: Path, tmp_path: Path) -> None:
     file = root / "ADEChallengeData2016" / "annotations" / "training" / "ADE_train_00000001.png"
     Image.fromarray(np.full((4, 4), 151, np.uint8)).save(file)
@@ -97,14 +85,14 @@ def with_instances(root: Path, data_dir: Path) -> Path:
                 count += 1
                 mask = ndimage.binary_dilation(parts == part, iterations=2)
                 picture[mask] = (number, count, 77)
-        target = folder / "annotations_instance" / file.parent.name / file.name
+        target = folder / ANNOTATED / file.parent.name / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(target)
     return root
 
 
 def instance_pictures(root: Path, split: str) -> dict[str, np.ndarray]:
-    folder = root / "ADEChallengeData2016" / "annotations_instance" / split
+    folder = root / "ADEChallengeData2016" / ANNOTATED / split
     return {file.stem: np.asarray(Image.open(file)) for file in sorted(folder.iterdir())}
 
 
@@ -125,13 +113,8 @@ def test_instances_as_published(with_instances: Path, split: str, images: str) -
         for k, annotation in zip(present, own, strict=True):
             mask = picture[:, :, 1] == k
             np.testing.assert_array_equal(rle.decode(annotation["segmentation"]), mask)
-            ys, xs = np.nonzero(mask)
-            box = [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
-            assert (annotation["area"], annotation["bbox"], annotation["iscrowd"]) == (mask.sum(), box, 0)
+            check_measures(annotation, mask)
             assert annotation["category_id"] == THINGS[picture[mask][0, 0] - 1]
-    assert {p.name for p in folder.iterdir()} == {
-        "images", "annotations", "annotations_instance", "ade20k_instance_train.json", "ade20k_instance_val.json"
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("split", "images"), [("train", "training"), ("val", "validation")])
@@ -153,9 +136,7 @@ def test_panoptic_as_published(with_instances: Path, split: str, images: str) ->
         for segment in annotation["segments_info"]:
             mask = ids == segment["id"]
             found[mask] = segment["category_id"]
-            ys, xs = np.nonzero(mask)
-            box = [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
-            assert (segment["area"], segment["bbox"], segment["iscrowd"]) == (mask.sum(), box, 0)
+            check_measures(segment, mask)
         np.testing.assert_array_equal(found, expected)
         instances = [s for s in annotation["segments_info"] if s["category_id"] in THINGS]
         assert len(instances) == len(np.unique(picture[:, :, 1])) - 1
@@ -167,12 +148,8 @@ def test_prepared_sets_train_under_their_names(with_instances: Path) -> None:
         prepare.prepare(with_instances, progress=False)
     register_all_ade20k(str(with_instances))
     register_ade20k(with_instances)
-    for name, task in (
-        ("ade20k_panoptic", "panoptic"),
-        ("ade20k_instance", "instance"),
-        ("ade20k_sem_seg", "semantic"),
-    ):
-        cfg = get_cfg()
+    for kind, task in (("panoptic", "panoptic"), ("instance", "instance"), ("sem_seg", "semantic")):
+        name, cfg = f"ade20k_{kind}", get_cfg()
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.INPUT.TASK = (f"{name}_train",), (f"{name}_val",), task
         cfg.MODEL.NUM_CLASSES, cfg.INPUT.IMAGE_SIZE = 100 if task == "instance" else 150, 128
         cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.MIN_SCALE = 0, 1, 1.0
@@ -181,24 +158,20 @@ def test_prepared_sets_train_under_their_names(with_instances: Path) -> None:
         assert len(image["instances"]) > 0 and len(list(build_test_loader(cfg, f"{name}_val"))) == 3
 
 
-@pytest.mark.parametrize("kind", ["instance", "panoptic"])
-def test_a_stopped_preparation_continues(with_instances: Path, kind: str) -> None:
-    """What was prepared before is not prepared again, even if its source is broken by then."""
-    module = {"instance": instance_script, "panoptic": panoptic_script}[kind]
+def test_a_split_appears_when_it_is_complete(with_instances: Path) -> None:
     folder = with_instances / "ADEChallengeData2016"
-    sources = folder / "annotations_instance" / "validation"
-    broken, done = sources / "ADE_val_00000003.png", sources / "ADE_val_00000001.png"
-    good = broken.read_bytes()
-    broken.write_bytes(good[: len(good) // 2])
-    with pytest.raises(UserError, match=broken.name):
-        module.prepare(with_instances, progress=False)
-    assert not (folder / f"ade20k_{kind}_val.json").exists() and not (folder / f"ade20k_{kind}_val").exists()
-    broken.write_bytes(good)
-    done.write_bytes(b"")
-    for _ in range(2):
-        module.prepare(with_instances, progress=False)
-        content = json.loads((folder / f"ade20k_{kind}_val.json").read_text())
-        assert [i["id"] for i in content["images"]] == [f"ADE_val_0000000{k}" for k in (1, 2, 3)]
+    before = {*folder.iterdir()}
+    for kind, module in (("annotations", script), *((ANNOTATED, m) for m in (instance_script, panoptic_script))):
+        broken = folder / kind / "validation" / "ADE_val_00000003.png"
+        good = broken.read_bytes()
+        broken.write_bytes(good[: len(good) // 2])
+        with pytest.raises(UserError, match=broken.name):
+            module.prepare(with_instances, progress=False)
+        broken.write_bytes(good)
+    new = {path.name for path in {*folder.iterdir()} - before}
+    splits = {"ade20k_instance_train.json", "ade20k_panoptic_train", "ade20k_panoptic_train.json"}
+    assert new == {*splits, "annotations_detectron2"}
+    assert [path.name for path in (folder / "annotations_detectron2").iterdir()] == ["training"]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +183,7 @@ def test_a_stopped_preparation_continues(with_instances: Path, kind: str) -> Non
     ],
 )
 def test_instances_that_are_not_ade20ks_are_named(with_instances: Path, damage: Any) -> None:
-    file = sorted((with_instances / "ADEChallengeData2016" / "annotations_instance" / "training").iterdir())[0]
+    file = sorted((with_instances / "ADEChallengeData2016" / ANNOTATED / "training").iterdir())[0]
     Image.fromarray(damage(np.asarray(Image.open(file))).astype(np.uint8)).save(file)
     for module in (instance_script, panoptic_script):
         with pytest.raises(UserError, match=file.name):

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data.datasets.builtin import register_all_coco
 from PIL import Image
 
-from dformer.data.panoptic import semantic_from_panoptic
 from dformer.utils.errors import UserError
 from tests import load_script
 
@@ -46,43 +45,27 @@ def test_each_pixel_has_the_label_of_its_segment(root: Path, split: str, layout:
         for segment in annotation["segments_info"]:
             category = categories[segment["category_id"]]
             expected[ids == segment["id"]] = label_by_hand(layout, category, content["categories"])
-        np.testing.assert_array_equal(
-            np.asarray(Image.open(coco / f"{layout}_{split}" / annotation["file_name"])), expected
-        )
+        prepared = Image.open(coco / f"{layout}_{split}" / annotation["file_name"])
+        np.testing.assert_array_equal(np.asarray(prepared), expected)
 
 
 @pytest.mark.usefixtures("empty_catalogs")
-def test_they_are_the_labels_that_training_reads_from_the_panoptic_pngs(root: Path) -> None:
+def test_detectron2_reads_them(root: Path) -> None:
     register_all_coco(str(root))
     script.prepare(root, progress=False)
-    metadata = MetadataCatalog.get("coco_2017_val_panoptic")
-    content = json.loads(Path(metadata.panoptic_json).read_text())
-    for annotation in content["annotations"]:
-        ids = np.asarray(Image.open(Path(metadata.panoptic_root) / annotation["file_name"]))
-        labels = semantic_from_panoptic(ids, annotation["segments_info"], metadata)
-        prepared = Image.open(root / "coco" / "panoptic_semseg_val2017" / annotation["file_name"])
-        np.testing.assert_array_equal(labels, np.asarray(prepared))
-    # What Detectron2 makes of the other layout.
     assert len(DatasetCatalog.get("coco_2017_val_panoptic_stuffonly")) == 20
 
 
-def test_contradictions_are_named_and_a_stopped_preparation_continues(root: Path) -> None:
+def test_contradictions_are_named(root: Path) -> None:
     pngs = root / "coco" / "panoptic_val2017"
     source = pngs.resolve()
     pngs.unlink()
     shutil.copytree(source, pngs)
     broken = sorted(pngs.iterdir())[-1]
-    good = broken.read_bytes()
     broken.chmod(0o644)
     Image.new("RGB", Image.open(broken).size, (1, 2, 3)).save(broken)
     with pytest.raises(UserError, match=broken.name):
         script.prepare(root, progress=False)
     assert not (root / "coco" / "panoptic_stuff_val2017").exists()
-    broken.write_bytes(good)
-    script.prepare(root, progress=False)
-    assert len(list((root / "coco" / "panoptic_stuff_val2017").iterdir())) == 20
-
-
-def test_missing_annotations_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"panoptic_val2017\.json.*coco.annotations"):
-        script.prepare(tmp_path, progress=False)
+        script.prepare(root / "nowhere", progress=False)

@@ -15,7 +15,7 @@ from pycocotools import mask as rle
 
 from dformer.d2.config import get_cfg, merge_text
 from dformer.d2.data import register_declarations
-from dformer.d2.data.datasets import get_metadata, loading, num_classes
+from dformer.d2.data.datasets import get_metadata, get_records, num_classes
 from dformer.d2.data.inspection import inspect_datasets
 from dformer.d2.data.mappers import TrainMapper
 from dformer.data.annotations import annotation_reader
@@ -73,8 +73,7 @@ def _check_and_train(folder: Path, form: str) -> None:
         with bounded():
             if inspect_datasets([name], progress=False, workers=1)[0].fatal:
                 return
-            with loading(name):
-                records = DatasetCatalog.get(name)
+            records = get_records(name)
             mapper = TrainMapper([], annotation_reader(task, num_classes(name, task), 255), "RGB")
             for record in records:
                 with bounded():

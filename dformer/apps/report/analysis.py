@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluators
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dformer.apps.report.predictions import LabelPair, SegmentPair, open_predictions
 from dformer.apps.report.run import Run
-from dformer.d2.data.datasets import loading
+from dformer.d2.data.datasets import get_records
 from dformer.d2.evaluation.build import task_evaluators
 from dformer.d2.evaluation.instance import InstanceEvaluator
 from dformer.d2.evaluation.semantic import SemanticEvaluator
@@ -42,8 +41,7 @@ def analyze(run: Run, dataset_name: str) -> Analysis:
     """Evaluate the predictions for a data set and compare each segment; return what the report shows."""
     folder = run.predictions[dataset_name]
     evaluators = task_evaluators(run.cfg, dataset_name, folder)
-    with loading(dataset_name):
-        records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
+    records = {record["file_name"]: record for record in get_records(dataset_name)}
     for each in evaluators.values():
         each.process_saved(list(records.values()))
     metrics = DatasetEvaluators(list(evaluators.values())).evaluate()

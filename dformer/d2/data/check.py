@@ -62,9 +62,10 @@ def _check_contents(cfg: CfgNode, training: Sequence[str], testing: Sequence[str
             f"python tools/check_dataset.py {' '.join(i.name for i in inspections)} (with the same DATASETS.CUSTOM)"
         )
     for inspection in inspections:
-        for kind, findings in inspection.by_kind(WARNING).items():
-            first = f"{findings[0].file}: {findings[0].what}; {findings[0].remedy}"
-            logger.warning("%s: %s (%d): %s", inspection.name, kind, len(findings), first)
+        for first, *others in inspection.groups():
+            if first.level == WARNING:
+                where = f"{inspection.name}: {first.kind} ({1 + len(others)}): {first.file}"
+                logger.warning("%s: %s; %s", where, first.what, first.remedy)
 
 
 def _check_classes(cfg: CfgNode, training: Sequence[str], testing: Sequence[str]) -> None:

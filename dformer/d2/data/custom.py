@@ -23,7 +23,7 @@ def register_custom(cfg: CfgNode) -> list[str]:
     """Register the declarations in DATASETS.CUSTOM, unless they are registered; return the names.
 
     Raises:
-        UserError: a declaration is wrong (the file, data set and key are named), or a name is taken.
+        UserError: a file cannot be read, a declaration is wrong, or a name is taken.
     """
     names = []
     for entry in cfg.DATASETS.CUSTOM:
@@ -32,11 +32,7 @@ def register_custom(cfg: CfgNode) -> list[str]:
 
 
 def find_datasets(words: Sequence[str]) -> list[str]:
-    """Find data sets by names and by YAML files of declarations, which are registered; return all names.
-
-    Raises:
-        UserError: a file cannot be read or declares something wrong.
-    """
+    """Find data sets by names and by YAML files, whose declarations are registered; return all names."""
     found: list[str] = []
     for word in words:
         found += register_file(word) if word.endswith((".yaml", ".yml")) else [word]
@@ -44,11 +40,7 @@ def find_datasets(words: Sequence[str]) -> list[str]:
 
 
 def register_file(file: str | Path) -> list[str]:
-    """Register the declarations of a YAML file, with paths relative to its folder; return the names.
-
-    Raises:
-        UserError: as `register_custom`, or the file cannot be read.
-    """
+    """Register the declarations of a YAML file, with paths relative to its folder; return the names."""
     try:
         text = Path(file).read_text()
     except (OSError, ValueError) as error:
@@ -57,11 +49,7 @@ def register_file(file: str | Path) -> list[str]:
 
 
 def register_declarations(declarations: Any, root: Path | None = None, where: str = "DATASETS.CUSTOM: ") -> list[str]:
-    """Register `{name: declaration, ...}`, with paths relative to `root` (DETECTRON2_DATASETS); return the names.
-
-    Raises:
-        UserError: as `register_custom`.
-    """
+    """Register `{name: declaration, ...}`, with paths relative to `root` (DETECTRON2_DATASETS); return the names."""
     if not isinstance(declarations, Mapping):
         raise UserError(f"{where}expected `name: {{form: ..., images: ..., annotations: ...}}`, got {declarations!r}")
     names = []

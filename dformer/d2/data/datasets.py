@@ -5,10 +5,10 @@ are. The folder of all data sets is the environment variable DETECTRON2_DATASETS
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -19,10 +19,11 @@ from dformer.d2.data.ade20k import register_ade20k
 from dformer.d2.data.custom import register_custom
 from dformer.data.forms import class_metadata
 from dformer.data.prepare import default_root
-from dformer.data.types import Record
 from dformer.postprocess import TASKS
 from dformer.utils.errors import UserError, did_you_mean
 from dformer.utils.files import read_json
+
+Records = list[dict[str, Any]]
 
 
 def register_shapes(root: str | Path, prefix: str = "shapes") -> None:
@@ -48,20 +49,23 @@ def get_metadata(name: str) -> Metadata:
         UserError: there is none of this name, or it cannot be loaded.
     """
     if not has_classes(name):
-        with loading(name):
-            DatasetCatalog.get(name)  # Detectron2 takes the classes of instance sets from their json when it is loaded
+        get_records(name)  # Detectron2 takes the classes of instance sets from their json when it is loaded
     return MetadataCatalog.get(name)
 
 
-def get_records(name: str) -> list[Record]:
-    """Return the records of a registered data set.
+def get_records(name: str, load: Callable[[str], Records] = DatasetCatalog.get) -> Records:
+    """Return the records of a registered data set, as `load` returns them.
 
     Raises:
         UserError: there is none of this name, or it cannot be loaded.
     """
-    get_metadata(name)
-    with loading(name):
-        return DatasetCatalog.get(name)
+    has_classes(name)  # raises for an unknown name
+    try:
+        return load(name)
+    except UserError:
+        raise
+    except Exception as error:  # Detectron2's loaders trust the files
+        raise UserError(f'data set "{name}" cannot be loaded: {type(error).__name__}: {error}') from error
 
 
 def has_classes(name: str) -> bool:
@@ -73,17 +77,6 @@ def has_classes(name: str) -> bool:
     if name not in DatasetCatalog:
         raise UserError(f'there is no data set "{name}"{did_you_mean(name, DatasetCatalog)}')
     return bool({"thing_classes", "stuff_classes"} & set(MetadataCatalog.get(name).as_dict()))
-
-
-@contextmanager
-def loading(name: str) -> Iterator[None]:
-    """Turn what loaders raise on missing or wrong files of data set `name` into `UserError`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # Detectron2's loaders trust the files
-        raise UserError(f'data set "{name}" cannot be loaded: {type(error).__name__}: {error}') from error
 
 
 def available_tasks(name: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dformer.d2.data.datasets import get_metadata, loading
+from dformer.d2.data.datasets import get_records
 from dformer.d2.data.mappers import TestMapper, TrainMapper
 from dformer.d2.data.unreadable import map_or_replace, map_or_stop
 from dformer.data.coco_format import image_size
@@ -34,22 +34,9 @@ SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 class TrainLoader(DataLoader):
-    """Load a process's training batches, endlessly.
-
-    Attributes:
-        start: number of the batch with which an iteration over the loader begins.
-    """
+    """Load a process's training batches, endlessly, from batch `batch_sampler.start` on."""
 
     batch_sampler: "BatchStream"
-
-    @property
-    def start(self) -> int:
-        """Return the number of the first batch."""
-        return self.batch_sampler.start
-
-    @start.setter
-    def start(self, start: int) -> None:
-        self.batch_sampler.start = start
 
 
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
@@ -62,7 +49,8 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     Raises:
         UserError: a data set is not registered or cannot be loaded, or there is no such sampler.
     """
-    records = [r for name in cfg.DATASETS.TRAIN for r in _load(name, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)]
+    load = partial(get_detection_dataset_dicts, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    records = [record for name in cfg.DATASETS.TRAIN for record in get_records(name, load)]
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     stream = BatchStream(
         _sampler(cfg, records, seed),
@@ -85,7 +73,7 @@ def build_test_loader(cfg: CfgNode, name: str) -> Iterable[Batch]:
         UserError: the data set is not registered or cannot be loaded.
     """
     loader = build_detection_test_loader(
-        _load(name, filter_empty=False),
+        get_records(name, partial(get_detection_dataset_dicts, filter_empty=False)),
         mapper=partial(map_or_stop, mapper=TestMapper.from_config(cfg)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
@@ -189,9 +177,3 @@ def _end_with_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
-
-
-def _load(name: str, filter_empty: bool) -> Batch:
-    get_metadata(name)
-    with loading(name):
-        return get_detection_dataset_dicts(name, filter_empty=filter_empty)

@@ -27,11 +27,7 @@ TARGETS = ("masks", "boxes", "panoptic_map")
 
 @dataclass
 class TestMapper:
-    """Read and resize an image.
-
-    Args:
-        augmentations: applied to the image.
-        image_format: "RGB" or "BGR".
+    """Read and resize an image; `image_format` is "RGB" or "BGR".
 
     Returns, for a record:
         file_name, image_id; height, width: of the file; image: uint8 (3, h, w), resized.

@@ -16,10 +16,7 @@ MAX_SIDE = 480  # pixels; smaller pictures would have no readable names
 
 
 def draw_record(record: Record, name: str, task: str, max_side: int = MAX_SIDE) -> UInt8:
-    """Draw the image of a record of data set `name`, with its annotation for `task`.
-
-    Args:
-        max_side: larger images are made smaller until their long side has so many pixels.
+    """Draw the image of a record of data set `name`, at most `max_side` pixels long, with its annotation for `task`.
 
     Raises:
         UserError: image or annotation cannot be read.

@@ -15,19 +15,12 @@ Mapper = Callable[[Record], dict[str, Any]]
 
 
 def map_or_replace(record: Record, mapper: Mapper, records: Sequence[Record], max_unreadable: int) -> dict[str, Any]:
-    """Map a record or, if it cannot be read, another one, which depends on its file name alone.
+    """Map a record or, if it cannot be read, another one of `records`, which depends on its file name alone.
 
-    Args:
-        record: to be mapped.
-        mapper: of a record.
-        records: from which others are taken.
-        max_unreadable: number of records that may be unreadable.
-
-    Returns:
-        The mapped record; with "unreadable": file name -> reason, for `count_unreadable`, if another one was taken.
+    If another one was taken, the result has "unreadable": file name -> reason, for `count_unreadable`.
 
     Raises:
-        UserError: more are unreadable.
+        UserError: more than `max_unreadable` records cannot be read.
     """
     unreadable: dict[str, str] = {}
     start = rng.seed("in place of", record["file_name"])
@@ -85,11 +78,7 @@ def _too_many(unreadable: dict[str, str], max_unreadable: int) -> UserError:
 
 @contextmanager
 def workers_explained() -> Iterator[None]:
-    """Turn what PyTorch raises for a data loader's worker into a `UserError`.
-
-    Raises:
-        UserError: a worker has died, or has raised one.
-    """
+    """Turn what PyTorch raises for a worker that has died, or has raised a `UserError`, into a `UserError`."""
     try:
         yield
     except UserError as error:

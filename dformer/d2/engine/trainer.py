@@ -98,7 +98,7 @@ class Trainer(TrainerBase):
         """Train up to MAX_ITER, then evaluate. After a signal, save the last step and exit with `RESUME_ME`."""
         self.model.train()
         self.model.iteration = self.start_iter  # seeds the model's noise; the model counts on by itself
-        self.data_loader.start = self.start_iter
+        self.data_loader.batch_sampler.start = self.start_iter
         self.batches = count_unreadable(self.data_loader, self.cfg.DATALOADER.MAX_UNREADABLE)
         with self.interruption:
             try:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
-from dformer.d2.data.datasets import get_metadata, loading
+from dformer.d2.data.datasets import get_metadata, get_records
 from dformer.d2.evaluation.evaluator import TaskEvaluator
 from dformer.d2.evaluation.instance import InstanceEvaluator
 from dformer.d2.evaluation.panoptic import PanopticEvaluator, PanopticGroundTruth
@@ -83,8 +82,7 @@ def _with_panoptic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
 
 def _with_instance_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -> dict[str, TaskEvaluator]:
     if metadata.get("thing_dataset_id_to_contiguous_id") is None:
-        with loading(metadata.name):
-            DatasetCatalog.get(metadata.name)  # Detectron2 numbers the categories when it loads the annotations
+        get_records(metadata.name)  # Detectron2 numbers the categories when it loads the annotations
     things = {contiguous: i for i, contiguous in metadata.thing_dataset_id_to_contiguous_id.items()}
     if metadata.get("json_file"):
         json_file = _local(metadata.json_file)
@@ -95,12 +93,11 @@ def _with_instance_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
 
 
 def _as_coco_instances(metadata: Metadata) -> dict[str, Any]:
-    return instances_json(DatasetCatalog.get(metadata.name), metadata, run=partial(parallel_map, workers=1))
+    return instances_json(get_records(metadata.name), metadata, run=partial(parallel_map, workers=1))
 
 
 def _with_semantic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -> dict[str, TaskEvaluator]:
-    with loading(metadata.name):
-        records = {record["file_name"]: record for record in DatasetCatalog.get(metadata.name)}
+    records = {record["file_name"]: record for record in get_records(metadata.name)}
 
     def read_truth(image: dict[str, Any]) -> Labels:
         record = records[image["file_name"]]

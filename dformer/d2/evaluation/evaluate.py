@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
@@ -14,7 +13,7 @@ from torch import nn
 from dformer.d2.config import config_text
 from dformer.d2.config.device import inference_autocast
 from dformer.d2.data import build_test_loader
-from dformer.d2.data.datasets import loading
+from dformer.d2.data.datasets import get_records
 from dformer.d2.evaluation.build import build_evaluators, task_evaluators
 from dformer.d2.evaluation.test_time_augmentation import augment
 from dformer.utils.errors import UserError
@@ -65,8 +64,7 @@ def evaluate_saved(cfg: CfgNode, dataset_name: str, root: str | Path) -> dict[st
             "--predictions names the folder that holds one for each data set, such as OUTPUT_DIR/inference of a run"
         )
     evaluators = list(task_evaluators(cfg, dataset_name, folder).values())
-    with loading(dataset_name):
-        images = DatasetCatalog.get(dataset_name)
+    images = get_records(dataset_name)
     for evaluator in evaluators:
         evaluator.process_saved(images)
     return DatasetEvaluators(evaluators).evaluate()

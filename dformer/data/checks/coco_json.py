@@ -3,18 +3,10 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from dformer.data.checks.findings import Finding, Findings
 from dformer.data.images import MAX_PIXELS
-
-
-class Field(NamedTuple):
-    """Say what the value of a field must be."""
-
-    is_valid: Callable[[Any], bool]
-    expected: str
-    required: bool = True
 
 
 def _is_number(value: Any) -> bool:
@@ -27,20 +19,17 @@ def _is_segmentation(value: Any) -> bool:
     return isinstance(value, dict) and {"counts", "size"} <= value.keys()
 
 
-ID = Field(lambda value: type(value) in (int, str), "a number or text")
-INTEGER = Field(lambda value: type(value) is int, "an integer")
-TEXT = Field(lambda value: isinstance(value, str), "text")
-SIDE = Field(lambda value: type(value) is int and 0 < value <= MAX_PIXELS, "a number of pixels")
-FLAG = Field(lambda value: type(value) in (int, bool) and value in (0, 1), "0 or 1")
-SEGMENT_ID = Field(lambda value: type(value) is int and 0 < value < 256**3, "1 to 16777215 (0 is void)")
-SEGMENTS = Field(lambda value: isinstance(value, list), "a list of segments")
-SEGMENTATION = Field(_is_segmentation, "polygons, lists of x and y, or an RLE of counts and size")
-BOX = Field(lambda value: isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)), "4 numbers")
-MEASURES = {
-    "bbox": BOX._replace(required=False),
-    "area": Field(_is_number, "a number", required=False),
-    "iscrowd": FLAG._replace(required=False),
-}
+Field = tuple[Callable[[Any], bool], str]  # whether a value is valid; what it must be
+ID: Field = (lambda value: type(value) in (int, str), "a number or text")
+INTEGER: Field = (lambda value: type(value) is int, "an integer")
+TEXT: Field = (lambda value: isinstance(value, str), "text")
+SIDE: Field = (lambda value: type(value) is int and 0 < value <= MAX_PIXELS, "a number of pixels")
+FLAG: Field = (lambda value: type(value) in (int, bool) and value in (0, 1), "0 or 1")
+SEGMENT_ID: Field = (lambda value: type(value) is int and 0 < value < 256**3, "1 to 16777215 (0 is void)")
+SEGMENTS: Field = (lambda value: isinstance(value, list), "a list of segments")
+SEGMENTATION: Field = (_is_segmentation, "polygons, lists of x and y, or an RLE of counts and size")
+BOX: Field = (lambda value: isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)), "4 numbers")
+MEASURES: dict[str, Field] = {"bbox": BOX, "area": (_is_number, "a number"), "iscrowd": FLAG}  # optional
 IMAGE = {"id": ID, "file_name": TEXT, "height": SIDE, "width": SIDE}
 SEGMENT = {"id": SEGMENT_ID, "category_id": INTEGER, **MEASURES}
 FORMATS: dict[str, dict[str, dict[str, Field]]] = {
@@ -55,21 +44,10 @@ FORMATS: dict[str, dict[str, dict[str, Field]]] = {
         "categories": {"id": INTEGER, "name": TEXT},
     },
 }
-# Section and field, whose values must differ.
-UNIQUE = {
-    "panoptic": [("images", "id"), ("categories", "id"), ("annotations", "image_id")],
-    "instance": [("images", "id"), ("categories", "id"), ("annotations", "id")],
-}
-NAMES = [("images", "file_name"), ("categories", "name")]  # should differ
 
 
 def check_json(content: Any, file: str, form: str) -> list[Finding]:
-    """Check the content of a COCO json file.
-
-    Args:
-        content: as read.
-        file: its name, for the findings.
-        form: "panoptic" or "instance".
+    """Check the content of a COCO json file of the form "panoptic" or "instance".
 
     Returns:
         All findings or, where fields are missing or of a wrong type, these alone.
@@ -78,11 +56,7 @@ def check_json(content: Any, file: str, form: str) -> list[Finding]:
     if not found and form == "panoptic":
         segments = (segment for annotation in content["annotations"] for segment in annotation["segments_info"])
         found = [*_check_fields(segments, "segments_info", SEGMENT, file)]
-    return found or [
-        *_duplicates(content, file, form),
-        *_references(content, file, form),
-        *_short_polygons(content, file),
-    ]
+    return found or [*_duplicates(content, file, form), *_references(content, file, form)]
 
 
 def _sections(content: Any, file: str, form: str) -> Findings:
@@ -99,19 +73,19 @@ def _check_fields(entries: Iterable[Any], where: str, fields: dict[str, Field], 
         if not isinstance(entry, dict):
             yield Finding("wrong entry", file, f"{where}[{index}] is a {type(entry).__name__}, not an object")
             continue
-        for key, field in fields.items():
-            if key in entry and not field.is_valid(entry[key]):
-                what = f'"{key}" of {where}[{index}] is {str(entry[key])[:40]!r}, but must be {field.expected}'
+        for key, (is_valid, expected) in fields.items():
+            if key in entry and not is_valid(entry[key]):
+                what = f'"{key}" of {where}[{index}] is {str(entry[key])[:40]!r}, but must be {expected}'
                 yield Finding("wrong entry", file, what)
-            elif key not in entry and field.required:
+            elif key not in entry and key not in MEASURES:
                 yield Finding("wrong entry", file, f'{where}[{index}] has no "{key}"')
 
 
 def _duplicates(content: Any, file: str, form: str) -> Findings:
-    for kind, fields in (("duplicate id", UNIQUE[form]), ("duplicate name", NAMES)):
-        for section, key in fields:
-            for value in _repeated(entry[key] for entry in content[section]):
-                yield Finding(kind, file, f'several {section} have the {key} "{value}"')
+    key = "image_id" if form == "panoptic" else "id"
+    for section, field in (("images", "id"), ("categories", "id"), ("annotations", key)):
+        for value in _repeated(entry[field] for entry in content[section]):
+            yield Finding("duplicate id", file, f'several {section} have the {field} "{value}"')
     for annotation in content["annotations"] if form == "panoptic" else ():
         for value in _repeated(segment["id"] for segment in annotation["segments_info"]):
             yield Finding("duplicate id", file, f"image {annotation['image_id']}: several segments have the id {value}")
@@ -135,11 +109,3 @@ def _references(content: Any, file: str, form: str) -> Findings:
             if entry["category_id"] not in categories:
                 what = f"image {annotation['image_id']!r}, id {entry['id']}: there is no category"
                 yield Finding("unknown category", file, f"{what} {entry['category_id']}")
-
-
-def _short_polygons(content: Any, file: str) -> Findings:
-    for annotation in content["annotations"]:
-        segmentation = annotation.get("segmentation")
-        if isinstance(segmentation, list) and any(len(p) < 6 or len(p) % 2 for p in segmentation):
-            what = f"id {annotation['id']}: a polygon of fewer than 3 points is not used"
-            yield Finding("polygon too short", file, what)

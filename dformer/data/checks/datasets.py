@@ -4,40 +4,34 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from dformer.data.checks.findings import Finding, Findings, ImageStats
-from dformer.data.forms import FORMS, Source, pair_files
+from dformer.data.checks.findings import CheckedImage, Finding, Findings
+from dformer.data.forms import FORMS, pair_files
 from dformer.data.types import Metadata
 
 
-def check_images(images: Sequence[ImageStats], metadata: Metadata, queries: int) -> Findings:
+def check_images(images: Sequence[CheckedImage], metadata: Metadata, queries: int) -> Findings:
     """Check all images of a data set for a model with this number of queries; yield the findings."""
-    counts = Counter(cls for image in images for cls, _, crowd in image.objects if not crowd)
+    counts = Counter(cls for image in images for cls in image.classes)
     names = metadata.get("stuff_classes") or metadata.get("thing_classes")
     missing = [name for k, name in enumerate(names) if not counts[k]]
-    if images and not any(image.objects for image in images):
+    if images and not counts:
         yield Finding("nothing annotated", metadata.name, "no image has an object")
     elif missing:
         what = f"{len(missing)} of {len(names)} classes have no example: {', '.join(missing[:8])}"
         yield Finding("class without example", metadata.name, what + (", ..." if len(missing) > 8 else ""))
     first: dict[str, str] = {}
     for image in images:
-        count = sum(not crowd for *_, crowd in image.objects)
-        if count > queries:
-            what = f"has {count} objects, the model {queries} queries; the rest cannot be found"
+        if len(image.classes) > queries:
+            what = f"has {len(image.classes)} objects, the model {queries} queries; the rest cannot be found"
             yield Finding("more objects than queries", image.file, what)
-        if image.size and not count:
+        if image.size and not image.classes:
             yield Finding("image without objects", image.file, "has no object")
-        if image.digest and first.setdefault(image.digest, image.file) != image.file:
+        if image.digest in first:
             yield Finding("duplicate image", image.file, f"is the same image as {first[image.digest]}")
-    if metadata.get("declared"):
-        yield from _check_source(metadata.declared[0], images)
-
-
-def _check_source(source: Source, images: Sequence[ImageStats]) -> Findings:
-    if source.form == "instance_ids" and {i for image in images for i in image.ids} == {255}:
-        what = "255 is the only id: are these masks of the foreground, with all objects in one?"
-        yield Finding("binary masks", str(source.annotations), what)
-    if FORMS[source.form].suffixes:
+        elif image.digest:
+            first[image.digest] = image.file
+    source = metadata.declared[0] if metadata.get("declared") else None
+    if source and FORMS[source.form].suffixes:
         _, without_annotation, without_image = pair_files(source)
         for file in without_annotation:
             yield Finding("image without annotation", str(file), "has no annotation of its name, and is not used")
@@ -56,7 +50,7 @@ def compare_classes(first: Metadata, other: Metadata) -> Findings:
                 return
 
 
-def find_leaks(train: str, trained: Sequence[ImageStats], tested: Sequence[ImageStats]) -> Findings:
+def find_leaks(train: str, trained: Sequence[CheckedImage], tested: Sequence[CheckedImage]) -> Findings:
     """Find test images that are among the training images of the data set `train`; yield the findings."""
     files = {image.digest: image.file for image in trained if image.digest}
     for image in tested:

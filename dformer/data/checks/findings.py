@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dformer.data.types import Size
 
@@ -15,7 +15,6 @@ KINDS = {
     "json unreadable": (FATAL, "write it in COCO's format"),
     "wrong entry": (FATAL, "correct it"),
     "duplicate id": (FATAL, "give each its own"),
-    "duplicate name": (WARNING, "list each once, or give each its own name"),
     "unknown category": (FATAL, "add the category, or correct the id"),
     # files
     "file missing": (FATAL, "restore it, or remove its image from the data set"),
@@ -26,18 +25,12 @@ KINDS = {
     # annotations
     "unknown segment": (WARNING, "add the segment to the json, or make it void, 0"),
     "unknown label": (FATAL, "if these pixels are not annotated, declare `void`; else name the class"),
-    "all void": (WARNING, "annotate it, or remove it from the data set"),
-    "polygon too short": (WARNING, "give it x and y of 3 points or more"),
     "mask broken": (FATAL, "encode the mask again, at the image's size"),
-    "mask outside the image": (WARNING, "are the coordinates those of this image?"),
     "empty mask": (WARNING, "draw or remove it"),
-    "binary masks": (WARNING, "give each object its own value, or declare them as `semantic`"),
-    "area": (WARNING, "compute areas from the masks; AP of small and large objects uses them"),
-    "box": (WARNING, "compute boxes from the masks: x, y, width, height"),
     # data sets
     "nothing annotated": (FATAL, "are these the annotations of these images?"),
     "more objects than queries": (WARNING, "raise MODEL.MASK_DECODER.NUM_QUERIES"),
-    "class without example": (NOTE, ""),
+    "class without example": (NOTE, "annotate examples, or remove the class"),
     "image without objects": (NOTE, "DATALOADER.FILTER_EMPTY_ANNOTATIONS True skips such images of instance sets"),
     "duplicate image": (WARNING, "keep one"),
     "other classes": (FATAL, "give both sets the same classes in the same order"),
@@ -73,21 +66,17 @@ Findings = Iterator[Finding]
 
 
 @dataclass
-class ImageStats:
-    """Hold the statistics of an image and its annotation, and what is wrong with them.
+class CheckedImage:
+    """Hold what was found in an image and its annotation.
 
     Attributes:
         size: height and width of the image; None: it cannot be read.
         digest: of the file; images with the same digest are the same.
-        objects: class, area in pixels and crowd flag of each object or region.
-        ids: of objects, where the annotation gives them.
-        void: pixels that are not annotated (of panoptic and semantic annotations).
+        classes: of each object or region, without crowds.
     """
 
     file: str
     size: Size | None = None
     digest: str = ""
-    objects: list[tuple[int, int, bool]] = field(default_factory=list)
-    ids: list[Any] = field(default_factory=list)
-    void: int = 0
+    classes: list[int] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)

@@ -51,6 +51,12 @@ def targets(name: str, record: dict[str, Any], task: str) -> list[tuple[int, byt
 
 # Forms
 
+COCO_INSTANCES = {
+    "form": "coco_instances",
+    "images": "val2017",
+    "annotations": "annotations/instances_val2017.json",
+}
+
 
 def test_pngs_of_instance_ids(data_dir: Path) -> None:
     records = declare("ped", data_dir / "pennfudan", form="instance_ids", images="images", annotations="masks")
@@ -73,18 +79,15 @@ def test_semantic_pngs_with_void_and_merged_classes(data_dir: Path) -> None:
         assert targets("cam", record, "semantic") == expected
 
 
-def test_semantic_classes_come_from_the_labels_where_none_are_declared(data_dir: Path) -> None:
+def test_semantic_classes_come_from_the_labels_where_none_are_declared(data_dir: Path, tmp_path: Path) -> None:
     declare("cam", data_dir / "camvid", form="semantic", images="val", annotations="valannot", void=11)
     assert MetadataCatalog.get("cam").stuff_classes == [str(k) for k in range(11)]
-
-
-def test_a_label_far_from_the_others_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4, 1)).save(tmp_path / "a.jpg")
     Image.fromarray(np.array([[0, 1, 2, 200]], np.uint8)).save(tmp_path / "a.png")
     declaration = {"form": "semantic", "images": "*.jpg", "annotations": "*.png"}
-    register_declarations({"cam": declaration, "mended": {**declaration, "void": 200}}, tmp_path)
+    register_declarations({"gaps": declaration, "mended": {**declaration, "void": 200}}, tmp_path)
     with pytest.raises(UserError, match=f"{tmp_path}.* 200.* 3"):
-        num_classes("cam", "semantic")
+        num_classes("gaps", "semantic")
     assert num_classes("mended", "semantic") == 3
 
 
@@ -105,9 +108,7 @@ def test_coco_panoptic_is_what_detectron2_registers(data_dir: Path, task: str) -
 
 def test_coco_instances_are_what_detectron2_registers(data_dir: Path) -> None:
     root = data_dir / "coco_instance" / "coco"
-    own = declare(
-        "own", root, form="coco_instances", images="val2017", annotations="annotations/instances_val2017.json"
-    )
+    own = declare("own", root, **COCO_INSTANCES)
     register_all_coco(str(data_dir / "coco_instance"))
     name = "coco_2017_val"
     assert num_classes("own", "instance") == 80
@@ -120,33 +121,26 @@ def test_coco_instances_are_what_detectron2_registers(data_dir: Path) -> None:
 def test_polygons_of_other_tools(data_dir: Path, tmp_path: Path, form: str) -> None:
     """COCO's polygons, written as these tools write them, give COCO's masks."""
     root = data_dir / "coco_instance" / "coco"
-    register_declarations(
-        {"coco": {"form": "coco_instances", "images": "val2017", "annotations": "annotations/instances_val2017.json"}},
-        root,
-    )
-    records = [
-        {**r, "annotations": [a for a in r["annotations"] if isinstance(a["segmentation"], list)]}
-        for r in DatasetCatalog.get("coco")
-    ]
+    records = declare("coco", root, **COCO_INSTANCES)
     names = MetadataCatalog.get("coco").thing_classes
     for record in records:
-        shapes, lines = [], []
-        for k, annotation in enumerate(record["annotations"]):
-            for polygon in annotation["segmentation"]:
-                points = np.reshape(polygon, (-1, 2))
-                label = names[annotation["category_id"]]
-                shapes.append({"label": label, "points": points.tolist(), "group_id": k, "shape_type": "polygon"})
-            if len(annotation["segmentation"]) == 1:  # YOLO has one polygon an object
-                parts = points / (record["width"], record["height"])
-                lines.append(f"{annotation['category_id']} " + " ".join(f"{c:.17g}" for c in parts.ravel()))
-        stem = Path(record["file_name"]).stem
+        polygons = [a for a in record["annotations"] if isinstance(a["segmentation"], list)]
+        file, size = tmp_path / Path(record["file_name"]).stem, (record["width"], record["height"])
         if form == "labelme":
-            content = {"shapes": shapes, "imageHeight": record["height"], "imageWidth": record["width"]}
-            (tmp_path / f"{stem}.json").write_text(json.dumps(content))
-        else:
-            record["annotations"] = [a for a in record["annotations"] if len(a["segmentation"]) == 1]
+            shapes = [
+                {"label": names[a["category_id"]], "points": np.reshape(p, (-1, 2)).tolist(), "group_id": k}
+                for k, a in enumerate(polygons)
+                for p in a["segmentation"]
+            ]
+            content = {"shapes": shapes, "imageWidth": size[0], "imageHeight": size[1]}
+            file.with_suffix(".json").write_text(json.dumps(content))
+        else:  # one polygon an object
+            polygons = [a for a in polygons if len(a["segmentation"]) == 1]
+            parts = [(a["category_id"], np.reshape(a["segmentation"], (-1, 2)) / size) for a in polygons]
+            lines = [f"{cls} " + " ".join(f"{c:.17g}" for c in points.ravel()) for cls, points in parts]
             if lines:  # else an image without objects
-                (tmp_path / f"{stem}.txt").write_text("\n".join(lines))
+                file.with_suffix(".txt").write_text("\n".join(lines))
+        record["annotations"] = polygons
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": dict(enumerate(names))}))
     declared = {"images": root / "val2017", "annotations": tmp_path, "classes": "data.yaml"}
     own = {Path(r["file_name"]).stem: r for r in declare("own", tmp_path, form=form, **declared)}
@@ -236,26 +230,14 @@ def test_declared_in_a_config_in_a_file_and_on_the_command_line(data_dir: Path, 
 def test_paths_are_relative_to_the_file_or_to_the_folder_of_all_data(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "masks").symlink_to(data_dir / "pennfudan" / "masks")
-    (tmp_path / "images").symlink_to(data_dir / "pennfudan" / "images")
+    for folder in ("images", "masks"):
+        (tmp_path / folder).symlink_to(data_dir / "pennfudan" / folder)
     declaration = {"form": "instance_ids", "images": "images", "annotations": "masks"}
     (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"filed": declaration}))
     assert register_file(tmp_path / "sets.yaml") == ["filed"]
     monkeypatch.setenv("DETECTRON2_DATASETS", str(data_dir / "pennfudan"))
     check_datasets(config({"inline": declaration}, "inline", "instance"))
     assert len(DatasetCatalog.get("filed")) == len(DatasetCatalog.get("inline")) == 120
-
-
-def test_a_config_that_disagrees_is_refused(data_dir: Path) -> None:
-    root = data_dir / "pennfudan"
-    declared = {"ped": {"form": "instance_ids", "images": str(root / "images"), "annotations": str(root / "masks")}}
-    cfg = config(declared, "ped", "instance")
-    cfg.MODEL.NUM_CLASSES = 2
-    with pytest.raises(UserError, match="ped.* 1 .*MODEL.NUM_CLASSES.* 2"):
-        check_datasets(cfg)
-    with pytest.raises(UserError, match="INPUT.TASK"):
-        check_datasets(config(declared, "ped", "semantic"))
-    check_datasets(config(declared, "ped", "instance"))
 
 
 FORM = {"form": "semantic", "images": "val", "annotations": "valannot"}
@@ -289,7 +271,7 @@ def test_a_wrong_declaration_is_refused(tmp_path: Path, declaration: Any, named:
     [
         ({**FORM, "images": "nowhere"}, "nowhere"),
         ({**FORM, "images": "*_x.png"}, "_x.png .*valannot"),
-        ({**FORM, "form": "instance_ids", "classes": ["a", "b"]}, "classes.* a, b"),
+        ({**FORM, "form": "instance_ids", "classes": ["a", "b"]}, "valannot.* a, b"),
         ({**FORM, "form": "coco_instances", "annotations": "nowhere.json"}, "nowhere.json"),
         ({**FORM, "form": "yolo_segment", "classes": ["a"], "annotations": "val"}, "val"),
     ],
@@ -302,7 +284,7 @@ def test_missing_data_are_named(data_dir: Path, declaration: Any, named: str) ->
 
 def test_a_label_that_is_not_declared_is_refused(data_dir: Path) -> None:
     records = declare("cam", data_dir / "camvid", **FORM, classes=[str(k) for k in range(11)])
-    with pytest.raises(UserError, match="png .* 11.*`void`"):
+    with pytest.raises(UserError, match="png .* 11,"):
         targets("cam", records[0], "semantic")
 
 

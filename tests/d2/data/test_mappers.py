@@ -22,21 +22,6 @@ from tests.d2.data.records import TASK_OF_FORM, VOID, Record, coco_panoptic, con
 # Real images, no augmentation: targets are the annotation.
 
 
-def test_panoptic_targets_are_the_segments(data_dir: Path) -> None:
-    records, content, metadata = coco_panoptic(data_dir, 12)
-    names = {c["id"]: c["name"] for c in content["categories"]}
-    mapper = plain_mapper("panoptic")
-    for record, annotation in zip(records, content["annotations"], strict=True):
-        out = mapper(record)
-        ids = rgb2id(np.asarray(Image.open(record["pan_seg_file_name"])))
-        segments = [s for s in annotation["segments_info"] if not s["iscrowd"]]
-        assert (out["height"], out["width"]) == ids.shape == tuple(out["image"].shape[1:])
-        assert [metadata.stuff_classes[c] for c in out["instances"].gt_classes] == [
-            names[s["category_id"]] for s in segments
-        ]
-        np.testing.assert_array_equal(out["instances"].gt_masks, [ids == s["id"] for s in segments])
-
-
 def test_things_of_a_panoptic_set_serve_instance_training(data_dir: Path) -> None:
     records, *_ = coco_panoptic(data_dir, 8)
     for record in records:
@@ -61,10 +46,6 @@ def test_semantic_labels_of_a_panoptic_set(data_dir: Path) -> None:
         instances = plain_mapper("semantic")(record)["instances"]
         assert sorted(instances.gt_classes.tolist()) == sorted(set(np.unique(expected)) - {VOID})
         np.testing.assert_array_equal(instances.gt_masks, expected == instances.gt_classes[:, None, None].numpy())
-
-
-def test_unknown_category_of_a_segment_is_named(data_dir: Path) -> None:
-    *_, metadata = coco_panoptic(data_dir, 1)
     with pytest.raises(UserError, match="segment 5 .* 12.*coco_2017"):
         semantic_from_panoptic(np.full((2, 2), 5), [{"id": 5, "category_id": 12}], metadata)
 
@@ -117,34 +98,23 @@ def test_boxes_are_tight_around_the_masks(data_dir: Path, task: str) -> None:
         np.testing.assert_array_equal(instances.gt_boxes.tensor, np.reshape(boxes, (-1, 4)))
 
 
-def test_the_panoptic_map_numbers_the_segments(data_dir: Path) -> None:
-    pairs = zip(
-        real_targets(data_dir, "panoptic", "masks"), real_targets(data_dir, "panoptic", "panoptic_map"), strict=True
-    )
-    for plain, item in pairs:
-        numbers, masks = item["panoptic_map"], plain["instances"].gt_masks
-        assert (numbers.dtype, numbers.shape) == (torch.int64, (256, 256)) and not item["instances"].has("gt_masks")
-        assert torch.equal(item["instances"].gt_classes, plain["instances"].gt_classes)
-        for k, mask in enumerate(masks, start=1):
-            assert torch.equal(numbers == k, mask)
-        assert torch.equal(numbers > 0, masks.any(0))
-
-
-def test_in_the_panoptic_map_smaller_objects_are_over_larger_ones(data_dir: Path) -> None:
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_in_the_panoptic_map_smaller_objects_are_over_larger_ones(data_dir: Path, task: str) -> None:
     overlaps = 0
-    pairs = zip(
-        real_targets(data_dir, "instance", "masks"), real_targets(data_dir, "instance", "panoptic_map"), strict=True
-    )
+    pairs = zip(real_targets(data_dir, task, "masks"), real_targets(data_dir, task, "panoptic_map"), strict=True)
     for plain, item in pairs:
         numbers, masks, classes = item["panoptic_map"], plain["instances"].gt_masks, plain["instances"].gt_classes
+        assert (numbers.dtype, numbers.shape) == (torch.int64, (256, 256)) and not item["instances"].has("gt_masks")
         assert torch.unique(numbers[numbers > 0]).tolist() == list(range(1, len(item["instances"]) + 1))
-        areas = torch.where(masks, masks.flatten(1).sum(1)[:, None, None], 256**2)
+        areas = torch.where(masks, masks.flatten(1).sum(1)[:, None, None], 256**2 + 1)
         smallest = areas.argmin(0) if len(masks) else numbers
         assert torch.equal(numbers > 0, masks.any(0))
+        if task == "panoptic":  # without overlaps, each object has its number
+            assert torch.equal(numbers[numbers > 0] - 1, smallest[numbers > 0])
         found = item["instances"].gt_classes[numbers[numbers > 0] - 1]
         assert torch.equal(found, classes[smallest[numbers > 0]])
         overlaps += int((masks.sum(0) > 1).sum())
-    assert overlaps, "no objects overlap; the test must see some"
+    assert bool(overlaps) == (task == "instance"), "the test must see objects that overlap"
 
 
 # Awkward images.
@@ -216,14 +186,6 @@ def test_mappers_reach_workers_that_are_spawned(tmp_path: Path) -> None:
 # Bad input: the file or key is named.
 
 
-@pytest.mark.parametrize("form", ["semantic", "rle"])
-def test_sizes_that_differ_are_refused(tmp_path: Path, form: str) -> None:
-    record = write_record(tmp_path, np.ones((20, 30), int), {1: 0}, form)
-    Image.fromarray(np.zeros((20, 31, 3), np.uint8)).save(record["file_name"])
-    with pytest.raises(UserError, match=r"image\.png"):
-        plain_mapper(TASK_OF_FORM[form])(record)
-
-
 def test_annotations_that_cannot_be_trained_on_are_refused(tmp_path: Path) -> None:
     semantic = write_record(tmp_path, np.ones((8, 8), int), {1: 150}, "semantic")
     with pytest.raises(UserError, match=r"semantic\.png .* 150"):
@@ -233,6 +195,10 @@ def test_annotations_that_cannot_be_trained_on_are_refused(tmp_path: Path) -> No
         plain_mapper("panoptic")(record)
     with pytest.raises(UserError, match=r"image\.png .*segmentation"):
         plain_mapper("instance")({**record, "annotations": [{"category_id": 0, "bbox": [0, 0, 4, 4]}]})
+    Image.new("RGB", (9, 8)).save(record["file_name"])
+    for task, annotated in (("instance", record), ("semantic", {**semantic, **record})):
+        with pytest.raises(UserError, match=r"image\.png"):
+            plain_mapper(task)(annotated)
     with pytest.raises(UserError, match=r"gone\.png"):
         plain_mapper("panoptic")({**record, "segments_info": [], "pan_seg_file_name": str(tmp_path / "gone.png")})
 

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 
 from dformer.d2.data.augmentations import test_augmentations
-from dformer.d2.data.datasets import available_tasks, class_names, get_metadata, loading, num_classes
+from dformer.d2.data.datasets import available_tasks, class_names, get_metadata, get_records, num_classes
 from dformer.d2.data.mappers import TrainMapper
 from dformer.d2.data.pictures import draw_targets
 from dformer.d2.modeling.meta_arch import Segmenter
@@ -33,8 +32,7 @@ class Pictures(HookBase):
         self.task = cfg.INPUT.TASK
         self.is_bgr = cfg.INPUT.FORMAT == "BGR"
         self.name = next(n for n in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN) if self.task in available_tasks(n))
-        with loading(self.name):
-            records = DatasetCatalog.get(self.name)[:IMAGES]
+        records = get_records(self.name)[:IMAGES]
         ignore_label = get_metadata(self.name).get("ignore_label", 255)
         reader = annotation_reader(self.task, num_classes(self.name, self.task), ignore_label)
         mapper = TrainMapper(test_augmentations(cfg), reader, cfg.INPUT.FORMAT)
