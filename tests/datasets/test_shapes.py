@@ -1,6 +1,5 @@
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from pycocotools import mask as rle
 
 from dformer.utils.errors import UserError
 from dformer.visualize.files import VideoReader
-from tests import ROOT, load_script
+from tests import load_script, run_script
 from tests.datasets import check_measures
 
 shapes = load_script("datasets/shapes.py")
@@ -116,14 +115,11 @@ def test_left_alone_when_there_and_regenerated_when_parameters_differ(tmp_path: 
     assert image.read_bytes() == b"mine"
 
 
-def test_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "datasets/shapes.py"), "--root", str(tmp_path), "--train", "2", "--val", "1"]
-    done = subprocess.run([*command, "--size", "32"], capture_output=True, text=True, check=True)
-    assert "2 training and 1 validation" in done.stdout
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = partial(run_script, "datasets/shapes.py", "--root", tmp_path, "--train", 2, "--val", 1, "--size")
+    assert run(32) == 0 and "2 training and 1 validation" in capsys.readouterr().out
     assert len(list((tmp_path / "shapes" / "train").iterdir())) == 2
-    failed = subprocess.run([*command, "--size", "8"], capture_output=True, text=True)
-    assert failed.returncode == 2
-    assert "size=8" in failed.stderr
+    assert run(8) == 2 and "size=8" in capsys.readouterr().err
 
 
 def test_a_film_circles_over_one_scene(tmp_path: Path) -> None:
@@ -133,9 +129,7 @@ def test_a_film_circles_over_one_scene(tmp_path: Path) -> None:
     steps = [np.abs(a.astype(int) - b).mean() for a, b in zip(frames, [*frames[1:], frames[0]], strict=True)]
     assert max(steps) < 2 * np.mean(steps), "and comes round without a jump"
     file = tmp_path / "a.mp4"
-    subprocess.run(
-        [sys.executable, ROOT / "datasets/shapes.py", "--video", file, "--frames", "7", "--size", "64"], check=True
-    )
+    assert run_script("datasets/shapes.py", "--video", file, "--frames", 7, "--size", 64) == 0
     with VideoReader(file) as video:
         assert video.fps == 25 and [frame.shape for _, frame in video] == [(64, 64, 3)] * 7
     assert list(tmp_path.iterdir()) == [file]
