@@ -26,6 +26,7 @@ from dformer.d2.data import (
 )
 from dformer.data.annotations import annotation_reader
 from dformer.data.declarations import Split
+from dformer.data.images import read_size
 from dformer.utils.errors import UserError
 from tests.d2.evaluation.oracle import Segment, evaluate, instances_output, semantic_output
 
@@ -40,9 +41,7 @@ def declare(name: str, root: Path, **declaration: Any) -> list[dict[str, Any]]:
 
 def targets(name: str, record: dict[str, Any], task: str) -> list[tuple[int, bytes]]:
     """What an image's training targets are: class and mask of each, as comparable values."""
-    size = record.get("height"), record.get("width")
-    if None in size:
-        size = np.asarray(Image.open(record["file_name"])).shape[:2]
+    size = read_size(record["file_name"])
     ignore_label = MetadataCatalog.get(name).get("ignore_label", 255)
     annotation = annotation_reader(task, num_classes(name, task), ignore_label)(record, size)
     classes, masks = annotation.targets(T.TransformList([]), size)
@@ -51,11 +50,7 @@ def targets(name: str, record: dict[str, Any], task: str) -> list[tuple[int, byt
 
 # Forms
 
-COCO_INSTANCES = {
-    "form": "coco_instances",
-    "images": "val2017",
-    "annotations": "annotations/instances_val2017.json",
-}
+COCO_INSTANCES = {"form": "coco_instances", "images": "val2017", "annotations": "annotations/instances_val2017.json"}
 
 
 def test_pngs_of_instance_ids(data_dir: Path) -> None:
@@ -193,8 +188,7 @@ def test_split_depends_on_seed_and_names_alone() -> None:
     drawn = Split(0.2).validation(names)
     assert len(drawn) == 20
     assert Split(0.2).validation(names[::-1]) == drawn != Split(0.2, seed=1).validation(names)
-    moved = drawn ^ Split(0.2).validation([*names, "another"])
-    assert len(moved) <= 1
+    assert len(drawn ^ Split(0.2).validation([*names, "another"])) <= 1
     for val in (0.001, 100):
         with pytest.raises(UserError, match="split"):
             Split(val).validation(names)
@@ -214,9 +208,8 @@ def test_declared_in_a_config_in_a_file_and_on_the_command_line(data_dir: Path, 
     root = data_dir / "camvid"
     declaration = {"form": "semantic", "images": str(root / "val"), "annotations": str(root / "valannot"), "void": 11}
     (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"filed": declaration}))
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump({"VERSION": 2, "DATASETS": {"CUSTOM": [{"inline": declaration}, str(tmp_path / "sets.yaml")]}})
-    )
+    custom = [{"inline": declaration}, str(tmp_path / "sets.yaml")]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"VERSION": 2, "DATASETS": {"CUSTOM": custom}}))
     cfg = get_cfg()
     merge_config(cfg, str(tmp_path / "config.yaml"), [])
     assert register_custom(cfg) == ["inline", "filed"] == register_custom(cfg)

@@ -52,6 +52,14 @@ def config(train: str, test: str | None = None, task: str = "panoptic") -> CfgNo
     return cfg
 
 
+def register_instances(data_dir: Path, name: str) -> Path:
+    """Register COCO's images with instances as Detectron2's users register theirs; return the json file."""
+    root = data_dir / "coco_instance" / "coco"
+    json_file = root / "annotations" / "instances_val2017.json"
+    register_coco_instances(name, {}, str(json_file), str(root / "val2017"))
+    return json_file
+
+
 # Names, classes, tasks.
 
 
@@ -124,12 +132,9 @@ def test_shapes_metadata_and_records(shapes_root: Path) -> None:
 
 
 def test_classes_of_a_set_that_is_registered_without_metadata(data_dir: Path) -> None:
-    """Detectron2's own way for custom instance sets: the classes are in the json."""
-    root = data_dir / "coco_instance" / "coco"
-    json_file = root / "annotations" / "instances_val2017.json"
-    register_coco_instances("test_data_sets_bare", {}, str(json_file), str(root / "val2017"))
+    register_instances(data_dir, "test_data_sets_bare")
     assert num_classes("test_data_sets_bare", "instance") == 80
-    register_coco_instances("test_data_sets_gone", {}, str(root / "gone.json"), str(root / "val2017"))
+    register_coco_instances("test_data_sets_gone", {}, "gone.json", str(data_dir))
     with pytest.raises(UserError, match=r'"test_data_sets_gone".*gone\.json'):
         num_classes("test_data_sets_gone", "instance")
 
@@ -177,9 +182,7 @@ def test_only_what_is_missing_is_named(shapes_root: Path, tmp_path: Path) -> Non
 
 def test_a_test_set_may_be_annotated_for_less(shapes_root: Path, data_dir: Path) -> None:
     """A panoptic model's masks can be evaluated on an instance set."""
-    root = data_dir / "coco_instance" / "coco"
-    json_file = str(root / "annotations" / "instances_val2017.json")
-    register_coco_instances("test_data_sets_less", {}, json_file, str(root / "val2017"))
+    register_instances(data_dir, "test_data_sets_less")
     check_datasets(config(f"{SHAPES}_train", "test_data_sets_less"))
 
 
@@ -241,10 +244,7 @@ def test_a_file_that_goes_missing_is_replaced_in_training_and_ends_evaluation(tm
 
 
 def test_images_without_objects_are_dropped_if_asked(data_dir: Path) -> None:
-    root = data_dir / "coco_instance" / "coco"
-    json_file = root / "annotations" / "instances_val2017.json"
-    register_coco_instances("test_data_sets_filter", {}, str(json_file), str(root / "val2017"))
-    content = json.loads(json_file.read_text())
+    content = json.loads(register_instances(data_dir, "test_data_sets_filter").read_text())
     usable = {a["image_id"] for a in content["annotations"] if not a["iscrowd"]}
     cfg = config("test_data_sets_filter", task="instance")
     assert len(content["images"]) > len(usable)
