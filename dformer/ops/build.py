@@ -58,10 +58,9 @@ def requested_kinds() -> tuple[str, ...] | None:
 
 def suffix(kind: str) -> str:
     """Return the end of the names of libraries that match these sources and this platform."""
-    digest = hashlib.sha256(repr(FLAGS[kind]).encode())
-    for name in SOURCES[kind]:
-        digest.update((PACKAGE / "csrc" / name).read_bytes())
-    return f"-{platform.system()}-{platform.machine()}-{digest.hexdigest()[:12]}.so".lower()
+    sources = [(PACKAGE / "csrc" / name).read_bytes() for name in SOURCES[kind]]
+    digest = hashlib.sha256(b"".join([repr(FLAGS[kind]).encode(), *sources])).hexdigest()
+    return f"-{platform.system()}-{platform.machine()}-{digest[:12]}.so".lower()
 
 
 def libraries(kind: str) -> list[Path]:
@@ -83,14 +82,11 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def cpu_compiler() -> list[str]:
-    """Find the command of the C++ compiler."""
-    if os.environ.get("CXX"):
-        return shlex.split(os.environ["CXX"])
-    for name in ("g++", "c++", "clang++"):
-        if found := shutil.which(name):
-            return [found]
-    raise BuildError("there is no C++ compiler: install one (Debian, Ubuntu: apt install g++) or name it in CXX")
+def _cpu_compiler() -> list[str]:
+    command = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++")), None)
+    if not command:
+        raise BuildError("there is no C++ compiler: install one (Debian, Ubuntu: apt install g++) or name it in CXX")
+    return shlex.split(command)
 
 
 def torch_cuda() -> str | None:
@@ -104,10 +100,9 @@ def torch_cuda() -> str | None:
 
 def nvcc() -> tuple[str, str]:
     """Find the command of the CUDA compiler and its version, of the major version that PyTorch is built for."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    places = [shutil.which("nvcc", path=os.path.join(home, "bin")) for home in homes if home]
-    places += [shutil.which("nvcc"), shutil.which("nvcc", path="/usr/local/cuda/bin")]
-    found = next(filter(None, places), None)
+    home = [os.path.join(os.environ["CUDA_HOME"], "bin")] if os.environ.get("CUDA_HOME") else []
+    folders = [*home, os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    found = shutil.which("nvcc", path=os.pathsep.join(folders))
     if not found:
         raise BuildError("there is no CUDA compiler: install the CUDA toolkit, or name its folder in CUDA_HOME")
     command = os.path.realpath(found)  # a link's folder is not the toolkit's
@@ -139,7 +134,7 @@ def command(kind: str) -> tuple[list[str], str]:
     """Return the command that compiles a kind, without the output, and the library's name."""
     source = str(PACKAGE / "csrc" / SOURCES[kind][0])
     if kind == "cpu":
-        return [*cpu_compiler(), *FLAGS[kind], source], f"ms_deform_attn-cpu{suffix(kind)}"
+        return [*_cpu_compiler(), *FLAGS[kind], source], f"ms_deform_attn-cpu{suffix(kind)}"
     compiler, version = nvcc()
     targets, name = [], f"ms_deform_attn-cuda{version.partition('.')[0]}"
     for architecture in architectures() or ARCHITECTURES:
@@ -155,13 +150,10 @@ def compile_library(kind: str, folder: Path) -> Path:
     if platform.system() != "Linux":
         raise BuildError(f"the kernels are for Linux; this is {platform.system()}")
     parts, name = command(kind)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            run([*parts, "-o", str(Path(temporary) / name)])
-            os.replace(Path(temporary) / name, folder / name)
-    except OSError as error:
-        raise BuildError(f"{folder} cannot be written to: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        run([*parts, "-o", str(Path(temporary) / name)])
+        os.replace(Path(temporary) / name, folder / name)
     return folder / name
 
 
@@ -170,35 +162,31 @@ def lock(folder: Path) -> Iterator[None]:
     """Hold a lock that one process has at a time, and that ends with the process."""
     import fcntl
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise BuildError(f"{folder} cannot be written to: {error}") from error
-    with file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def default_kinds() -> tuple[str, ...]:
     """Return what to build where nobody names it: what is requested, or what this machine can use."""
-    kinds = requested_kinds()
-    if kinds is None:
-        kinds = ("cpu",) if torch_cuda() is None or not architectures() else ("cpu", "cuda")
-    return kinds
+    if (requested := requested_kinds()) is not None:
+        return requested
+    return ("cpu", "cuda") if torch_cuda() and architectures() else ("cpu",)
 
 
-def install(folder: Path, kinds: tuple[str, ...] | None = None) -> list[str]:
+def install(folder: Path, kinds: tuple[str, ...] = ()) -> list[str]:
     """Build `kinds`, by default what this machine can use, in `folder`; return a line for each. Never raises."""
-    lines = []
     try:
-        for kind in default_kinds() if kinds is None else kinds:
-            try:
-                lines.append(f"built {compile_library(kind, folder)}")
-            except BuildError as error:
-                lines.append(f"no {kind} kernels: {error}")
+        kinds = kinds or default_kinds()
     except BuildError as error:
-        lines.append(str(error))
+        return [str(error)]
+    lines = []
+    for kind in kinds:
+        try:
+            lines.append(f"built {compile_library(kind, folder)}")
+        except (BuildError, OSError) as error:
+            lines.append(f"no {kind} kernels: {error}")
     return lines
 
 
@@ -211,13 +199,12 @@ def main() -> int:
         parser.error(f"{' '.join(unknown)}: neither cpu nor cuda")
     try:
         with lock(cache()):
-            lines = install(cache(), tuple(kinds) or None)
-    except BuildError as error:
+            lines = install(cache(), tuple(kinds))
+    except OSError as error:
         lines = [str(error)]
-    is_built = [line.startswith("built ") for line in lines]
-    for line, is_good in zip(lines, is_built, strict=True):
-        print(line, file=sys.stdout if is_good else sys.stderr)
-    return int(not all(is_built))
+    for line in lines:
+        print(line, file=sys.stdout if line.startswith("built ") else sys.stderr)
+    return int(not all(line.startswith("built ") for line in lines))
 
 
 if __name__ == "__main__":

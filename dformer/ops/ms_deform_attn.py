@@ -76,7 +76,7 @@ LIBRARY.define(
 )
 
 
-def check(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor) -> None:
+def _check(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor) -> None:
     """Raise `ValueError` unless sizes, dtypes and devices are as documented: kernels read memory by them."""
 
     def require(condition: bool, rule: str, *found: object) -> None:
@@ -103,36 +103,29 @@ def check(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, 
     require(len(set(devices)) == 1, "value, sampling_locations and attention_weights must be on one device", *devices)
 
 
-def forward(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
-    """Run the operator on any device."""
-    check(value, spatial_shapes, sampling_locations, attention_weights)
-    if 0 in (*value.shape, *sampling_locations.shape):
-        return value.new_zeros(value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
+def _forward(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    _check(value, spatial_shapes, locations, weights)
+    if 0 in (*value.shape, *locations.shape):
+        return _fake_forward(value, spatial_shapes, locations, weights).zero_()
     library = native.find_library(value, spatial_shapes)
     if library is None:
-        return reference.ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
-    return native.forward(library, value, spatial_shapes, sampling_locations, attention_weights)
+        return reference.ms_deform_attn(value, spatial_shapes, locations, weights)
+    return native.forward(library, value, spatial_shapes, locations, weights)
 
 
-def backward(
-    grad_output: Tensor,
-    value: Tensor,
-    spatial_shapes: list[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute its gradients by value, locations and weights, on any device."""
-    check(value, spatial_shapes, sampling_locations, attention_weights)
-    if 0 in (*value.shape, *sampling_locations.shape):
-        return torch.zeros_like(value), torch.zeros_like(sampling_locations), torch.zeros_like(attention_weights)
+def _backward(grad_output: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    """Gradients by value, locations and weights."""
+    _check(*inputs)
+    value, spatial_shapes, locations, weights = inputs
+    if 0 in (*value.shape, *locations.shape):
+        return tuple(map(torch.zeros_like, (value, locations, weights)))
     library = native.find_library(value, spatial_shapes)
-    arguments = (grad_output, value, spatial_shapes, sampling_locations, attention_weights)
     if library is None:
-        return reference.ms_deform_attn_backward(*arguments)
-    return native.backward(library, *arguments)
+        return reference.ms_deform_attn_backward(grad_output, *inputs)
+    return native.backward(library, grad_output, *inputs)
 
 
-def autocast(device: str) -> Callable[..., Tensor]:
+def _autocast(device: str) -> Callable[..., Tensor]:
     """Return the kernel under autocast on `device`: values are cast to its dtype, coordinates are not."""
 
     def kernel(value: Tensor, *others: Any) -> Tensor:
@@ -144,31 +137,21 @@ def autocast(device: str) -> Callable[..., Tensor]:
     return kernel
 
 
-def fake_forward(
-    value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
-) -> Tensor:
-    check(value, spatial_shapes, sampling_locations, attention_weights)
-    return value.new_empty(value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
+def _fake_forward(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    _check(value, spatial_shapes, locations, weights)
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
-def fake_backward(
-    grad_output: Tensor,
-    value: Tensor,
-    spatial_shapes: list[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = (value, sampling_locations, attention_weights)
-    grad_value, grad_locations, grad_weights = (x.new_empty(x.shape) for x in inputs)
-    return grad_value, grad_locations, grad_weights
+def _fake_backward(_: Tensor, value: Tensor, spatial_shapes: list[int], *others: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in (value, *others))
 
 
-def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     value, ctx.spatial_shapes, locations, weights = inputs
     ctx.save_for_backward(value, locations, weights)
 
 
-def differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
     value, locations, weights = ctx.saved_tensors
     grad_value, grad_locations, grad_weights = torch.ops.dformer.ms_deform_attn_backward(
         grad_output, value, ctx.spatial_shapes, locations, weights
@@ -176,10 +159,10 @@ def differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, 
     return grad_value, None, grad_locations, grad_weights
 
 
-LIBRARY.impl("ms_deform_attn", forward, "CompositeExplicitAutograd")
-LIBRARY.impl("ms_deform_attn_backward", backward, "CompositeExplicitAutograd")
-LIBRARY.impl("ms_deform_attn", autocast("cpu"), "AutocastCPU")
-LIBRARY.impl("ms_deform_attn", autocast("cuda"), "AutocastCUDA")
-torch.library.register_fake("dformer::ms_deform_attn", fake_forward, lib=LIBRARY)
-torch.library.register_fake("dformer::ms_deform_attn_backward", fake_backward, lib=LIBRARY)
-torch.library.register_autograd("dformer::ms_deform_attn", differentiate, setup_context=save, lib=LIBRARY)
+LIBRARY.impl("ms_deform_attn", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("ms_deform_attn_backward", _backward, "CompositeExplicitAutograd")
+LIBRARY.impl("ms_deform_attn", _autocast("cpu"), "AutocastCPU")
+LIBRARY.impl("ms_deform_attn", _autocast("cuda"), "AutocastCUDA")
+torch.library.register_fake("dformer::ms_deform_attn", _fake_forward, lib=LIBRARY)
+torch.library.register_fake("dformer::ms_deform_attn_backward", _fake_backward, lib=LIBRARY)
+torch.library.register_autograd("dformer::ms_deform_attn", _differentiate, setup_context=_save, lib=LIBRARY)

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import logging
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,12 @@ class Sizes(ctypes.Structure):
     ]
 
 
+def sizes(value: Tensor, spatial_shapes: list[int], locations: Tensor) -> Sizes:
+    """Return the sizes of a call."""
+    shapes = (ctypes.c_int64 * len(spatial_shapes))(*spatial_shapes)
+    return Sizes(shapes, *value.shape, locations.shape[1], *locations.shape[3:5])
+
+
 @functools.cache
 def state(kind: str, index: int | None = None) -> State:
     """Find what serves the device of type `kind` with that index; the first call may compile it."""
@@ -51,15 +58,14 @@ def state(kind: str, index: int | None = None) -> State:
         return State(None, f"there are no kernels for {kind}")
     if kind == "cuda" and not torch.cuda.is_available():
         return State(None, "PyTorch sees no GPU")
-    rejected: list[str] = []
+    rejected: dict[Path, OSError] = {}
 
     def load() -> State | None:
-        rejected.clear()
         for path in build.libraries(kind):
             try:
-                return open_library(kind, index, str(path))
+                return open_library(kind, index, path)
             except OSError as error:
-                rejected.append(f"{path}: {error}")
+                rejected[path] = error
         return None
 
     try:
@@ -69,14 +75,14 @@ def state(kind: str, index: int | None = None) -> State:
         if kinds is not None and kind not in kinds:
             raise build.BuildError(f"DFORMER_BUILD_OPS={os.environ['DFORMER_BUILD_OPS']}, and no library fits")
         with build.lock(build.cache()):  # another process may have built it while this one waited
-            return load() or open_library(kind, index, str(build.compile_library(kind, build.cache())))
+            return load() or open_library(kind, index, build.compile_library(kind, build.cache()))
     except (build.BuildError, OSError) as error:
-        return State(None, "\n".join([str(error), *rejected]))
+        return State(None, "\n".join([str(error), *(f"{path}: {reason}" for path, reason in rejected.items())]))
 
 
-def open_library(kind: str, index: int | None, path: str) -> State:
+def open_library(kind: str, index: int | None, path: Path) -> State:
     """Load a library; raise `OSError` if it does not work here."""
-    functions = ctypes.CDLL(path)
+    functions = ctypes.CDLL(str(path))
     if kind == "cpu":
         functions.dformer_cpu_isa.restype = ctypes.c_char_p
         return State(Library(kind, functions), f"{functions.dformer_cpu_isa().decode()}, {path}")
@@ -87,7 +93,7 @@ def open_library(kind: str, index: int | None, path: str) -> State:
     with torch.cuda.device(index):
         if error := functions.dformer_cuda_check():
             raise OSError(f"does not run on {torch.cuda.get_device_name()}: {error.decode()}")
-    return State(library, path)
+    return State(library, str(path))
 
 
 def cuda_library(functions: ctypes.CDLL) -> Library:
@@ -105,9 +111,8 @@ def library(kind: str, index: int | None) -> Library | None:
     if found.library is None and not found.explanation.startswith("DFORMER_OPS=reference"):
         reason = found.explanation.partition("\n")[0]
         logger.warning(
-            "ms_deform_attn runs in plain PyTorch on %s, which is slower: %s. In full: python -m dformer.apps.env",
-            kind,
-            reason,
+            f"ms_deform_attn runs in plain PyTorch on {kind}, which is slower: {reason}. "
+            "In full: python -m dformer.apps.env"
         )
     return found.library
 
@@ -122,19 +127,11 @@ def find_library(value: Tensor, spatial_shapes: list[int]) -> Library | None:
     return found
 
 
-def invoke(
-    library: Library,
-    name: str,
-    value: Tensor,
-    spatial_shapes: list[int],
-    sampling_locations: Tensor,
-    *tensors: Tensor | None,
+def _invoke(
+    library: Library, name: str, value: Tensor, spatial_shapes: list[int], locations: Tensor, *tensors: Tensor | None
 ) -> None:
     """Run dformer_<kind>_<name>_<dtype> with contiguous `tensors`; on CUDA on the current stream of their device."""
-    batch, cells, heads, channels = value.shape
-    queries, levels, points = sampling_locations.shape[1], *sampling_locations.shape[3:5]
-    shapes = (ctypes.c_int64 * len(spatial_shapes))(*spatial_shapes)
-    size = ctypes.byref(Sizes(shapes, batch, cells, heads, channels, queries, levels, points))
+    size = ctypes.byref(sizes(value, spatial_shapes, locations))
     dtype = str(value.dtype).removeprefix("torch.")
     function = getattr(library.functions, f"dformer_{library.kind}_{name}_{dtype}")
     pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
@@ -147,58 +144,47 @@ def invoke(
             raise RuntimeError(f"ms_deform_attn: {error.decode()}")
 
 
-def forward(
-    library: Library, value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
-) -> Tensor:
+def forward(library: Library, value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     """Compute `dformer.ops.reference.ms_deform_attn`."""
     if library.kind == "cpu" and value.dtype == torch.float16:
-        return forward(library, value.float(), spatial_shapes, sampling_locations, attention_weights).to(value.dtype)
-    output = value.new_empty(value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
-    inputs = [tensor.contiguous() for tensor in (value, sampling_locations, attention_weights)]
-    invoke(library, "forward", value, spatial_shapes, sampling_locations, *inputs, output)
+        return forward(library, value.float(), spatial_shapes, locations, weights).to(value.dtype)
+    output = value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+    inputs = [tensor.contiguous() for tensor in (value, locations, weights)]
+    _invoke(library, "forward", value, spatial_shapes, locations, *inputs, output)
     return output
 
 
 def backward(
-    library: Library,
-    grad_output: Tensor,
-    value: Tensor,
-    spatial_shapes: list[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    library: Library, grad_output: Tensor, value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients by value, locations and weights; the first is summed in the precision of the locations."""
     if library.kind == "cpu" and value.dtype == torch.float16:
-        arguments = (grad_output.float(), value.float(), spatial_shapes, sampling_locations, attention_weights)
-        grad_value, grad_locations, grad_weights = backward(library, *arguments)
-        return grad_value.to(value.dtype), grad_locations, grad_weights
-    grad_locations = torch.empty_like(sampling_locations, memory_format=torch.contiguous_format)
-    grad_weights = torch.empty_like(attention_weights, memory_format=torch.contiguous_format)
-    inputs = [tensor.contiguous() for tensor in (grad_output, value, sampling_locations, attention_weights)]
-    run = functools.partial(invoke, library, "backward", value, spatial_shapes, sampling_locations, *inputs)
+        grads = backward(library, grad_output.float(), value.float(), spatial_shapes, locations, weights)
+        return grads[0].to(value.dtype), *grads[1:]
+    grad_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
+    grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
+    inputs = [tensor.contiguous() for tensor in (grad_output, value, locations, weights)]
+    run = functools.partial(_invoke, library, "backward", value, spatial_shapes, locations, *inputs)
     if library.kind == "cuda" and torch.are_deterministic_algorithms_enabled():
-        scale = fixed_scale(grad_output, sampling_locations, attention_weights)
+        scale = _fixed_scale(grad_output, locations, weights)
         fixed = value.new_zeros(value.shape, dtype=torch.int64)
         run(scale, fixed, grad_locations, grad_weights)
         grad_value = torch.where(scale.isfinite(), fixed / scale, torch.nan)
     else:
         scale_argument = [None] if library.kind == "cuda" else []  # on the CPU each sum has one owner and one order
-        grad_value = value.new_zeros(value.shape, dtype=sampling_locations.dtype)
+        grad_value = value.new_zeros(value.shape, dtype=locations.dtype)
         run(*scale_argument, grad_value, grad_locations, grad_weights)
     return grad_value.to(value.dtype), grad_locations, grad_weights
 
 
-def fixed_scale(grad_output: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
-    """Compute the factor, a power of two, by which gradients are scaled to be summed as int64.
+def _fixed_scale(grad_output: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """The factor, a power of two, by which gradients are scaled to be summed as int64; not finite where they are not.
 
     A cell gets at most one contribution of each query and point of its level, none larger than the largest gradient
     times the largest weight: scaled, the sum stays below 2^62.
-
-    Returns:
-        A float64 scalar on the device, not finite where the gradients or weights are not.
     """
-    contributions = sampling_locations.shape[1] * sampling_locations.shape[4]
-    largest = grad_output.abs().amax().double() * attention_weights.abs().amax().double() * contributions
+    contributions = locations.shape[1] * locations.shape[4]
+    largest = grad_output.abs().amax().double() * weights.abs().amax().double() * contributions
     _, exponent = torch.frexp(largest)
     scale = torch.ldexp(torch.ones_like(largest), (62 - exponent).clamp(max=1000))
     return torch.where(largest.isfinite(), scale, torch.inf)

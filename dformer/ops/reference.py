@@ -9,36 +9,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def ms_deform_attn(
-    value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
-) -> Tensor:
+def ms_deform_attn(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     """Compute `dformer.ops.ms_deform_attn`."""
     batch, _, heads, dim = value.shape
-    queries, levels, points = sampling_locations.shape[1], *sampling_locations.shape[3:5]
-    images = split(value.to(sampling_locations.dtype), spatial_shapes)
-    sampled = [sample(image, grid) for image, grid in zip(images, grids(sampling_locations), strict=True)]
-    weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels * points)
+    queries, levels, points = locations.shape[1], *locations.shape[3:5]
+    images = _split(value.to(locations.dtype), spatial_shapes)
+    sampled = [_sample(image, grid) for image, grid in zip(images, _grids(locations), strict=True)]
+    weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels * points)
     output = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # (BM, D, Q)
     return output.view(batch, heads * dim, queries).transpose(1, 2).to(value.dtype).contiguous()
 
 
 def ms_deform_attn_backward(
-    grad_output: Tensor,
-    value: Tensor,
-    spatial_shapes: list[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    grad_output: Tensor, value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients by value, locations and weights; written out, since kernels run below autograd."""
     batch, _, heads, dim = value.shape
-    dtype, queries = sampling_locations.dtype, sampling_locations.shape[1]
+    dtype, queries = locations.dtype, locations.shape[1]
     grad = grad_output.to(dtype).view(batch, queries, heads, dim).permute(0, 2, 3, 1).reshape(-1, dim, queries, 1)
-    weights = attention_weights.permute(3, 0, 2, 1, 4).flatten(1, 2)[:, :, None]  # (L, BM, 1, Q, P)
+    weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)[:, :, None]  # (L, BM, 1, Q, P)
     grad_images, grad_grids, grad_weights = [], [], []
-    for image, grid, weight in zip(
-        split(value.to(dtype), spatial_shapes), grids(sampling_locations), weights, strict=True
-    ):
-        grad_weights.append((grad * sample(image, grid)).sum(1))  # (BM, Q, P)
+    images = _split(value.to(dtype), spatial_shapes)
+    for image, grid, weight in zip(images, _grids(locations), weights, strict=True):
+        grad_weights.append((grad * _sample(image, grid)).sum(1))  # (BM, Q, P)
         bilinear, zeros, align_corners = 0, 0, False
         grad_image, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
             grad * weight, image, grid, bilinear, zeros, align_corners, [True, True]
@@ -53,18 +46,18 @@ def ms_deform_attn_backward(
     )
 
 
-def split(value: Tensor, spatial_shapes: list[int]) -> list[Tensor]:
+def _split(value: Tensor, spatial_shapes: list[int]) -> list[Tensor]:
     """Split `value` into its levels, images (BM, D, h_l, w_l)."""
     sizes = list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
     levels = value.split([h * w for h, w in sizes], dim=1)
     return [x.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, size) for x, size in zip(levels, sizes, strict=True)]
 
 
-def grids(sampling_locations: Tensor) -> Tensor:
+def _grids(locations: Tensor) -> Tensor:
     """Convert the locations to grid_sample's range, [-1, 1]: (L, BM, Q, P, 2)."""
-    return (2 * sampling_locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
+    return (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
 
 
-def sample(image: Tensor, grid: Tensor) -> Tensor:
+def _sample(image: Tensor, grid: Tensor) -> Tensor:
     """Sample an image (BM, D, h, w) bilinearly -> (BM, D, Q, P)."""
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
