@@ -30,41 +30,28 @@ class Attention(nn.Module):
         A row of `mask` that is False everywhere gives NaN.
         """
         attended = F.scaled_dot_product_attention(
-            self.split(self.q_proj(query)), memory.keys, memory.values, None if mask is None else mask[:, None]
+            self._split(self.q_proj(query)), memory.keys, memory.values, None if mask is None else mask[:, None]
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def encode_memory(self, key: Tensor, value: Tensor) -> Memory:
         """Project keys and values (B, S, C) to a memory that any number of forwards can use."""
-        return Memory(self.split(self.k_proj(key)), self.split(self.v_proj(value)))
+        return Memory(self._split(self.k_proj(key)), self._split(self.v_proj(value)))
 
-    def split(self, x: Tensor) -> Tensor:
+    def _split(self, x: Tensor) -> Tensor:
         """Split (B, N, C) into heads (B, heads, N, C / heads)."""
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
-class CrossAttention(nn.Module):
-    """Attend from queries to the image."""
+class AttentionBlock(nn.Module):
+    """Attend from queries to the image, or to each other."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.attention = Attention(dim, num_heads)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, pos: Tensor, memory: Memory, mask: Tensor) -> Tensor:
-        """Update queries `x` (B, N, C) with position `pos` (N, C) from `memory` where `mask` (B, N, S) is True."""
-        return self.norm(x + self.attention(x + pos, memory, mask))
-
-
-class SelfAttention(nn.Module):
-    """Attend from queries to each other."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.attention = Attention(dim, num_heads)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor, pos: Tensor) -> Tensor:
-        """Update queries `x` (B, N, C) with position `pos` (N, C)."""
+    def forward(self, x: Tensor, pos: Tensor, memory: Memory | None = None, mask: Tensor | None = None) -> Tensor:
+        """Update queries `x` (B, N, C) with position `pos` (N, C) from `memory`, or from themselves without one."""
         query = x + pos
-        return self.norm(x + self.attention(query, self.attention.encode_memory(query, x)))
+        return self.norm(x + self.attention(query, memory or self.attention.encode_memory(query, x), mask))

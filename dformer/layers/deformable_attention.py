@@ -27,10 +27,10 @@ class DeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(dim, dim)
         self.output_proj = nn.Linear(dim, dim)
-        self.reset_parameters()
+        self._reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Initialize: each head has a direction, its p-th point is p cells away, and all weights are equal."""
+    def _reset_parameters(self) -> None:
+        """Each head has a direction, its p-th point is p cells away, and all weights are equal."""
         angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         direction = torch.stack([angle.cos(), angle.sin()], dim=1)
         direction = direction / direction.abs().amax(dim=1, keepdim=True)
@@ -38,16 +38,12 @@ class DeformableAttention(nn.Module):
         points = (direction[:, None, None] * distance).expand(-1, self.num_levels, -1, -1)  # (M, L, P, 2)
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(points.flatten())
-        for zero in (
-            self.sampling_offsets.weight,
-            self.attention_weights.weight,
-            self.attention_weights.bias,
-            self.value_proj.bias,
-            self.output_proj.bias,
-        ):
-            nn.init.zeros_(zero)
-        nn.init.xavier_uniform_(self.value_proj.weight)
-        nn.init.xavier_uniform_(self.output_proj.weight)
+        for linear in (self.sampling_offsets, self.attention_weights):
+            nn.init.zeros_(linear.weight)
+        for linear in (self.attention_weights, self.value_proj, self.output_proj):
+            nn.init.zeros_(linear.bias)
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x: Tensor, pos: Tensor, reference: Tensor, extent: Tensor, sizes: list[Size]) -> Tensor:
         """Attend within a pyramid.

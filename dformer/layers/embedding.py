@@ -35,10 +35,7 @@ def sine_time(t: Tensor, dim: int) -> Tensor:
 
 
 class TimeModulation(nn.Module):
-    """Compute from a timestep the scale and shift that modulate every query in every decoder layer.
-
-    An MLP of widths `dim`, 4 `dim`, 4 `dim`, 2 `dim`, as published.
-    """
+    """Compute from a timestep the scale and shift of every query in every decoder layer, by the published MLP."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

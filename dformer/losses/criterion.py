@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dformer.losses.matcher import LossWeights, Matching, assign, matching_cost
+from dformer.losses.matcher import LossWeights, Pairs, assign, matching_cost
 from dformer.losses.points import random_points, sample_logits, sample_map, sample_targets, uncertain_points
 
 MASKS_AT_ONCE = 32  # points are drawn for so many masks together: candidates need most of the memory
@@ -91,20 +91,19 @@ class Criterion(nn.Module):
             for any targets. Where a matching cost is not finite, the `loss_ce` of that layer is NaN.
         """
         class_logits = logits.float()
-        matches, bad_layers = self.match(class_logits, masks, targets, generators)
+        matches, bad_layers = assign(self._costs(class_logits, masks, targets, generators))
         classes = classification_targets(class_logits, targets, matches)  # (L, B, N)
         class_weight = self.class_weight[classes]
         count = sum(len(target.labels) for target in targets)
         # Means over the processes, so that several get the same loss as one with the joint batch. (The published code
         # does so only for the masks.)
-        normalisers = mean_over_processes(
-            torch.cat([class_weight.sum(dim=(1, 2)), class_weight.new_tensor([float(count)])])
-        )
+        weight_sums = class_weight.sum(dim=(1, 2))
+        normalisers = _mean_over_processes(torch.cat([weight_sums, weight_sums.new_tensor([float(count)])]))
         nll = F.cross_entropy(class_logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(class_weight)
         loss_ce = (class_weight * nll).sum(dim=(1, 2)) / normalisers[:-1]
         if bad_layers:  # their pairs are meaningless and must not be learned
             loss_ce[bad_layers] = torch.nan
-        loss_mask, loss_dice = self.mask_losses(masks, targets, matches, generators)
+        loss_mask, loss_dice = self._mask_losses(masks, targets, matches, generators)
         num_masks = normalisers[-1].clamp(min=1)
         losses = {
             "loss_ce": self.weights.classes * loss_ce,
@@ -121,10 +120,10 @@ class Criterion(nn.Module):
         return assign(self.costs(logits, masks, targets, generators))
 
     @torch.no_grad()
-    def costs(
+    def _costs(
         self, logits: Tensor, masks: MaskProducts, targets: list[Target], generators: list[torch.Generator]
     ) -> list[Tensor]:
-        """Compute the matching costs (L, N, G_b) of each image."""
+        """The matching costs (L, N, G_b) of each image."""
         costs = []
         for b, (target, generator) in enumerate(zip(targets, generators, strict=True)):
             if len(target.labels) == 0:
@@ -137,14 +136,10 @@ class Criterion(nn.Module):
             costs.append(torch.stack([matching_cost(*layer, target.labels, truth, self.weights) for layer in layers]))
         return costs
 
-    def mask_losses(
-        self,
-        masks: MaskProducts,
-        targets: list[Target],
-        matches: list[tuple[Tensor, Tensor]],
-        generators: list[torch.Generator],
+    def _mask_losses(
+        self, masks: MaskProducts, targets: list[Target], matches: Pairs, generators: list[torch.Generator]
     ) -> tuple[Tensor, Tensor]:
-        """Compute binary cross-entropy and dice (L,), each the sum over the matched masks of a layer."""
+        """Binary cross-entropy and dice (L,), each the sum over the matched masks of a layer."""
         if all(rows.shape[1] == 0 for rows, _ in matches):
             # Every parameter must get a gradient, or processes would wait for each other forever.
             zero = 0 * (masks.queries.float().sum((1, 2, 3)) + sum(pixels.float().sum() for pixels in masks.pixels))
@@ -155,35 +150,23 @@ class Criterion(nn.Module):
             if matched == 0:
                 continue
             predicted = masks.of_queries(b, rows)  # (L * matched, h, w)
-            sampled = [
-                self.sample(predicted_part, target.masks, index, generator)
-                for predicted_part, index in zip(
-                    predicted.detach().split(MASKS_AT_ONCE), columns.flatten().split(MASKS_AT_ONCE), strict=True
-                )
-            ]
-            points, truth = (torch.cat(parts) for parts in zip(*sampled, strict=True))
+            points = self._draw_points(predicted.detach(), generator)
+            parts = zip(columns.flatten().split(MASKS_AT_ONCE), points.split(MASKS_AT_ONCE), strict=True)
+            truth = torch.cat([sample_targets(target.masks, *part) for part in parts])
             logits = sample_logits(predicted, points)
             loss_mask = loss_mask + mask_bce(logits, truth).view(layers, matched).sum(1)
             loss_dice = loss_dice + dice_loss(logits, truth).view(layers, matched).sum(1)
         return loss_mask, loss_dice
 
     @torch.no_grad()
-    def sample(
-        self, predicted: Tensor, targets: Tensor, index: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Draw points (M, P, 2) for predicted masks (M, h, w); return them and `targets[index]` there (M, P)."""
-        points = uncertain_points(
-            partial(sample_logits, predicted),
-            len(predicted),
-            self.num_points,
-            self.oversample_ratio,
-            self.importance_sample_ratio,
-            generator,
-        )
-        return points, sample_targets(targets, index, points)
+    def _draw_points(self, predicted: Tensor, generator: torch.Generator) -> Tensor:
+        """Points (M, P, 2) for predicted masks (M, h, w)."""
+        settings = (self.num_points, self.oversample_ratio, self.importance_sample_ratio, generator)
+        parts = predicted.split(MASKS_AT_ONCE)
+        return torch.cat([uncertain_points(partial(sample_logits, x), len(x), *settings) for x in parts])
 
 
-def classification_targets(logits: Tensor, targets: list[Target], matches: list[tuple[Tensor, Tensor]]) -> Tensor:
+def classification_targets(logits: Tensor, targets: list[Target], matches: Pairs) -> Tensor:
     """Return the target class (L, B, N) of each prediction: its match's, or K for "no object"."""
     classes = torch.full(logits.shape[:3], logits.shape[3] - 1, device=logits.device)
     index = torch.arange(len(logits), device=logits.device)[:, None]
@@ -203,8 +186,8 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - (2 * (probability * targets).sum(1) + 1) / (probability.sum(1) + targets.sum(1) + 1)
 
 
-def mean_over_processes(x: Tensor) -> Tensor:
-    """Average `x` over all processes of a distributed run; without one, return `x` itself."""
+def _mean_over_processes(x: Tensor) -> Tensor:
+    """Mean of `x` over all processes of a distributed run."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(x)
         x = x / dist.get_world_size()

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+Pairs = list[tuple[Tensor, Tensor]]  # for each image: indices (L, min(N, G_b)) of predictions and of ground truth
+
 
 class LossWeights(NamedTuple):
     """Hold the weights of class cross-entropy, mask binary cross-entropy and dice, in the cost as in the loss."""
@@ -41,21 +43,11 @@ def matching_cost(
     return weights.classes * cost_class + weights.mask * cost_mask + weights.dice * cost_dice
 
 
-class Matching(NamedTuple):
-    """Hold the pairs of predictions and ground truth: for each image, indices (L, min(N, G_b)) of both.
-
-    `bad_layers`: those of the L layers with a cost that is not finite in some image.
-    """
-
-    pairs: list[tuple[Tensor, Tensor]]
-    bad_layers: list[int]
-
-
-def assign(costs: list[Tensor]) -> Matching:
-    """Find the optimal assignments for B cost tensors (L, N, G_b).
+def assign(costs: list[Tensor]) -> tuple[Pairs, list[int]]:
+    """Find the optimal assignments for B cost tensors (L, N, G_b); return also the layers with a cost not finite.
 
     All costs are copied to the CPU at once. A cost that is not finite counts as very large or small, so that the same
-    costs always give the same pairs, and its layer is among the `bad_layers`.
+    costs always give the same pairs.
     """
     flat = torch.cat([cost.detach().float().flatten() for cost in costs]).cpu().numpy()
     finite = np.nan_to_num(flat, nan=1e9, posinf=1e9, neginf=-1e9)
@@ -66,4 +58,4 @@ def assign(costs: list[Tensor]) -> Matching:
         rows, columns = (torch.from_numpy(np.stack(index)).to(cost.device) for index in zip(*found, strict=True))
         pairs.append((rows, columns))
         bad_layers.update(np.flatnonzero(~np.isfinite(raw.reshape(cost.shape)).all((1, 2))).tolist())
-    return Matching(pairs, sorted(bad_layers))
+    return pairs, sorted(bad_layers)

@@ -50,13 +50,7 @@ class DFormerHead(nn.Module):
         self.diffusion = diffusion
 
     def forward(self, features: list[Tensor], x_t: Tensor, t: Tensor) -> list[Prediction]:
-        """Return the predictions after each layer.
-
-        Args:
-            features: maps of strides 4, 8, 16, 32.
-            x_t: noisy signal (B, N, h, w).
-            t: (B,), 0..T-1.
-        """
+        """Return the predictions after each layer for a noisy signal (B, N, h, w) at times t (B,), 0..T-1."""
         return self.denoise(self.encode(features), x_t, t)
 
     def encode(self, features: list[Tensor]) -> ImageMemory:

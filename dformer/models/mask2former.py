@@ -17,12 +17,7 @@ class Mask2FormerHead(nn.Module):
         self.query_feat = nn.Parameter(torch.randn_like(mask_decoder.query_embed))
 
     def forward(self, features: list[Tensor], num_queries: int | None = None) -> list[Prediction]:
-        """Return the predictions before the first and after each layer.
-
-        Args:
-            features: maps of strides 4, 8, 16, 32.
-            num_queries: use only the first so many; None: all.
-        """
+        """Return the predictions before the first and after each layer, of the first `num_queries` (None: all)."""
         image = self.mask_decoder.encode_memory(self.pixel_decoder(features))
         queries = self.query_feat[:num_queries].expand(len(features[0]), -1, -1)  # (B, N, C)
         return self.mask_decoder(queries, image)

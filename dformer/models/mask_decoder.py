@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dformer.layers.attention import CrossAttention, Memory, SelfAttention
+from dformer.layers.attention import AttentionBlock, Memory
 from dformer.layers.convolution import convolution
 from dformer.layers.embedding import sine_position
 from dformer.layers.feed_forward import FeedForward
@@ -59,8 +59,8 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int) -> None:
         super().__init__()
-        self.cross_attn = CrossAttention(dim, num_heads)
-        self.self_attn = SelfAttention(dim, num_heads)
+        self.cross_attn = AttentionBlock(dim, num_heads)
+        self.self_attn = AttentionBlock(dim, num_heads)
         self.feed_forward = FeedForward(dim, ffn_dim)
 
     def forward(self, x: Tensor, pos: Tensor, memory: Memory, mask: Tensor) -> Tensor:
@@ -131,17 +131,12 @@ class MaskDecoder(nn.Module):
 
     def encode_memory(self, features: PixelFeatures) -> ImageMemory:
         """Compute what the layers need of an image, once for all its queries and sampling steps."""
-        levels = [
-            project(level).flatten(2).mT + embedding  # (B, S, C)
-            for project, level, embedding in zip(
-                self.input_proj, features.multi_scale_features, self.level_embed, strict=True
-            )
-        ]
-        sizes = [level.shape[-2:] for level in features.multi_scale_features]
-        with_pos_embed = [
-            level + sine_position(h, w, self.hidden_dim, level.device).flatten(1).T
-            for level, (h, w) in zip(levels, sizes, strict=True)
-        ]
+        levels, with_pos_embed, sizes = [], [], []
+        for project, x, embedding in zip(self.input_proj, features.multi_scale_features, self.level_embed, strict=True):
+            sizes.append(x.shape[-2:])
+            levels.append(project(x).flatten(2).mT + embedding)  # (B, S, C)
+            position = sine_position(x.shape[-2], x.shape[-1], self.hidden_dim, x.device)
+            with_pos_embed.append(levels[-1] + position.flatten(1).T)
         memories = [
             layer.cross_attn.attention.encode_memory(with_pos_embed[i % 3], levels[i % 3])
             for i, layer in enumerate(self.layers)
@@ -166,16 +161,10 @@ def attention_mask(logits: Tensor) -> Tensor:
 
 
 def attended_regions(masks: Tensor, predictions: list[Prediction], sizes: list[torch.Size]) -> list[Tensor]:
-    """Compute where each layer attended, (B, N, *size of its level) bool, from a decoder's input and predictions.
-
-    Args:
-        masks: (B, N, h, w), as given to `MaskDecoder.forward`.
-        predictions: after each layer.
-        sizes: of the three levels, from stride 32 on.
-    """
+    """Compute where each layer attended, (B, N, *size of its level) bool, from a decoder's masks and predictions."""
     before = [masks, *(prediction.masks for prediction in predictions[:-1])]
-    regions = []
-    for i, logits in enumerate(before):
-        size = sizes[i % len(sizes)]
-        regions.append(attention_mask(resize(logits, size).flatten(2)).unflatten(2, size))
-    return regions
+    levels = [sizes[i % len(sizes)] for i in range(len(before))]
+    return [
+        attention_mask(resize(logits, size).flatten(2)).unflatten(2, size)
+        for logits, size in zip(before, levels, strict=True)
+    ]

@@ -53,8 +53,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         levels = [project(x) for project, x in zip(self.input_proj, features[:0:-1], strict=True)]
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
         x = torch.cat([level.flatten(2).mT for level in levels], dim=1)  # (B, S, C)
-        pos = self.position(sizes, x)  # (S, C)
-        reference = torch.cat([cell_centres(h, w, x.device) for h, w in sizes])  # (S, 2)
+        pos = self._position(sizes, x)  # (S, C)
+        reference = torch.cat([_cell_centres(h, w, x.device) for h, w in sizes])  # (S, 2)
         extent = torch.tensor([[w, h] for h, w in sizes], dtype=reference.dtype, device=x.device)[:, None]
         for layer in self.layers:
             x = layer(x, pos, reference, extent, sizes)
@@ -66,14 +66,14 @@ class MSDeformAttnPixelDecoder(nn.Module):
         finest += resize(maps[-1], finest.shape[-2:])
         return PixelFeatures(maps, self.mask_features(F.relu_(self.smooth(finest))))
 
-    def position(self, sizes: list[Size], x: Tensor) -> Tensor:
-        """Compute the embedding of the cells' positions and levels: (S, C) in the dtype of `x`."""
+    def _position(self, sizes: list[Size], x: Tensor) -> Tensor:
+        """Embedding of the cells' positions and levels: (S, C) in the dtype of `x`."""
         levels = [sine_position(h, w, x.shape[2], x.device).flatten(1).T.to(x.dtype) for h, w in sizes]
         return torch.cat([p + e for p, e in zip(levels, self.level_embed, strict=True)])
 
 
-def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """Compute the centres (height * width, 2) of a map's cells, x and y in [0, 1], row by row."""
+def _cell_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """Centres (height * width, 2) of a map's cells, x and y in [0, 1], row by row."""
     y = (torch.arange(height, device=device) + 0.5) / height
     x = (torch.arange(width, device=device) + 0.5) / width
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)

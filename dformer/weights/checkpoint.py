@@ -50,8 +50,7 @@ def read_checkpoint(path: str | Path, averaged: bool = False) -> dict[str, Any]:
         and "left_out", the tensors of these names. Files of the model zoos have "__author__".
 
     Raises:
-        UserError: the file does not exist, is not a checkpoint, is damaged, or holds something other than tensors
-            and plain values; or there is no average and `averaged` is set.
+        UserError: the file is missing, damaged or no checkpoint, or has no average although `averaged` is set.
     """
     path = Path(path)
     checkpoint = _unwrapped(path, _read(path), averaged)
@@ -71,15 +70,7 @@ def read_checkpoint(path: str | Path, averaged: bool = False) -> dict[str, Any]:
 
 
 def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all.
-
-    Args:
-        path: `.safetensors` holds the model and the strings ("config"); anything else is written by `torch.save`.
-        checkpoint: "model": a state dict, and further entries.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write a checkpoint, {"model": state dict, ...}, atomically: a `.safetensors` holds the model and strings only."""
     path = Path(path)
     with atomic_write(path) as partial:
         if path.suffix == ".safetensors":
@@ -95,12 +86,6 @@ def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
 
 def _read(path: Path) -> Any:
     try:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; a checkpoint file (.pth, .safetensors, .pkl) was expected")
-        if not path.is_file():
-            raise UserError(f"weights file {path} does not exist")
-        if path.stat().st_size == 0:
-            raise UserError(f"weights file {path} is empty; was a download or a copy cut off?")
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {"model": {name: file.get_tensor(name) for name in file.keys()}} | (file.metadata() or {})  # noqa: SIM118
@@ -108,10 +93,8 @@ def _read(path: Path) -> Any:
             return _read_model_zoo(path)
         _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
     except Exception as error:  # a reader that meets arbitrary bytes raises nearly anything
-        raise UserError(f"{path} cannot be read as a checkpoint: {_explain(path, error)}") from error
+        raise UserError(f"weights file {path} cannot be read: {_explain(path, error)}") from error
 
 
 def _check_sums(path: Path) -> None:
@@ -126,7 +109,7 @@ def _check_sums(path: Path) -> None:
 
 def _unwrapped(path: Path, content: Any, averaged: bool) -> dict[str, Any]:
     """`content` with the state dict at "model"."""
-    entries = content if isinstance(content, dict) else {}
+    entries = dict(content) if isinstance(content, dict) else {}
     average = next((key for key in AVERAGES if isinstance(entries.get(key), dict)), None)
     plain = next((key for key in STATE_DICTS if key in entries), None)
     if averaged and average is None:
@@ -136,16 +119,18 @@ def _unwrapped(path: Path, content: Any, averaged: bool) -> dict[str, Any]:
     key = average if averaged or plain is None else plain
     if key is None:
         return {"model": content}
-    return {name: value for name, value in entries.items() if name != key} | {"model": entries[key]}
+    weights = entries.pop(key)
+    return entries | {"model": weights}
 
 
 def _check_state_dict(path: Path, weights: Any) -> None:
     if not isinstance(weights, dict) or not weights:
-        what = "an empty one" if isinstance(weights, dict) else f"a {type(weights).__name__}"
-        raise UserError(f"{path} is not a checkpoint: a state dict was expected and {what} found")
+        raise UserError(
+            f"{path} is not a checkpoint: expected a state dict with entries, not a {type(weights).__name__}"
+        )
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            entry = name if isinstance(name, str) else f"a {type(name).__name__}"  # whose text may have no end
+            entry = name if isinstance(name, str) else type(name).__name__  # any other key's text may have no end
             raise UserError(
                 f'{path} is not a checkpoint: its entry "{entry}" is a {type(value).__name__}, not a tensor; '
                 'expected {"model": state dict, ...} or a state dict'
@@ -160,6 +145,8 @@ def _explain(path: Path, error: Exception) -> str:
         return error.strerror or str(error)
     with path.open("rb") as file:
         head = file.read(512).lstrip().lower()
+    if not head:
+        return "it is empty; was a download or a copy cut off?"
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "it is a web page; download the file itself"
     if head.startswith(b"version https://git-lfs"):
@@ -176,18 +163,14 @@ def _explain(path: Path, error: Exception) -> str:
 
 def _read_model_zoo(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        content = _ArrayUnpickler(file, encoding="latin1").load()
-    if isinstance(content, dict) and "model" in content:
-        zoo = content
-    else:  # Detectron (Caffe2): arrays by name, under "blobs" where there is more than a backbone
-        blobs = content.get("blobs", content) if isinstance(content, dict) else content
-        zoo = {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        zoo = _ArrayUnpickler(file, encoding="latin1").load()
+    if not isinstance(zoo, dict):
+        return {"model": zoo}
+    if "model" not in zoo:  # Detectron (Caffe2): arrays by name, under "blobs" where there is more than a backbone
+        zoo = {"model": zoo.get("blobs", zoo), "__author__": "Caffe2", "matching_heuristics": True}
     if isinstance(zoo["model"], dict):
-        zoo["model"] = {
-            name: value.tensor() if isinstance(value, _Array) else value
-            for name, value in zoo["model"].items()
-            if not str(name).endswith("_momentum")
-        }
+        arrays = {name: value for name, value in zoo["model"].items() if not str(name).endswith("_momentum")}
+        zoo["model"] = {name: x.tensor() if isinstance(x, _Array) else x for name, x in arrays.items()}
     return zoo
 
 
@@ -216,8 +199,7 @@ class _Array:
         self.value = np.frombuffer(data, dtype.value).reshape(shape, order="F" if is_fortran else "C")
 
     def tensor(self) -> Tensor:
-        native = self.value.dtype.newbyteorder("=")
-        return torch.from_numpy(np.array(self.value, native, order="C"))
+        return torch.from_numpy(np.array(self.value, self.value.dtype.newbyteorder("="), order="C"))
 
 
 def _array_from_buffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:

@@ -30,14 +30,10 @@ RESNET = [
 
 
 def from_imagenet(weights: Mapping[str, Tensor], expected: Collection[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Rename the weights of a classifier to those of a model's backbone.
-
-    Args:
-        weights: by the names of the file.
-        expected: the names of the model; those of a timm backbone begin with `backbone.body.`.
+    """Rename the weights of a classifier to `backbone. ...`, as `expected` in a model; `backbone.body. ...` is timm's.
 
     Returns:
-        The weights as `backbone. ...`, and for each name that was dropped the reason.
+        The weights, and for each name that was dropped the reason.
     """
     is_timm = any(name.startswith("backbone.body.") for name in expected)
     # The authors' Swin merges patches at the end of a stage, timm's at the start of the next.

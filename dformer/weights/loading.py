@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dformer.utils.errors import UserError
 from dformer.weights.imagenet import from_imagenet
 from dformer.weights.published.convert import our_system
+from dformer.weights.published.mask2former import window_size
 
 CLASS_EMBED = re.compile(r"(.*\.)?class_embed\..*")
 # What no pretrained backbone has: the norms of the maps that the decoder sees.
@@ -22,29 +23,17 @@ SHOWN = 10  # names of a kind in an error message
 
 @dataclass
 class Fit:
-    """Hold how the entries of a file fit the parameters and buffers of a model.
+    """Hold how the entries of a file fit the parameters and buffers of a model."""
 
-    Attributes:
-        origin: the kind of file.
-        loaded: what goes into the model, in the shapes that it has there.
-        renamed: how many of these have another name in the file.
-        resized: tables among these that were resized -> from which to which window.
-        dropped: entries of the file that no model needs -> the reason.
-        unexpected: entries of the file that this model has no place for.
-        missing: names of the model that the file lacks.
-        mismatched: names whose shapes differ -> shape in the file, shape in the model.
-        reinitialized: names of the model that keep their initial values on purpose -> the reason: a head that a
-            pretrained backbone lacks, or a `class_embed` for another number of classes.
-    """
-
-    origin: str
-    loaded: dict[str, Tensor] = field(default_factory=dict)
-    renamed: int = 0
-    resized: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    unexpected: list[str] = field(default_factory=list)
+    origin: str  # kind of file
+    loaded: dict[str, Tensor] = field(default_factory=dict)  # in the shapes of the model
+    renamed: int = 0  # how many have another name in the file
+    resized: dict[str, str] = field(default_factory=dict)  # loaded tables -> from which to which window
+    dropped: dict[str, str] = field(default_factory=dict)  # entries of the file that no model needs -> why
+    unexpected: list[str] = field(default_factory=list)  # other entries that this model has no place for
     missing: list[str] = field(default_factory=list)
-    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    mismatched: dict[str, str] = field(default_factory=dict)  # -> both shapes
+    # What keeps its initial value on purpose -> why: the head with a pretrained backbone, or with other classes.
     reinitialized: dict[str, str] = field(default_factory=dict)
 
 
@@ -62,11 +51,11 @@ def load(model: nn.Module, checkpoint: Mapping[str, Any], path: str, strict: boo
             unchanged.
     """
     fit = fit_weights(model.state_dict(), checkpoint)
-    if not any(name in fit.loaded for name, _ in model.named_parameters()):
-        theirs, ours = list(checkpoint["model"]), [name for name, _ in model.named_parameters()]
+    ours = [name for name, _ in model.named_parameters()]
+    if fit.loaded.keys().isdisjoint(ours):
         raise UserError(
-            f"{path} holds no parameter of this model: it has {', '.join(theirs[:3])}, ... and the model "
-            f"{', '.join(ours[:3])}, ... Is it the checkpoint of another model or config?"
+            f"{path} holds no parameter of this model: it has {_some(list(checkpoint['model']))} and the model "
+            f"{_some(ours)}. Is it the checkpoint of another model or config?"
         )
     if strict:
         check(fit, path, trained)
@@ -108,19 +97,18 @@ def _fit_tensor(fit: Fit, name: str, tensor: Tensor, shape: tuple[int, ...]) -> 
         fit.loaded[name] = tensor
     elif name.endswith(BIAS_TABLE) and theirs[1:] == shape[1:]:
         fit.loaded[name] = resize_bias_table(tensor, shape[0])
-        fit.resized[name] = f"{_window(theirs[0])} -> {_window(shape[0])}"
+        fit.resized[name] = f"windows of {window_size(len(tensor))} -> {window_size(shape[0])}"
     elif CLASS_EMBED.fullmatch(name) and theirs[1:] == shape[1:]:
         fit.reinitialized[name] = f"{theirs[0]} class logits in the file, {shape[0]} here"
     else:
-        fit.mismatched[name] = theirs, shape
+        fit.mismatched[name] = f"{theirs} in the file and {shape} here"
 
 
 def check(fit: Fit, path: str, trained: bool) -> None:
     """Raise `UserError` where there are keys that `load` does not allow."""
-    shapes = [f"{name} {theirs} in the file and {ours} here" for name, (theirs, ours) in fit.mismatched.items()]
-    kinds = {"mismatched": shapes, "missing": fit.missing, "unexpected": fit.unexpected}
-    if trained:
-        kinds["reinitialized"] = [f"{name}: {reason}" for name, reason in fit.reinitialized.items()]
+    shapes = [f"{name} {what}" for name, what in fit.mismatched.items()]
+    reinitialized = [f"{name}: {reason}" for name, reason in fit.reinitialized.items() if trained]
+    kinds = {"mismatched": shapes, "missing": fit.missing, "unexpected": fit.unexpected, "reinitialized": reinitialized}
     problems = [f"{len(names)} {kind} ({_some(names, SHOWN)})" for kind, names in kinds.items() if names]
     if problems:
         remedy = "" if trained else ", or set MODEL.WEIGHTS_STRICT to False to load what fits"
@@ -145,18 +133,15 @@ def table(fit: Fit) -> str:
     """Summarize a load, a line for each kind and reason."""
     renamed = f", {fit.renamed} renamed" if fit.renamed else ""
     lines = [_line("loaded", len(fit.loaded), f"of {fit.origin}{renamed}")]
-    lines += _by_reason("resized", {name: f"windows of {what}" for name, what in fit.resized.items()})
-    lines += _by_reason("dropped", fit.dropped)
-    lines += _by_reason("reinitialized", fit.reinitialized)
+    for kind in ("resized", "dropped", "reinitialized"):
+        entries = getattr(fit, kind)
+        for reason in dict.fromkeys(entries.values()):
+            names = [name for name, why in entries.items() if why == reason]
+            lines.append(_line(kind, len(names), f"{reason}: {_some(names)}"))
     for kind in ("mismatched", "missing", "unexpected"):
         names = list(getattr(fit, kind))
         lines += [_line(kind, len(names), _some(names))] if names else []
     return "\n".join(lines)
-
-
-def _by_reason(kind: str, entries: Mapping[str, str]) -> list[str]:
-    names = {reason: [name for name, why in entries.items() if why == reason] for reason in entries.values()}
-    return [_line(kind, len(some), f"{reason}: {_some(some)}") for reason, some in names.items()]
 
 
 def _line(kind: str, count: int, text: str) -> str:
@@ -165,7 +150,3 @@ def _line(kind: str, count: int, text: str) -> str:
 
 def _some(names: list[str], limit: int = 2) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-
-
-def _window(rows: int) -> int:
-    return (round(rows**0.5) + 1) // 2

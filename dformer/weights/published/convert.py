@@ -33,11 +33,7 @@ def our_system(names: Collection[str]) -> PublishedSystem | None:
 
 
 def from_published(weights: Mapping[str, Tensor], system: PublishedSystem) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Rename a published checkpoint.
-
-    Args:
-        weights: names of the whole model: `backbone.`, `sem_seg_head.`, ..., with or without `module.` before them.
-        system: the one that they are of.
+    """Rename a published checkpoint of a whole model of `system`.
 
     Returns:
         The weights under our names, and for each name that was dropped the reason. An unknown name is kept.
@@ -51,8 +47,7 @@ def from_published(weights: Mapping[str, Tensor], system: PublishedSystem) -> tu
             dropped[name] = reason
             continue
         ours = rename(name, system.names) or name
-        merged = MERGED.fullmatch(ours)
-        if merged:
+        if merged := MERGED.fullmatch(ours):
             attention, kind = merged.groups()
             parts = zip(PARTS, tensor.chunk(3), strict=True)
             converted |= {f"{attention}.{part}_proj.{kind}": x for part, x in parts}
@@ -73,7 +68,8 @@ def to_published(weights: Mapping[str, Tensor], left_out: Mapping[str, Tensor] |
     """
     system = our_system(weights)
     if system is None:
-        raise UserError(f"there is no published model with {next(iter(weights))}, ...: only {_names()} are known")
+        known = " and ".join(system.name for system in SYSTEMS)
+        raise UserError(f"there is no published model with {next(iter(weights))}, ...: only {known} are known")
     merged: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         part = SPLIT.fullmatch(name)
@@ -84,15 +80,10 @@ def to_published(weights: Mapping[str, Tensor], left_out: Mapping[str, Tensor] |
             merged[f"{part[1]}.in_proj_{part[3]}"] = torch.cat(parts)
     backwards = [(ours, theirs) for theirs, ours in system.names]
     names = {name: rename(name, backwards) for name in merged}
-    unknown = [name for name, theirs in names.items() if theirs is None]
-    if unknown:
+    if unknown := [name for name, theirs in names.items() if theirs is None]:
         raise UserError(
             f"the published {system.name} has no place for {len(unknown)} parameters of this model "
             f"({', '.join(unknown[:3])}, ...): use the backbone and the pixel decoder of its published configs"
         )
     published = {str(names[name]): tensor for name, tensor in merged.items()}
     return published | system.buffers(published) | dict(left_out or {})
-
-
-def _names() -> str:
-    return " and ".join(system.name for system in SYSTEMS)

@@ -20,16 +20,12 @@ NAMES: Table = [
 
 
 def buffers(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Compute Mask2Former's buffers and those of the one published noise schedule: cosine, T = 1000."""
-    return mask2former.window_indices(published) | schedule_buffers(cosine_betas(1000))
-
-
-def schedule_buffers(beta: Tensor) -> dict[str, Tensor]:
-    """Compute the forms of a noise schedule (T,), float64, that the published DFormer saves (DDPM, Eq. 6 and 7)."""
+    """Compute Mask2Former's buffers, and the forms of the cosine schedule that are saved (DDPM, Eq. 6 and 7)."""
+    beta = cosine_betas(1000)
     alpha_bar = torch.cumprod(1 - beta, dim=0)
     before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     variance = beta * (1 - before) / (1 - alpha_bar)
-    return {
+    return mask2former.window_indices(published) | {
         "betas": beta,
         "alphas_cumprod": alpha_bar,
         "alphas_cumprod_prev": before,

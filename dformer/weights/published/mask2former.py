@@ -54,22 +54,15 @@ NAMES: Table = [
     ("sem_seg_head.predictor.static_query.weight", "head.query_feat"),  # in checkpoints before query_feat got its name
     ("sem_seg_head.predictor.decoder_norm", "head.mask_decoder.decoder_norm"),
     ("sem_seg_head.predictor.class_embed", "head.mask_decoder.class_embed"),
-    ("sem_seg_head.predictor.mask_embed.layers.0", "head.mask_decoder.mask_embed.0"),
-    ("sem_seg_head.predictor.mask_embed.layers.1", "head.mask_decoder.mask_embed.2"),
-    ("sem_seg_head.predictor.mask_embed.layers.2", "head.mask_decoder.mask_embed.4"),
+    *((f"sem_seg_head.predictor.mask_embed.layers.{i}", f"head.mask_decoder.mask_embed.{2 * i}") for i in range(3)),
     # ResNet: Detectron2's in both
     ("backbone.stem", "backbone.stem"),
     ("backbone.res#", "backbone.res#"),
     # Swin; timm has the merging of patches at the start of a stage, the published code at the end of the one before
     ("backbone.patch_embed", "backbone.body.patch_embed"),
-    ("backbone.layers.0.downsample", "backbone.body.layers_1.downsample"),
-    ("backbone.layers.1.downsample", "backbone.body.layers_2.downsample"),
-    ("backbone.layers.2.downsample", "backbone.body.layers_3.downsample"),
+    *((f"backbone.layers.{i}.downsample", f"backbone.body.layers_{i + 1}.downsample") for i in range(3)),
     ("backbone.layers.#", "backbone.body.layers_#"),
-    ("backbone.norm0", "backbone.norms.res2"),
-    ("backbone.norm1", "backbone.norms.res3"),
-    ("backbone.norm2", "backbone.norms.res4"),
-    ("backbone.norm3", "backbone.norms.res5"),
+    *((f"backbone.norm{i}", f"backbone.norms.res{i + 2}") for i in range(4)),
 ]
 
 # Number of classes -> folder and schedule. With 150 classes, ADE20K's semantic and panoptic models look the same.
@@ -94,14 +87,19 @@ def window_indices(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Compute the indices that a Swin saves with each table of biases."""
     table = "relative_position_bias_table"
     return {
-        name.replace(table, "relative_position_index"): relative_position_index((round(len(x) ** 0.5) + 1) // 2)
+        name.replace(table, "relative_position_index"): _relative_position_index(window_size(len(x)))
         for name, x in published.items()
         if name.endswith(table)
     }
 
 
-def relative_position_index(window: int) -> Tensor:
-    """Return the row of Swin's bias table for each pair of cells of a window: (window**2, window**2) int64."""
+def window_size(rows: int) -> int:
+    """Return the side w of a window of Swin's whose bias table has so many rows, (2 w - 1)^2."""
+    return (round(rows**0.5) + 1) // 2
+
+
+def _relative_position_index(window: int) -> Tensor:
+    """The row of the bias table for each pair of cells of a window: (window**2, window**2) int64."""
     y, x = (side.flatten() for side in torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij"))
     return (y[:, None] - y + window - 1) * (2 * window - 1) + (x[:, None] - x + window - 1)
 

@@ -11,24 +11,15 @@ from dformer.weights.names import Table
 
 @dataclass(frozen=True)
 class PublishedSystem:
-    """Hold what is particular to the published checkpoints of a system.
+    """Hold what is particular to the published checkpoints of a system."""
 
-    Attributes:
-        name: of its meta-architecture here.
-        theirs: beginning of the parameters' names by which a published checkpoint is identified.
-        ours: the same for a checkpoint under our names.
-        names: published name -> our name.
-        dropped: pattern for published names that have no counterpart here -> why.
-        buffers: computes from the weights under published names what is saved with them, but follows from settings.
-        config: finds the config, relative to configs/, of the published model with these weights (under our names).
-        settings: keys of the config that are constants in the published code -> their values there.
-    """
-
-    name: str
-    theirs: str
-    ours: str
-    names: Table
-    dropped: list[tuple[str, str]]
+    name: str  # of the meta-architecture here
+    theirs: str  # a published checkpoint has names that begin so
+    ours: str  # a checkpoint under our names has names that begin so
+    names: Table  # published name, our name
+    dropped: list[tuple[str, str]]  # pattern for published names without a counterpart here, why
+    # From the weights under published names: what is saved with them, but follows from settings.
     buffers: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    # From the weights under our names: the config of that published model, relative to configs/.
     config: Callable[[Mapping[str, Tensor]], str | None]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any]  # keys of the config that are constants in the published code -> their values
