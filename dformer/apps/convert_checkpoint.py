@@ -2,7 +2,6 @@
 
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -39,19 +38,20 @@ def convert(
 
     Returns:
         A summary of the entries.
-
-    Raises:
-        UserError: `source` is not such a checkpoint or does not fit the config, the published code has no place for a
-            part of it, or `target` cannot be written.
     """
     if Path(target).suffix not in (".pth", ".safetensors"):
         raise UserError(f"{target}: give a file name that ends in .pth or .safetensors")
     checkpoint = fetch_checkpoint(source, averaged)
-    cfg = _config(checkpoint, source, config_file)
-    fit = fit_weights(_expected(cfg), checkpoint)
+    cfg = get_cfg() if config_file else config_of_checkpoint(checkpoint, source)
+    merge_config(cfg, config_file, [])
+    with torch.device("meta"):
+        expected = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).state_dict()
+    fit = fit_weights(expected, checkpoint)
     check(fit, source, trained=True)
-    if half:
-        checkpoint["model"] = {name: _halved(tensor) for name, tensor in checkpoint["model"].items()}
+    if half:  # not vectors: they are small, and variances may be out of its range
+        checkpoint["model"] = {
+            name: x.half() if x.ndim > 1 and x.is_floating_point() else x for name, x in checkpoint["model"].items()
+        }
     cfg.MODEL.CLASSES, cfg.MODEL.THINGS = (list(each) for each in model_classes(cfg))
     cfg.MODEL.EMA_DECAY = 0.0  # one set of weights is written
     if to == "ours":
@@ -61,25 +61,6 @@ def convert(
         _check_settings(cfg, checkpoint["model"])
         write_checkpoint(target, {"model": to_published(checkpoint["model"], checkpoint.get("left_out"))})
     return f"{table(fit)}\nwritten    {target}"
-
-
-def _halved(tensor: torch.Tensor) -> torch.Tensor:
-    """Only matrices and kernels in float16: vectors are small, and variances may be out of its range."""
-    return tensor.half() if tensor.ndim > 1 and tensor.is_floating_point() else tensor
-
-
-def _config(checkpoint: dict[str, Any], source: str, config_file: str | None) -> CfgNode:
-    if config_file is None:
-        return config_of_checkpoint(checkpoint, source)
-    cfg = get_cfg()
-    merge_config(cfg, config_file, [])
-    return cfg
-
-
-def _expected(cfg: CfgNode) -> dict[str, torch.Tensor]:
-    """Parameters and buffers of the cfg's model, without values."""
-    with torch.device("meta"):
-        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).state_dict()
 
 
 def _check_settings(cfg: CfgNode, weights: dict[str, torch.Tensor]) -> None:

@@ -15,8 +15,7 @@ from dformer.utils.version import PACKAGE, __version__
 ADDED_BY_TOOL = ("detectron2", "panopticapi-lite")
 
 
-def dformer_state() -> str:
-    """Describe dformer: its version, its commit if it is a git checkout, and its folder."""
+def _dformer_state() -> str:
     git = git_state()
     commit = f" (git {git['commit'][:9]}{', modified' if git['status'] else ''})" if git else ""
     return f"{__version__}{commit} in {PACKAGE}"
@@ -32,8 +31,8 @@ def detectron2_state() -> str | None:
     return f"{found}, {builder}, in {Path(spec.origin).parent}"
 
 
-def torch_lines() -> list[tuple[str, str]]:
-    """Describe what requires PyTorch: CUDA, devices, operators."""
+def _torch_lines() -> list[tuple[str, str]]:
+    """What requires PyTorch: CUDA, devices, operators."""
     import torch
 
     from dformer import ops
@@ -50,28 +49,21 @@ def torch_lines() -> list[tuple[str, str]]:
     return lines
 
 
-def missing() -> dict[str, list[str]]:
-    """Map each command that installs missing distributions, run in dformer's folder, to their names."""
-    absent: dict[str, list[str]] = {}
-    for name in REQUIRED:
-        if installed(name) is None:
-            command = "python tools/install_detectron2.py" if name in ADDED_BY_TOOL else "pip install -e ."
-            absent.setdefault(command, []).append(name)
-    return absent
-
-
 def report() -> str:
     """Format the whole report."""
-    lines = [("dformer", dformer_state()), ("Python", f"{platform.python_version()} at {sys.executable}")]
+    lines = [("dformer", _dformer_state()), ("Python", f"{platform.python_version()} at {sys.executable}")]
     lines += [(name, installed(name) or "missing") for name in REQUIRED if name != "detectron2"]
     lines.append(("detectron2", detectron2_state() or "missing"))
     if installed("torch"):
         try:
-            lines += torch_lines()
+            lines += _torch_lines()
         except (ImportError, OSError) as error:  # a library that PyTorch links to may be missing
             lines.append(("PyTorch", f"does not load: {error}"))
     lines.append(("data sets", os.environ.get("DETECTRON2_DATASETS", "datasets (DETECTRON2_DATASETS is not set)")))
-    lines += [("to get", f"{', '.join(names)}: {command}") for command, names in missing().items()]
+    missing = [name for name in REQUIRED if not installed(name)]
+    for command, is_tool in (("pip install -e .", False), ("python tools/install_detectron2.py", True)):
+        if names := [name for name in missing if (name in ADDED_BY_TOOL) == is_tool]:
+            lines.append(("to get", f"{', '.join(names)}: {command}"))
     width = max(len(name) for name, _ in lines)
     indent = "\n" + " " * (width + 2)
     return "\n".join(f"{name:{width}}  {text.replace(chr(10), indent)}" for name, text in lines)

@@ -91,7 +91,7 @@ class Criterion(nn.Module):
             for any targets. Where a matching cost is not finite, the `loss_ce` of that layer is NaN.
         """
         class_logits = logits.float()
-        matches, bad_layers = assign(self._costs(class_logits, masks, targets, generators))
+        matches, bad_layers = self.match(class_logits, masks, targets, generators)
         classes = classification_targets(class_logits, targets, matches)  # (L, B, N)
         class_weight = self.class_weight[classes]
         count = sum(len(target.labels) for target in targets)
@@ -120,10 +120,10 @@ class Criterion(nn.Module):
         return assign(self.costs(logits, masks, targets, generators))
 
     @torch.no_grad()
-    def _costs(
+    def match(
         self, logits: Tensor, masks: MaskProducts, targets: list[Target], generators: list[torch.Generator]
-    ) -> list[Tensor]:
-        """The matching costs (L, N, G_b) of each image."""
+    ) -> tuple[Pairs, list[int]]:
+        """Match the predictions of each layer with the ground truth of each image; return what `assign` returns."""
         costs = []
         for b, (target, generator) in enumerate(zip(targets, generators, strict=True)):
             if len(target.labels) == 0:
@@ -134,7 +134,7 @@ class Criterion(nn.Module):
             truth = sample_targets(target.masks, index, points.expand(len(index), -1, -1))
             layers = zip(logits[:, b], masks.at_points(b, points[0]), strict=True)
             costs.append(torch.stack([matching_cost(*layer, target.labels, truth, self.weights) for layer in layers]))
-        return costs
+        return assign(costs)
 
     def _mask_losses(
         self, masks: MaskProducts, targets: list[Target], matches: Pairs, generators: list[torch.Generator]

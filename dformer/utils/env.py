@@ -11,19 +11,9 @@ from pathlib import Path
 from dformer.utils.version import PACKAGE, __version__
 
 # Distribution -> its module, which another distribution may provide, too (opencv-python, a checkout, ...).
-REQUIRED = {
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "timm": "timm",
-    "numpy": "numpy",
-    "scipy": "scipy",
-    "pillow": "PIL",
-    "opencv-python-headless": "cv2",
-    "pycocotools": "pycocotools",
-    "fvcore": "fvcore",
-    "panopticapi-lite": "panopticapi",
-    "detectron2": "detectron2",
-}
+REQUIRED = {name: name for name in ("torch", "torchvision", "timm", "numpy", "scipy")}
+REQUIRED |= {"pillow": "PIL", "opencv-python-headless": "cv2", "pycocotools": "pycocotools", "fvcore": "fvcore"}
+REQUIRED |= {"panopticapi-lite": "panopticapi", "detectron2": "detectron2"}
 
 
 def installed(name: str) -> str | None:

@@ -132,10 +132,10 @@ def test_costs_that_are_not_finite_are_assigned_and_reported(bad):
     good = torch.rand(2, 3, 2, generator=torch.Generator().manual_seed(0))
     cost = good.clone()
     cost[1] = bad
-    first, second = (assign([good, cost]) for _ in range(2))
-    assert first.bad_layers == second.bad_layers == [1]
-    for pair, again, expected in zip(first.pairs, second.pairs, assign([good, good]).pairs, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(pair, again, strict=True))
+    (first, bad_layers), (second, _) = (assign([good, cost]) for _ in range(2))
+    assert bad_layers == [1]
+    for pair, again, expected in zip(first, second, assign([good, good])[0], strict=True):
+        assert all(map(torch.equal, pair, again))
         assert all(torch.equal(a[0], b[0]) for a, b in zip(pair, expected, strict=True))
 
 

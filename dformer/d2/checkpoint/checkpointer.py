@@ -37,16 +37,12 @@ class Checkpointer(DetectionCheckpointer):
         self._cfg = cfg
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write `<OUTPUT_DIR>/<name>.pth`: the model, the checkpointables, `kwargs`, "config" and "origin".
-
-        Raises:
-            UserError: the file cannot be written. An older file of that name is unchanged.
-        """
+        """Write `<OUTPUT_DIR>/<name>.pth`: the model, the checkpointables, `kwargs`, "config" and "origin"."""
         if not self.save_to_disk:
             return
-        states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
-        beside = {"config": self._cfg.dump(), "origin": origin(), **states, **kwargs}
-        write_checkpoint(os.path.join(self.save_dir, f"{name}.pth"), {"model": self.model.state_dict()} | beside)
+        states = {key: each.state_dict() for key, each in ({"model": self.model} | self.checkpointables).items()}
+        content = {**states, "config": self._cfg.dump(), "origin": _origin(), **kwargs}
+        write_checkpoint(os.path.join(self.save_dir, f"{name}.pth"), content)
         if name != BEST:
             self.tag_last_checkpoint(f"{name}.pth")
 
@@ -70,10 +66,9 @@ class Checkpointer(DetectionCheckpointer):
         return comm.all_gather(self._find_newest() if comm.is_main_process() else "")[0]
 
     def _find_newest(self) -> str:
-        final = list(Path(self.save_dir).glob("model_final.pth"))
+        final = Path(self.save_dir).glob("model_final.pth")
         by_age = sorted([*self.numbered(), *final], key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        tagged = [path for path in [Path(self.get_checkpoint_file())] if path.is_file()]
-        candidates = list(dict.fromkeys([*tagged, *by_age]))
+        candidates = [path for path in dict.fromkeys([Path(self.get_checkpoint_file()), *by_age]) if path.is_file()]
         for path in candidates:
             try:
                 read_checkpoint(path)
@@ -81,21 +76,14 @@ class Checkpointer(DetectionCheckpointer):
             except UserError as error:
                 logger.error(f"{error}. The checkpoint before it is used")
         if candidates:
-            names = ", ".join(path.name for path in candidates)
-            raise UserError(f"no checkpoint in {self.save_dir} can be read: {names}")
+            raise UserError(f"no checkpoint in {self.save_dir} can be read: {', '.join(x.name for x in candidates)}")
         return ""
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load the checkpoint at `path` (see `fetch_checkpoint`), if `path` is not empty, and log a summary.
+        """Load the checkpoint at `path` (see `fetch_checkpoint`), if `path` is not empty, log a summary, and return it.
 
         Args:
             checkpointables: what else to load; None: all, to resume a run, so that nothing may be missing.
-
-        Returns:
-            The whole checkpoint.
-
-        Raises:
-            UserError: the file cannot be fetched, is not a checkpoint, or does not fit (see `load`).
         """
         if not path:
             logger.info("MODEL.WEIGHTS is empty: nothing is loaded")
@@ -110,8 +98,7 @@ class Checkpointer(DetectionCheckpointer):
 
 
 @cache
-def origin() -> dict[str, Any]:
-    """Return the provenance of a run: versions, and the commit where dformer is a git checkout."""
+def _origin() -> dict[str, Any]:
     git = git_state()
     return {"versions": versions(), "commit": git.get("commit"), "changed": git.get("status")}
 
@@ -138,7 +125,10 @@ def fetch_checkpoint(path: str, averaged: bool = False) -> dict[str, Any]:
     if path.startswith(TIMM):
         return {"model": _timm_weights(path)}
     if path.startswith(SHIPPED):
-        return read_checkpoint(_shipped_file(path), averaged)
+        if path not in (known := shipped_models()):
+            hint = did_you_mean(path, known)
+            raise UserError(f"{path} does not come with dformer{hint} (available: {', '.join(known)})")
+        return read_checkpoint(ASSETS / f"{path.removeprefix(SHIPPED)}.safetensors", averaged)
     try:
         local_path = PathManager.get_local_path(path)
     except OSError as error:
@@ -152,13 +142,6 @@ def fetch_checkpoint(path: str, averaged: bool = False) -> dict[str, Any]:
 def shipped_models() -> list[str]:
     """List `dformer://<name>` of each model that comes with the package."""
     return sorted(SHIPPED + file.stem for file in ASSETS.glob("*.safetensors"))
-
-
-def _shipped_file(path: str) -> Path:
-    if path not in shipped_models():
-        known = shipped_models()
-        raise UserError(f"{path} does not come with dformer{did_you_mean(path, known)} (available: {', '.join(known)})")
-    return ASSETS / f"{path.removeprefix(SHIPPED)}.safetensors"
 
 
 def _timm_weights(path: str) -> dict[str, Tensor]:

@@ -25,9 +25,6 @@ def inference_config(
         config_file: config; by default that of the checkpoint.
         opts: overrides.
         steps, seed: DIFFUSION.SAMPLING_STEPS and SEED.
-
-    Raises:
-        UserError: there is neither a checkpoint nor a config, or they cannot be used.
     """
     if not config_file and not weights:
         raise UserError("give a checkpoint with --weights, or a config with --config-file")
@@ -51,25 +48,18 @@ def config_of(path: str) -> CfgNode:
 
 
 def config_of_checkpoint(checkpoint: Mapping[str, Any], path: str) -> CfgNode:
-    """Return the config that a checkpoint holds or, for a published model, that of the same model here.
-
-    Args:
-        checkpoint: as `fetch_checkpoint` returns it.
-        path: its origin, for messages.
+    """Return the config that a fetched checkpoint holds or, for a published model, that of the same model here.
 
     Raises:
-        UserError: it holds no config and is not of a published model, or its config is of another version.
+        UserError: the file, `path`, holds none and is not a published model, or holds one of another version.
     """
     cfg = get_cfg()
     if isinstance(checkpoint.get("config"), str):
         merge_text(cfg, checkpoint["config"], f"the config in {path} is not one of this version of dformer")
-    else:
-        system = our_system(checkpoint["model"])
-        name = system.config(checkpoint["model"]) if system else None
-        if name is None or not (CONFIGS / name).is_file():
-            raise UserError(
-                f"{path} holds no config, and configs/ has none for its weights; give a --config-file. "
-                "MODEL.WEIGHTS takes backbones pretrained on ImageNet as they are"
-            )
-        merge_config(cfg, str(CONFIGS / name), [])
+        return cfg
+    system = our_system(checkpoint["model"])
+    name = system.config(checkpoint["model"]) if system else None
+    if name is None or not (CONFIGS / name).is_file():
+        raise UserError(f"{path} holds no config, and configs/ has none for its weights; give a --config-file")
+    merge_config(cfg, str(CONFIGS / name), [])
     return cfg
