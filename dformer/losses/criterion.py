@@ -113,12 +113,6 @@ class Criterion(nn.Module):
         suffixes = {-1: ""} | {layer: f"_{layer}" for layer in range(len(class_logits) - 1)}  # as published
         return {key + suffix: loss[layer] for layer, suffix in suffixes.items() for key, loss in losses.items()}
 
-    def match(
-        self, logits: Tensor, masks: MaskProducts, targets: list[Target], generators: list[torch.Generator]
-    ) -> Matching:
-        """Return which predictions go with which ground truth, in each layer and image."""
-        return assign(self.costs(logits, masks, targets, generators))
-
     @torch.no_grad()
     def match(
         self, logits: Tensor, masks: MaskProducts, targets: list[Target], generators: list[torch.Generator]

@@ -13,24 +13,20 @@ from dformer.d2.checkpoint.zoo import config_of
 from dformer.d2.data import model_classes
 from dformer.utils.errors import UserError
 from dformer.weights.checkpoint import read_checkpoint
-from dformer.weights.published.convert import from_published, our_system, published_system
+from dformer.weights.published.convert import from_published, our_system
 from dformer.weights.published.dformer import DFORMER
 from tests import run_script
 from tests.d2.config.test_configs import load
 from tests.d2.tiny import random_model, tiny_cfg
 
 
-def random_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """Whole numbers where the published model has them."""
-    generator = torch.Generator().manual_seed(0)
-    weights = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
-    return {name: (99 * x).long() if name.endswith("index") else x for name, x in weights.items()}
-
-
 @pytest.fixture(scope="module")
 def published(golden_dir) -> dict[str, torch.Tensor]:
-    shapes = json.loads((golden_dir / "checkpoint_keys_dformer.json").read_text())
-    return random_weights(shapes["coco/panoptic-segmentation/swin/dformer_swin_tiny_bs16_50ep.yaml"])
+    """Random; whole numbers where the published model has them."""
+    models = json.loads((golden_dir / "checkpoint_keys_dformer.json").read_text())
+    shapes = models["coco/panoptic-segmentation/swin/dformer_swin_tiny_bs16_50ep.yaml"]
+    torch.manual_seed(0)
+    return {n: torch.randint(99, shape) if n.endswith("index") else torch.rand(shape) for n, shape in shapes.items()}
 
 
 def same(a: dict, b: dict) -> bool:
@@ -77,19 +73,6 @@ def test_other_files_of_the_same_weights(published, tmp_path):
         read_checkpoint(tmp_path / "bare.pth", averaged=True)
 
 
-@pytest.mark.golden
-@pytest.mark.parametrize("system", ["dformer", "mask2former"])
-def test_configs_of_published_models(golden_dir, system):
-    for config, shapes in json.loads((golden_dir / f"checkpoint_keys_{system}.json").read_text()).items():
-        published = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        weights, _ = from_published(published, published_system(published))
-        data_set, task = config.split("/")[:2]
-        model = f"swin/{system}_swin_tiny" if "swin" in config else f"{system}_r50"
-        schedule = "50ep" if data_set == "coco" else "160k"
-        name = f"{data_set}/{task.removesuffix('-segmentation')}/{model}_{schedule}.yaml"
-        assert our_system(weights).config(weights) == name
-
-
 @pytest.mark.parametrize("backbone", ["r101", "swin_small", "swin_base", "swin_large_22k"])
 def test_configs_of_larger_models(backbone):
     schedule = "100ep" if "large" in backbone else "50ep"
@@ -103,7 +86,7 @@ def test_configs_of_larger_models(backbone):
 
 def test_what_the_published_code_has_no_place_for(tmp_path):
     random_model(tmp_path / "tiny.pth")
-    with pytest.raises(UserError, match=r"8 parameters .*backbone\.stages\.res2"):
+    with pytest.raises(UserError, match=r"backbone\.stages\.res2"):
         convert(str(tmp_path / "tiny.pth"), str(tmp_path / "out.pth"), to="published")
     assert not (tmp_path / "out.pth").exists()
 

@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 import dformer
+from dformer import ops
 from dformer.apps import env
 from tests import ROOT
 
@@ -17,15 +20,11 @@ def python(*arguments: str) -> str:
 
 def screen(*flags: str) -> dict[str, str]:
     """The screen that a fresh Python prints, as label -> text."""
-    lines = python(*flags, "-m", "dformer.apps.env").splitlines()
-    return {label: text for label, _, text in (line.partition("  ") for line in lines)}
+    printed = subprocess.check_output([sys.executable, *flags, "-m", "dformer.apps.env"], cwd=ROOT, text=True)
+    return {label: text for label, _, text in (line.partition("  ") for line in printed.splitlines())}
 
 
-def test_screen_tells_versions_devices_and_operators() -> None:
-    import torch
-
-    from dformer import ops
-
+def test_screen_shows_versions_devices_and_operators() -> None:
     lines = {label: text.strip() for label, text in screen().items()}
     assert lines["dformer"].startswith(dformer.__version__)
     assert torch.__version__.startswith(lines["torch"])
@@ -39,17 +38,20 @@ def test_screen_without_any_package_names_what_is_missing_and_the_commands() -> 
     lines = screen("-S")  # without site-packages
     assert all(lines[name].strip() == "missing" for name in env.REQUIRED)
     assert "ms_deform_attn, cpu" not in lines
-    commands = lines["to get"]
-    assert commands.endswith("panopticapi-lite, detectron2: python tools/install_detectron2.py")
+    assert lines["to get"].endswith("panopticapi-lite, detectron2: python tools/install_detectron2.py")
 
 
 def test_whose_detectron2(tmp_path: Path) -> None:
     package = tmp_path / "detectron2"
     package.mkdir()
     (package / "__init__.py").touch()
-    path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
-    script = path + "; from dformer.apps import env; print(env.detectron2_state())"
-    assert python("-S", "-c", script).strip() == f"version unknown, your own, in {package}"
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    script += "from dformer.apps import env; print(env.detectron2_state())"
+
+    def state() -> str:
+        return subprocess.check_output([sys.executable, "-S", "-c", script], cwd=ROOT, text=True).strip()
+
+    assert state() == f"version unknown, your own, in {package}"
     metadata = tmp_path / "detectron2-0.5+dformer.1.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: detectron2\nVersion: 0.5+dformer.1\n")

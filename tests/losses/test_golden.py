@@ -24,13 +24,9 @@ def test_criterion(golden_dir):
     expected = sorted(zip(golden["match_pred"].tolist(), golden["match_target"].tolist(), strict=True))
     assert sorted(zip(rows[0].tolist(), columns[0].tolist(), strict=True)) == expected
 
-    matched, matched_truth = points[rows[0]], truth[columns[0]]
-    torch.testing.assert_close(
-        mask_bce(matched, matched_truth).sum() / len(labels), golden["loss_mask"], rtol=0, atol=1e-4
-    )
-    torch.testing.assert_close(
-        dice_loss(matched, matched_truth).sum() / len(labels), golden["loss_dice"], rtol=0, atol=1e-4
-    )
+    matched = points[rows[0]], truth[columns[0]]
+    torch.testing.assert_close(mask_bce(*matched).sum() / len(labels), golden["loss_mask"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(dice_loss(*matched).sum() / len(labels), golden["loss_dice"], rtol=0, atol=1e-4)
     torch.testing.assert_close(uncertainty(points)[:, None], golden["uncertainty"], rtol=0, atol=1e-4)
 
     target = Target(labels, torch.zeros(len(labels), 1, 1, dtype=torch.bool))

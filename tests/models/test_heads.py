@@ -20,25 +20,15 @@ def pixel_decoder(name="msdeform", mask_dim=32):
     )
 
 
-def mask_decoder(hidden_dim=32):
-    return MaskDecoder(
-        in_channels=32,
-        mask_dim=32,
-        num_classes=5,
-        num_queries=6,
-        hidden_dim=hidden_dim,
-        num_heads=4,
-        ffn_dim=16,
-        num_layers=4,
-    )
+def mask_decoder():
+    sizes = {"in_channels": 32, "mask_dim": 32, "hidden_dim": 32, "num_heads": 4, "ffn_dim": 16, "num_layers": 4}
+    return MaskDecoder(num_classes=5, num_queries=6, **sizes)
 
 
-def features(batch=2, height=64, width=96):
+def features(batch=2):
     generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(batch, c, height // s, width // s, generator=generator)
-        for c, s in zip(CHANNELS, (4, 8, 16, 32), strict=True)
-    ]
+    sizes = zip(CHANNELS, (4, 8, 16, 32), strict=True)
+    return [torch.randn(batch, c, 64 // s, 96 // s, generator=generator) for c, s in sizes]
 
 
 def noise(batch=2):
@@ -58,7 +48,7 @@ def test_predictions_of_every_layer(name):
     predictions = head(features(), noise(), torch.tensor([3, 99]))
     assert len(predictions) == 4
     torch.manual_seed(0)
-    learned = Mask2FormerHead(pixel_decoder=pixel_decoder(name, mask_dim=32), mask_decoder=mask_decoder())
+    learned = Mask2FormerHead(pixel_decoder=pixel_decoder(name), mask_decoder=mask_decoder())
     assert len(learned(features())) == 5  # the queries alone come first
     for prediction in [*predictions, *learned(features())]:
         assert prediction.logits.shape == (2, 6, 6) and prediction.masks.shape == (2, 6, 16, 24)
@@ -80,8 +70,7 @@ def test_each_layer_attends_to_the_masks_before_it():
 def test_fewer_queries_than_trained():
     """Each query has its own embedding, whatever the number of the others."""
     head = dformer()
-    memory = head.encode(features())
-    queries = head.mask_decoder(torch.zeros(2, 2, 32), memory, torch.ones(2, 2, 16, 24))[-1].logits
+    queries = head.mask_decoder(torch.zeros(2, 2, 32), head.encode(features()), torch.ones(2, 2, 16, 24))[-1].logits
     assert queries.shape == (2, 2, 6) and not torch.equal(queries[:, 0], queries[:, 1])
 
 
@@ -90,8 +79,9 @@ def test_masks_and_time_matter():
     noisy, t = noise(), torch.tensor([50, 50])
     base = head(features(), noisy, t)[-1].masks
     assert not torch.allclose(base, head(features(), -noisy, t)[-1].masks)
-    assert not torch.allclose(base[0], head(features(), noisy, torch.tensor([5, 50]))[-1].masks[0])
-    torch.testing.assert_close(base[1], head(features(), noisy, torch.tensor([5, 50]))[-1].masks[1])
+    other = head(features(), noisy, torch.tensor([5, 50]))[-1].masks
+    assert not torch.allclose(base[0], other[0])
+    torch.testing.assert_close(base[1], other[1])
 
 
 def test_every_parameter_gets_a_gradient():
@@ -141,22 +131,15 @@ def test_an_empty_mask_attends_everywhere():
 
 
 def test_different_widths_are_an_error():
+    diffusion = MaskDiffusion.create("cosine", 10, 0.1, "binary", 4)
     with pytest.raises(ValueError, match="mask_dim=16"):
-        DFormerHead(
-            pixel_decoder=pixel_decoder(mask_dim=16),
-            mask_decoder=mask_decoder(),
-            diffusion=MaskDiffusion.create("cosine", 10, 0.1, "binary", 4),
-        )
+        DFormerHead(pixel_decoder=pixel_decoder(mask_dim=16), mask_decoder=mask_decoder(), diffusion=diffusion)
 
 
 def test_corruption_is_of_the_image_alone():
     head = dformer()
     masks = [torch.rand(count, 32, 64) > 0.5 for count in (0, 2, 9)]
-
-    def generators():
-        return [torch.Generator().manual_seed(i) for i in range(3)]
-
-    noisy, t = head.corrupt(masks, generators())
+    noisy, t = head.corrupt(masks, [torch.Generator().manual_seed(i) for i in range(3)])
     assert noisy.shape == (3, 6, 8, 16) and t.shape == (3,) and t.max() < 100
-    alone, t_alone = head.corrupt(masks[2:], generators()[2:])
+    alone, t_alone = head.corrupt(masks[2:], [torch.Generator().manual_seed(2)])
     assert torch.equal(alone[0], noisy[2]) and t_alone[0] == t[2]

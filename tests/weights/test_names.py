@@ -28,9 +28,8 @@ def test_an_old_checkpoint_loads(system, pixel_decoder, tmp_path):
     assert len(old.keys() - weights.keys()) > 30
     torch.save({"model": old, "model_ema": with_old_names(average), "iteration": 3}, tmp_path / "old.pth")
     for averaged, expected in ((False, weights), (True, average)):
-        read = read_checkpoint(tmp_path / "old.pth", averaged)
-        assert list(read["model"]) == list(expected)
-        assert all(torch.equal(read["model"][name], x) for name, x in expected.items())
+        read = read_checkpoint(tmp_path / "old.pth", averaged)["model"]
+        assert list(read) == list(expected) and all(torch.equal(read[name], x) for name, x in expected.items())
     assert list(read_checkpoint(tmp_path / "old.pth")["model_ema"]) == list(average)
     torch.save({"model": old, "ema": {0: 1}}, tmp_path / "other.pth")
     assert read_checkpoint(tmp_path / "other.pth")["ema"] == {0: 1}
