@@ -110,10 +110,8 @@ def test_losses_are_reported(data_dir: Path, tmp_path: Path) -> None:
 def test_smaller_objects_lie_on_larger_ones(tmp_path: Path) -> None:
     Image.new("RGB", (10, 10)).save(tmp_path / "a.jpg")
     squares = [[[2, 2, 6, 2, 6, 6, 2, 6]], [[0, 0, 10, 0, 10, 10, 0, 10]], [[2, 2, 6, 2, 6, 6, 2, 6]]]
-    annotations = [
-        {"id": k, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [0, 0, 1, 1], "segmentation": s, "area": 1}
-        for k, s in enumerate(squares, start=5)
-    ]
+    objects = ({"id": k, "category_id": 1, "segmentation": s} for k, s in enumerate(squares, start=5))
+    annotations = [{"image_id": 1, **thing} for thing in objects]
     images = [{"id": 1, "file_name": "a.jpg", "height": 10, "width": 10}]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
     (tmp_path / "a.json").write_text(json.dumps(content))

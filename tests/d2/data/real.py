@@ -34,10 +34,9 @@ def copy_of(data: Path, kind: str, folder: Path, part: int = 0) -> Path:
             _copy(coco / "panoptic_val2017", folder / "pngs", [a["file_name"] for a in content["annotations"]])
         (folder / annotations).write_text(json.dumps(content))
     else:
-        images, labels = {
-            "semantic": ("camvid/val", "camvid/valannot"),
-            "ids": ("pennfudan/images", "pennfudan/masks"),
-        }[kind]
+        images, labels = ("pennfudan/images", "pennfudan/masks")
+        if kind == "semantic":
+            images, labels = ("camvid/val", "camvid/valannot")
         names = sorted(f.stem for f in (data / labels).iterdir())[40:][kept]
         _copy(data / images, folder / "images", [f"{name}.jpg" for name in names])
         _copy(data / labels, folder / annotations, [f"{name}.png" for name in names])

@@ -40,12 +40,10 @@ def config(task: str, augmentation: str, size: int = 64) -> CfgNode:
 
 
 def write_record(folder: Path, ids: np.ndarray, classes: dict[int, int], form: str) -> Record:
-    """A record whose image is white on the first region and black elsewhere, annotated in one of the forms.
+    """A record whose image is white on the first region and black elsewhere.
 
-    Args:
-        ids: (H, W) region of each pixel, 0 is void.
-        classes: region -> contiguous class.
-        form: "panoptic", "semantic", "rle" or "polygons" (of the regions' boxes).
+    `ids` (H, W) are the region of each pixel, 0 is void; `classes` are those of the regions; the forms are the keys of
+    `TASK_OF_FORM`, where polygons are the regions' boxes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     image = np.where(ids == 1, 255, 0).astype(np.uint8)

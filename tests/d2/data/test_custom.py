@@ -327,8 +327,7 @@ def test_evaluation_of_labels_that_are_mapped(data_dir: Path, tmp_path: Path) ->
     pairs = []
     for record in records:
         labels = np.asarray(Image.open(record["sem_seg_file_name"]))
-        # void does not count
         segments = [Segment(labels < 5, 0, is_thing=False), Segment(labels >= 5, 1, is_thing=False)]
-        pairs.append((record, {"sem_seg": semantic_output(segments, labels.shape, 2)}))
+        pairs.append((record, {"sem_seg": semantic_output(segments, labels.shape, 2)}))  # void does not count
     results = evaluate("cam", pairs, tmp_path, ["semantic"])["sem_seg"]
     assert (results["mIoU"], results["pACC"]) == (100, 100)
