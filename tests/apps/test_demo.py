@@ -115,7 +115,6 @@ def test_unreadable_files_are_named_and_skipped(cfg, tmp_path, capsys):
     assert run("--weights", cfg.MODEL.WEIGHTS, "--output", tmp_path / "out", "--input", *inputs) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
     assert all(any(name in line for line in errors) for name in names[1:]) and len(errors) == len(names) - 1
-    assert "good.png" in [record["picture"] for record in records(tmp_path / "out")]
     assert set(os.listdir(tmp_path / "out")) - {"cut.mp4"} == {"good.png", "segments.json"}
 
 
@@ -212,15 +211,21 @@ def test_frames_of_a_video_have_the_results_of_images(cfg, tmp_path):
             assert same.shape == (48, 80) and same.mean() > 0.999, "but for rounding"
 
 
-class Camera(cv2.VideoCapture):
+class Camera:  # no subclass: OpenCV's classes corrupt the memory as soon as an instance of one is deleted
     """Replace OpenCV's capture of a camera by that of a video, which ends with Ctrl-C."""
 
+    def __init__(self, video: Path) -> None:
+        self.capture = cv2.VideoCapture(str(video))
+
+    def __getattr__(self, name: str):
+        return getattr(self.capture, name)
+
     def grab(self) -> bool:
-        return super().grab() or signal.raise_signal(signal.SIGINT)
+        return self.capture.grab() or signal.raise_signal(signal.SIGINT)
 
 
 def test_ctrl_c_ends_a_camera_and_leaves_whole_files(cfg, tmp_path, monkeypatch):
-    camera, capture, out = Camera(str(save_video(tmp_path / "a.mp4", 18))), cv2.VideoCapture, tmp_path / "out"
+    camera, capture, out = Camera(save_video(tmp_path / "a.mp4", 18)), cv2.VideoCapture, tmp_path / "out"
     monkeypatch.setattr(cv2, "VideoCapture", lambda source: camera if source == 2 else capture(source))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what runs in the background
     arguments = ["--input", save_image(tmp_path / "a.png"), "--camera", 2, "--every", 3, "--batch", 3, "--coco"]
