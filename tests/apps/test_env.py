@@ -20,8 +20,8 @@ def python(*arguments: str) -> str:
 
 def screen(*flags: str) -> dict[str, str]:
     """The screen that a fresh Python prints, as label -> text."""
-    printed = subprocess.check_output([sys.executable, *flags, "-m", "dformer.apps.env"], cwd=ROOT, text=True)
-    return {label: text for label, _, text in (line.partition("  ") for line in printed.splitlines())}
+    lines = python(*flags, "-m", "dformer.apps.env").splitlines()
+    return {label: text for label, _, text in (line.partition("  ") for line in lines)}
 
 
 def test_screen_shows_versions_devices_and_operators() -> None:
