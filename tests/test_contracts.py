@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,15 @@ def test_a_wrong_import_breaks_them(tmp_path: Path, module: str, statement: str)
         source.write(f"\n{statement}\n")
     result = lint_imports(tmp_path)
     assert result.returncode == 1, result.stdout + result.stderr
+
+
+TEXT = {".py", ".cpp", ".cu", ".cuh", ".h", ".md", ".yaml", ".toml", ".json"}
+
+
+def test_files_and_folders_stay_small() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    files = [ROOT / name for name in listed.stdout.splitlines()]
+    if not files:
+        pytest.skip("not a git checkout")
+    assert not [file for file in files if file.suffix in TEXT and len(file.read_text().splitlines()) > 400]
+    assert not [folder for folder, count in Counter(file.parent for file in files).items() if count > 12]
