@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 def check(cfg: CfgNode, eval_only: bool = False) -> None:
     """Check data sets, annotations and OUTPUT_DIR before anything heavy begins."""
-    check_datasets(cfg, train=not eval_only)
     if eval_only and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name at least one data set to evaluate on")
+    check_datasets(cfg, train=not eval_only)
     check_augmentation(cfg)
     for name in cfg.DATASETS.TEST:
         build_evaluators(cfg, name, cfg.OUTPUT_DIR)  # does not write yet

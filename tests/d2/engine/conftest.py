@@ -57,6 +57,7 @@ class Data:
         self.scores: list[Any] = []  # PQ of the next evaluations; a signal or an error interrupts one
         self.evaluated: list[tuple[int, torch.Tensor]] = []  # iteration and head.weight at each evaluation
         self.start = 0
+        self.batch_sampler = self  # as of a real loader, which begins with batch `start`
 
     def __iter__(self):
         index = self.start

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +21,7 @@ from dformer.d2.engine.interruption import RESUME_ME
 from dformer.d2.engine.launch import launch
 from dformer.d2.engine.run import run
 from dformer.d2.engine.trainer import MAX_BAD_STEPS, Trainer
+from dformer.losses import criterion
 from dformer.utils.errors import UserError
 from tests.d2.engine.interrupt import damage, signalled
 from tests.d2.tiny import tiny_batch, tiny_cfg
@@ -28,8 +30,8 @@ from tests.faults.training import configure
 COUNTS = (1, 6, 0, 9)  # objects of the images of the joint batch; the model has 8 queries
 
 
-class Loader(list):  # which takes a `start`, as a real one
-    pass
+class Loader(list):
+    batch_sampler = SimpleNamespace(start=0)  # as of a real loader
 
 
 def gradients(folder: Path, meta_architecture: str) -> tuple[dict[str, Tensor], float]:
@@ -50,19 +52,19 @@ def _cause(fault: str, model: nn.Module, batch: list[dict]) -> None:
     def factor() -> float:
         return torch.nan if model.iteration == 1 else 1.0
 
-    def spoil(name: str, change: Callable[[Any], Any]) -> None:
-        function = getattr(model.criterion, name)
-        setattr(model.criterion, name, lambda *args: change(function(*args)))
+    def spoil(owner: Any, name: str, change: Callable[[Any], Any]) -> None:
+        function = getattr(owner, name)
+        setattr(owner, name, lambda *args: change(function(*args)))
 
     match fault:
         case "image":
             batch[0]["image"] = torch.full((3, 64, 64), torch.nan)
         case "loss":
-            spoil("forward", lambda losses: losses | {"loss_dice_0": losses["loss_dice_0"] * factor()})
+            spoil(model.criterion, "forward", lambda losses: losses | {"loss_dice_0": losses["loss_dice_0"] * factor()})
         case "gradient":
             model.head.mask_decoder.class_embed.weight.register_hook(lambda gradient: gradient * factor())
         case "cost":
-            spoil("costs", lambda costs: [costs[0] * factor(), *costs[1:]])
+            spoil(criterion, "matching_cost", lambda cost: cost * factor())
 
 
 def bad_step(folder: Path, fault: str) -> tuple[list[list[bool]], str]:
