@@ -90,6 +90,13 @@ class Criterion(nn.Module):
             `loss_ce`, `loss_mask`, `loss_dice` of the last layer, `loss_ce_0`, ... of the ones before: the same names
             for any targets. Where a matching cost is not finite, the `loss_ce` of that layer is NaN.
         """
+        # Sums over thousands of points leave float16's range, and bfloat16's precision changes matches.
+        with torch.autocast(logits.device.type, enabled=False):
+            return self._losses(logits, masks, targets, generators)
+
+    def _losses(
+        self, logits: Tensor, masks: MaskProducts, targets: list[Target], generators: list[torch.Generator]
+    ) -> dict[str, Tensor]:
         class_logits = logits.float()
         matches, bad_layers = self.match(class_logits, masks, targets, generators)
         classes = classification_targets(class_logits, targets, matches)  # (L, B, N)

@@ -158,3 +158,26 @@ def test_products_are_the_masks():
     for layer, values in zip(masks[:, 1], products.at_points(1, points), strict=True):
         torch.testing.assert_close(values, sample_logits(layer.float(), points.expand(5, -1, -1)), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(*(torch.autograd.grad(x.float().sum(), (queries, pixels)) for x in (some, expected)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_matching_and_losses_are_in_float32_under_autocast(dtype):
+    """A certain "no" over a mask of most of the image, summed over the published number of points."""
+    criterion = Criterion(
+        num_classes=NUM_CLASSES,
+        weights=LossWeights(2.0, 5.0, 5.0),
+        no_object_weight=0.1,
+        num_points=12544,
+        oversample_ratio=3.0,
+        importance_sample_ratio=0.75,
+    )
+    large = torch.zeros(2, 32, 32, dtype=torch.bool)
+    large[0, :24], large[1, 20:] = True, True
+    targets = [Target(torch.tensor([0, 1]), large)]
+    layers = [(torch.randn(1, 4, NUM_CLASSES + 1, generator=generators(1)[0]), torch.full((1, 4, 32, 32), -12.0))]
+    expected = loss(criterion, layers, targets, generators(1))
+    with torch.autocast("cpu", dtype):
+        found = loss(criterion, layers, targets, generators(1))
+    assert all(value.isfinite() for value in found.values())
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3)
