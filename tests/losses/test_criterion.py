@@ -161,16 +161,9 @@ def test_products_are_the_masks():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_matching_and_losses_are_in_float32_under_autocast(dtype):
+def test_matching_and_losses_are_in_float32_under_autocast(criterion, dtype):
     """A certain "no" over a mask of most of the image, summed over the published number of points."""
-    criterion = Criterion(
-        num_classes=NUM_CLASSES,
-        weights=LossWeights(2.0, 5.0, 5.0),
-        no_object_weight=0.1,
-        num_points=12544,
-        oversample_ratio=3.0,
-        importance_sample_ratio=0.75,
-    )
+    criterion.num_points = 12544
     large = torch.zeros(2, 32, 32, dtype=torch.bool)
     large[0, :24], large[1, 20:] = True, True
     targets = [Target(torch.tensor([0, 1]), large)]
