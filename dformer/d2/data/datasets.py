@@ -42,6 +42,19 @@ def register_shapes(root: str | Path, prefix: str = "shapes") -> None:
         MetadataCatalog.get(f"{prefix}_{split}").sem_seg_root = os.path.join(folder, f"semantic_{split}")
 
 
+# What Detectron2's loaders, which trust the files, raise on wrong ones.
+BAD_FILE = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
 def get_metadata(name: str) -> Metadata:
     """Return the metadata of a registered data set, with its classes.
 
@@ -64,7 +77,7 @@ def get_records(name: str, load: Callable[[str], Records] = DatasetCatalog.get) 
         return load(name)
     except UserError:
         raise
-    except Exception as error:  # Detectron2's loaders trust the files
+    except BAD_FILE as error:
         raise UserError(f'data set "{name}" cannot be loaded: {type(error).__name__}: {error}') from error
 
 
