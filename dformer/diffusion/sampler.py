@@ -46,12 +46,22 @@ def ddim_step(
     return x_next + broadcast_to(sigma, x_t) * draw_noise() if eta > 0 else x_next
 
 
-def ddpm_step(x_t: Tensor, x0: Tensor, alpha_bar_t: Tensor, alpha_bar_next: Tensor, draw_noise: DrawNoise) -> Tensor:
-    """Return x at the next time by the posterior q(x_next | x_t, x_0) (DDPM, Eq. 6 and 7), for any two times."""
+def ddpm_step(
+    x_t: Tensor,
+    x0: Tensor,
+    alpha_bar_t: Tensor,
+    alpha_bar_next: Tensor,
+    draw_noise: DrawNoise,
+    large_variance: bool = False,
+) -> Tensor:
+    """Return x at the next time by the posterior q(x_next | x_t, x_0) (DDPM, Eq. 6 and 7), for any two times.
+
+    The variance is the posterior's, or beta if large (DDPM, Sec. 3.2).
+    """
     alpha = alpha_bar_t / alpha_bar_next
     x0_weight = alpha_bar_next.sqrt() * (1 - alpha) / (1 - alpha_bar_t)
     x_t_weight = alpha.sqrt() * (1 - alpha_bar_next) / (1 - alpha_bar_t)
-    variance = (1 - alpha_bar_next) / (1 - alpha_bar_t) * (1 - alpha)
+    variance = (1 - alpha) * (1 if large_variance else (1 - alpha_bar_next) / (1 - alpha_bar_t))
     mean = broadcast_to(x0_weight, x_t) * x0 + broadcast_to(x_t_weight, x_t) * x_t
     return mean + broadcast_to(variance.sqrt(), x_t) * draw_noise()
 
