@@ -92,7 +92,7 @@ class LabelMapDenoiser(Segmenter):
         logits = self.denoise(images, add_noise(x0, draw(generators, *x0.shape[1:]), alpha_bar(t)), t)
         return {"loss_label": F.cross_entropy(logits, labels, ignore_index=-1)}
 
-    def sample(self, images: Tensor, generators, request: Request) -> Iterator[tuple[float, list[Output]]]:
+    def sample(self, images: Tensor, batch, generators, request: Request) -> Iterator[tuple[float, list[Output]]]:
         def denoise(x_t: Tensor, t: Tensor, _) -> tuple[Tensor, Tensor]:
             logits = self.denoise(images, x_t, t)
             return 2 * logits.softmax(1) - 1, logits

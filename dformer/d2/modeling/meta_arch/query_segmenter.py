@@ -71,7 +71,7 @@ class QuerySegmenter(Segmenter):
         return self.criterion(logits, masks, targets, generators)
 
     def sample(
-        self, images: Tensor, generators: list[torch.Generator], request: Request
+        self, images: Tensor, batch: Batch, generators: list[torch.Generator], request: Request
     ) -> Iterator[tuple[float | None, list[Output]]]:
         features = self.features(images)
         sizes = [feature.shape[-2:] for feature in features[:0:-1]]

@@ -71,7 +71,7 @@ class Segmenter(nn.Module, ABC):
 
     @abstractmethod
     def sample(
-        self, images: Tensor, generators: list[torch.Generator], request: Request
+        self, images: Tensor, batch: Batch, generators: list[torch.Generator], request: Request
     ) -> Iterator[tuple[float | None, list[Output]]]:
         """Yield time and outputs after each step; arguments as of `compute_losses`."""
 
@@ -136,7 +136,7 @@ class Segmenter(nn.Module, ABC):
             for item, size in zip(batch, images.image_sizes, strict=True)
         ]
         generators = [rng.generator(self.device, request.seed) for _ in batch]
-        for t, outputs in self.sample(images.tensor, generators, request):
+        for t, outputs in self.sample(images.tensor, batch, generators, request):
             yield Step(t, outputs, views)
 
     def check(self, request: Request) -> None:
