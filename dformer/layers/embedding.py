@@ -34,17 +34,38 @@ def sine_time(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
+class TimeEmbedding(nn.Sequential):
+    """Embed timesteps by sines and an MLP, as DDPM does."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, 4 * dim))
+        self.dim = dim
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Return the embedding (B, 4 * dim) of timesteps (B,)."""
+        return super().forward(sine_time(t, self.dim).to(next(self.parameters()).dtype))
+
+
+class TimeProjection(nn.Sequential):
+    """Project the embedding of a timestep to a scale and a shift of queries."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(nn.SiLU(), nn.Linear(4 * dim, 2 * dim))
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scale and shift, each (B, 1, dim), of embeddings (B, 4 * dim); applied as x * (1 + scale) + shift."""
+        scale, shift = super().forward(embedding)[:, None].chunk(2, dim=2)
+        return scale, shift
+
+
 class TimeModulation(nn.Module):
     """Compute from a timestep the scale and shift of every query in every decoder layer, by the published MLP."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.dim = dim
-        self.embed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, 4 * dim))
-        self.project = nn.Sequential(nn.SiLU(), nn.Linear(4 * dim, 2 * dim))
+        self.embed = TimeEmbedding(dim)
+        self.project = TimeProjection(dim)
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and shift, each (B, 1, dim), for timesteps (B,); applied as x * (1 + scale) + shift."""
-        embedding = sine_time(t, self.dim).to(next(self.embed.parameters()).dtype)  # (B, dim)
-        scale, shift = self.project(self.embed(embedding))[:, None].chunk(2, dim=2)
-        return scale, shift
+        return self.project(self.embed(t))

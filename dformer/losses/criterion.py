@@ -105,7 +105,7 @@ class Criterion(nn.Module):
         # Means over the processes, so that several get the same loss as one with the joint batch. (The published code
         # does so only for the masks.)
         weight_sums = class_weight.sum(dim=(1, 2))
-        normalisers = _mean_over_processes(torch.cat([weight_sums, weight_sums.new_tensor([float(count)])]))
+        normalisers = mean_over_processes(torch.cat([weight_sums, weight_sums.new_tensor([float(count)])]))
         nll = F.cross_entropy(class_logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(class_weight)
         loss_ce = (class_weight * nll).sum(dim=(1, 2)) / normalisers[:-1]
         if bad_layers:  # their pairs are meaningless and must not be learned
@@ -187,8 +187,8 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - (2 * (probability * targets).sum(1) + 1) / (probability.sum(1) + targets.sum(1) + 1)
 
 
-def _mean_over_processes(x: Tensor) -> Tensor:
-    """Mean of `x` over all processes of a distributed run."""
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Average `x` over all processes of a distributed run."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(x)
         x = x / dist.get_world_size()
