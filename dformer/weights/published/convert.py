@@ -12,10 +12,11 @@ from torch import Tensor
 from dformer.utils.errors import UserError
 from dformer.weights.names import rename
 from dformer.weights.published.dformer import DFORMER
+from dformer.weights.published.diffusioninst import DIFFUSIONINST
 from dformer.weights.published.mask2former import MASK2FORMER
 from dformer.weights.published.system import PublishedSystem
 
-SYSTEMS = (DFORMER, MASK2FORMER)  # the first that matches counts
+SYSTEMS = (DFORMER, MASK2FORMER, DIFFUSIONINST)  # the first that matches counts
 
 MERGED = re.compile(r"(.*\.attention)\.in_proj_(weight|bias)")
 SPLIT = re.compile(r"(.*\.attention)\.([qkv])_proj\.(weight|bias)")
@@ -68,7 +69,7 @@ def to_published(weights: Mapping[str, Tensor], left_out: Mapping[str, Tensor] |
     """
     system = our_system(weights)
     if system is None:
-        known = " and ".join(system.name for system in SYSTEMS)
+        known = ", ".join(system.name for system in SYSTEMS)
         raise UserError(f"there is no published model with {next(iter(weights))}, ...: only {known} are known")
     merged: dict[str, Tensor] = {}
     for name, tensor in weights.items():

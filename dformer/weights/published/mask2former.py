@@ -108,7 +108,7 @@ def find_config(system: str, weights: Mapping[str, Tensor]) -> str | None:
     """Find the config of the published model of a `system`, "dformer" or "mask2former", that has these weights."""
     bias = weights.get("head.mask_decoder.class_embed.bias")
     folder, schedule = DATA_SETS.get(len(bias) - 1 if bias is not None else 0, (None, None))
-    backbone = _backbone(weights)
+    backbone = find_backbone(weights)
     if folder is None or backbone is None:
         return None
     if backbone == "swin_large_22k" and folder.startswith("coco"):
@@ -117,7 +117,8 @@ def find_config(system: str, weights: Mapping[str, Tensor]) -> str | None:
     return f"{folder}/{subfolder}{system}_{backbone}_{schedule}.yaml"
 
 
-def _backbone(weights: Mapping[str, Tensor]) -> str | None:
+def find_backbone(weights: Mapping[str, Tensor]) -> str | None:
+    """Find the backbone that has these weights, by its name in `configs/backbones/`."""
     if "backbone.body.patch_embed.proj.weight" in weights:
         width = len(weights["backbone.body.patch_embed.proj.weight"])
         return SWINS.get((width, _count_blocks(weights, "backbone.body.layers_2.blocks.")))
