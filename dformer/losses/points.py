@@ -67,12 +67,14 @@ def uncertain_points(
     oversample_ratio: float,
     importance_sample_ratio: float,
     generator: torch.Generator,
+    uncertainty: Callable[[Tensor], Tensor] = uncertainty,
 ) -> Tensor:
     """Draw points (M, P, 2): the most uncertain of P x `oversample_ratio` random candidates, and some at random.
 
     Args:
         logits_at: computes mask logits (M, Q) at points (M, Q, 2).
         importance_sample_ratio: share of the P points that are chosen by uncertainty.
+        uncertainty: of the logits, (M, Q).
     """
     candidates = random_points((num_masks, int(num_points * oversample_ratio)), generator)
     num_uncertain = int(num_points * importance_sample_ratio)

@@ -96,3 +96,15 @@ def test_golden_labels(golden_dir, order):
     assert torch.equal(labels[:, 1].int(), golden[f"{order}.output"][..., 0])
     highest = golden["config.max_instances"].item() - 1 if order == "random" else count
     assert sorted(permutation.tolist()) == list(range(1, highest + 1))
+
+
+@pytest.mark.golden
+def test_golden_ldmseg_bits(golden_dir):
+    golden = load_file(golden_dir / "ldmseg_bits.safetensors")
+    for num_bits in sorted({int(key.split(".")[0]) for key in golden}):
+        found = {key.split(".")[1]: x for key, x in golden.items() if key.startswith(f"{num_bits}.")}
+        bits = b.int_to_bits(found["ids"], num_bits, void=0)
+        assert torch.equal(bits, found["bits"])
+        assert torch.equal(found["ids"] == 0, found["ignored"])
+        assert torch.equal(b.bits_to_int(2 * bits - 1 > 0), found["decoded"])
+        assert torch.equal(b.bits_to_int(found["noisy_signal"] > 0), found["decoded_noisy"])

@@ -1,0 +1,134 @@
+"""LDMSeg: panoptic segmentation by diffusion of mask latents (Van Gansbeke and De Brabandere 2024).
+
+Shapes: B images of H x W, n bits and N = 2^n ids, mask latents (B, Z, h, w), image latents (B, C, h, w).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dformer.diffusion.prediction import x0_from_eps
+from dformer.diffusion.sampler import SamplingStep, sample, time_pairs
+from dformer.diffusion.schedule import Schedule, add_noise, broadcast_to
+from dformer.models.unet.mask_autoencoder import MaskAutoencoderModel
+from dformer.models.unet.unet2d import UNet2DConditionModel
+
+
+class LatentDiffusion(NamedTuple):
+    """Hold the settings of the diffusion process.
+
+    Attributes:
+        alpha_bar: the noise schedule over t in 0..timesteps-1.
+        timesteps: T.
+        scale: by which the mask latents are multiplied.
+        prediction: what the U-Net predicts, "eps" or "x0".
+        max_snr: the loss of eps is weighted by min(SNR, max_snr) / SNR (min-SNR, Hang et al. 2023).
+        self_condition: share of the training images that are conditioned on a first prediction (Analog Bits).
+    """
+
+    alpha_bar: Schedule
+    timesteps: int
+    scale: float
+    prediction: str
+    max_snr: float
+    self_condition: float
+
+
+class Known(NamedTuple):
+    """Hold the given part of mask latents (inpainting): `latents` (B, Z, h, w), and where, `mask` (B, 1, h, w) bool."""
+
+    latents: Tensor
+    mask: Tensor
+
+    def paste(self, x0: Tensor) -> Tensor:
+        """Return `x0` with the known latents in their places."""
+        return torch.where(self.mask, self.latents, x0)
+
+
+class LDMSegHead(nn.Module):
+    """Denoise mask latents beside image latents; the mask autoencoder is not trained."""
+
+    def __init__(
+        self, *, unet: UNet2DConditionModel, mask_autoencoder: MaskAutoencoderModel, diffusion: LatentDiffusion
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.mask_autoencoder = mask_autoencoder.requires_grad_(False)
+        self.diffusion = diffusion
+
+    @torch.no_grad()
+    def encode(self, signal: Tensor) -> Tensor:
+        """Return the scaled mask latents (B, Z, h, w), float32, of bits (B, n, H, W) in [-1, 1]."""
+        with torch.autocast(signal.device.type, enabled=False):
+            return self.mask_autoencoder.encode(signal)[0] * self.diffusion.scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return logits of the ids (B, N, h', w'), float32, of scaled mask latents (B, Z, h, w)."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.mask_autoencoder.decode(latents / self.diffusion.scale)
+
+    def predict(self, x_t: Tensor, t: Tensor, image_latents: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Denoise x_t (B, Z, h, w) at t (B,), given x_0 as predicted before; return x_0 and the U-Net's output."""
+        condition = torch.zeros_like(x_t) if condition is None else condition
+        inputs = torch.cat([x_t, image_latents.to(x_t.dtype), condition], dim=1)  # (B, Z + C + Z, h, w)
+        output = self.unet(inputs, t).float()
+        if self.diffusion.prediction == "x0":
+            return output, output
+        return x0_from_eps(x_t, output, self.diffusion.alpha_bar(t)), output
+
+    def training_step(
+        self, x0: Tensor, image_latents: Tensor, t: Tensor, noise: Tensor, conditioned: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Denoise noised latents as in training (Alg. 1).
+
+        Args:
+            x0, noise: (B, Z, h, w).
+            t: (B,).
+            conditioned: (B,) bool, which images get a first prediction as condition.
+
+        Returns:
+            The predicted x_0, and the weighted squared error of the U-Net's output, each (B, Z, h, w).
+        """
+        alpha_bar_t = self.diffusion.alpha_bar(t)
+        x_t = add_noise(x0, noise, alpha_bar_t)
+        condition = torch.zeros_like(x_t)
+        if self.diffusion.self_condition > 0:
+            with torch.no_grad():
+                first, _ = self.predict(x_t, t, image_latents, condition)
+            condition = torch.where(conditioned[:, None, None, None], first, condition)
+        predicted, output = self.predict(x_t, t, image_latents, condition)
+        target = x0 if self.diffusion.prediction == "x0" else noise
+        return predicted, (output - target) ** 2 * broadcast_to(self.loss_weight(t), x0)
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """Return the weight (B,) of the loss at times t: min-SNR, and for x_0 the same in its units, min(SNR, max)."""
+        alpha_bar_t = self.diffusion.alpha_bar(t)
+        snr = alpha_bar_t / (1 - alpha_bar_t)
+        clamped = snr.clamp(max=self.diffusion.max_snr)
+        return clamped if self.diffusion.prediction == "x0" else clamped / snr
+
+    def sample(
+        self, image_latents: Tensor, draw_noise: Callable[[], Tensor], steps: int, known: Known | None = None
+    ) -> Iterator[SamplingStep[Tensor]]:
+        """Denoise in `steps` steps by DDIM and yield each step, whose output is x_0 with what is known pasted in.
+
+        With something known this is mask inpainting (Alg. 3): the noise is that of x_0 as predicted, before pasting.
+        (The paper does not say what the condition then is; here it is x_0 after pasting.)
+        """
+        alpha_bar = self.diffusion.alpha_bar
+
+        def pasted(x0: Tensor) -> Tensor:
+            return x0 if known is None else known.paste(x0)
+
+        def denoise(x_t: Tensor, t: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+            x0, _ = self.predict(x_t, t, image_latents, None if before is None else pasted(before))
+            return x0, pasted(x0)
+
+        def paste_known(x_next: Tensor, step: SamplingStep[Tensor], t_next: float) -> Tensor:
+            rate = alpha_bar(torch.tensor(int(t_next), device=x_next.device)).sqrt()
+            return x_next + broadcast_to(rate, x_next) * (step.output - step.x0)
+
+        times = time_pairs(self.diffusion.timesteps, steps)
+        return sample(denoise, draw_noise, times, alpha_bar, renew=None if known is None else paste_known)

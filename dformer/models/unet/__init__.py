@@ -1,0 +1,1 @@
+"""U-Nets, and the autoencoders of latent diffusion."""

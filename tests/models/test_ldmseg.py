@@ -1,0 +1,145 @@
+"""Training step, sampling and inpainting of LDMSeg."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dformer.diffusion.schedule import alpha_bar_table, table_schedule
+from dformer.models.ldmseg import Known, LatentDiffusion, LDMSegHead
+from dformer.models.unet.mask_autoencoder import MaskAutoencoderModel
+from tests.models.unet import published
+
+
+def close(actual, expected, atol=1e-4, rtol=0.0):
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+
+
+def draw(shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.golden
+def test_golden_training_step(golden_dir):
+    golden, head = published.load(golden_dir, "ldmseg_training_step.safetensors"), published.head(golden_dir)
+    x0 = head.encode(2 * golden["bits"] - 1)
+    close(x0, golden["latents"])
+    mean, _, _ = published.image_vae(published.load(golden_dir, "ldmseg_image_vae.safetensors"))(
+        golden["images"] * 2 - 1
+    )
+    close(mean.detach() * head.diffusion.scale, golden["image_latents"])
+    close(head.loss_weight(golden["timesteps"]).float(), golden["loss_weights"])
+    x_t = golden["noisy_latents"]
+    with torch.no_grad():
+        condition, output = head.predict(x_t, golden["timesteps"], golden["image_latents"], None)
+        close(output, golden["first_output"])
+        close(condition, golden["condition"])
+        close(head.predict(x_t, golden["timesteps"], golden["image_latents"], condition)[1], golden["prediction"])
+    always = torch.ones(len(x0), dtype=torch.bool)
+    predicted, error = head.training_step(x0, golden["image_latents"], golden["timesteps"], golden["noise"], always)
+    close(predicted, golden["predicted_latents"])
+    loss = (error * golden["loss_mask"][:, None]).mean()
+    close(loss, golden["loss"])
+
+    head.unet.time_embedding.requires_grad_(False)  # as published
+    loss.backward()
+    parameters = dict(head.unet.named_parameters())
+    norm = torch.nn.utils.clip_grad_norm_(head.unet.parameters(), 1.0)
+    close(norm, golden["gradient.norm"])
+    for name in [key.removeprefix("gradient.") for key in golden if key.startswith("gradient.") and "norm" not in key]:
+        close(parameters[name].grad * norm.clamp(min=1), golden[f"gradient.{name}"])
+    norms = [
+        p for m in head.unet.modules() if isinstance(m, torch.nn.GroupNorm | torch.nn.LayerNorm) for p in m.parameters()
+    ]
+    others = [p for p in head.unet.parameters() if all(p is not n for n in norms)]
+    groups = [{"params": norms, "weight_decay": 0.0}, {"params": others, "weight_decay": 0.05}]
+    torch.optim.AdamW(groups, lr=1e-4).step()
+    for name in [key.removeprefix("after_step.") for key in golden if key.startswith("after_step.")]:
+        close(parameters[name].detach(), golden[f"after_step.{name}"], atol=1e-6)
+
+
+@pytest.mark.golden
+@torch.no_grad()
+def test_golden_sampling(golden_dir):
+    golden, head = published.load(golden_dir, "ldmseg_sampling.safetensors"), published.head(golden_dir)
+    steps = sum(key.endswith(".t") for key in golden)
+    taken = list(head.sample(golden["image_latents"], lambda: golden["noise"], steps))
+    assert [step.t for step in taken] == [golden[f"step.{k}.t"] for k in range(steps)]
+    channels = golden["noise"].shape[1]
+    for k, step in enumerate(taken):
+        close(step.x_t, golden[f"step.{k}.input"][:, :channels], rtol=1e-5)
+    close(taken[-1].output, golden["latents"], rtol=1e-5)
+    logits = F.interpolate(head.decode(taken[-1].output), golden["logits"].shape[-2:], mode="bilinear")
+    close(logits[:1], golden["logits"])
+
+
+@pytest.mark.golden
+@torch.no_grad()
+def test_golden_inpainting(golden_dir):
+    golden, head = published.load(golden_dir, "ldmseg_inpainting.safetensors"), published.head(golden_dir)
+    known = Known(head.encode(golden["masked_bits_signal"]), golden["latent_mask"])
+    close(known.latents, golden["masked_latents"])
+    taken = list(head.sample(golden["image_latents"], lambda: golden["noise"], len(golden["timesteps"]), known))
+    assert [step.t for step in taken] == golden["timesteps"].tolist()
+    for k, step in enumerate(taken):
+        close(step.output, golden[f"condition_x0.step.{k}.x0"], rtol=1e-5)
+    close(taken[-1].output, golden["condition_x0.latents"], rtol=1e-5)
+
+
+class ClosedForm(torch.nn.Module):
+    """eps = .6 z + .3 image - .2 condition + cos(t / 100), from which the published sampler's latents come."""
+
+    def forward(self, inputs, t):
+        z, image, condition = inputs.chunk(3, dim=1)
+        return 0.6 * z + 0.3 * image - 0.2 * condition + torch.cos(t / 100)[:, None, None, None]
+
+
+class Unconditioned(ClosedForm):
+    def forward(self, inputs, t):
+        z, image, _ = inputs.chunk(3, dim=1)
+        return super().forward(torch.cat([z, image, torch.zeros_like(z)], dim=1), t)
+
+
+def closed_form_head(unet, prediction="eps", scale=1.0):
+    alpha_bar = table_schedule(alpha_bar_table("scaled_linear", 1000))
+    autoencoder = MaskAutoencoderModel(num_bits=3, channels=(4, 4), hidden_channels=4, upscale_channels=4, groups=2)
+    diffusion = LatentDiffusion(alpha_bar, 1000, scale, prediction, 2.0, 0.0)
+    return LDMSegHead(unet=unet, mask_autoencoder=autoencoder, diffusion=diffusion)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(("file", "unet"), [("ldmseg_ddim", ClosedForm), ("ldmseg_ddim_no_condition", Unconditioned)])
+def test_golden_ddim(golden_dir, file, unet):
+    golden, head = published.load(golden_dir, f"{file}.safetensors"), closed_form_head(unet())
+    for steps in sorted(int(key.split(".")[0]) for key in golden if key.endswith(".timesteps")):
+        for noise, expected in (
+            ("noise", golden[f"{steps}.latents"]),
+            ("noise_of_seed", golden[f"{steps}.all_latents"][-1]),
+        ):
+            drawn = golden[f"{steps}.{noise}"]
+            taken = list(head.sample(golden["image_latents"], lambda drawn=drawn: drawn, steps))
+            assert [step.t for step in taken] == golden[f"{steps}.timesteps"].tolist()
+            close(taken[-1].output, expected, rtol=1e-5)
+
+
+def test_what_is_known_stays():
+    head, shape = closed_form_head(ClosedForm(), prediction="x0"), (2, 4, 6, 6)
+    mask = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(3)) > 0.5
+    known = Known(draw(shape, 1), mask)
+    for step in head.sample(draw(shape, 2), lambda: draw(shape), 5, known):
+        assert torch.equal(step.output.where(mask, torch.zeros(())), known.latents.where(mask, torch.zeros(())))
+    *_, free = head.sample(draw(shape, 2), lambda: draw(shape), 5)
+    *_, nothing = head.sample(draw(shape, 2), lambda: draw(shape), 5, Known(known.latents, torch.zeros_like(mask)))
+    assert torch.equal(free.output, nothing.output)
+
+
+def test_x0_and_eps_weigh_the_same_error():
+    """Predicted x_0 that is off by d is eps off by d * sqrt(SNR): both losses have the same value."""
+    t = torch.tensor([0, 300, 999])
+    eps, x0 = (closed_form_head(ClosedForm(), p).loss_weight(t) for p in ("eps", "x0"))
+    alpha_bar_t = alpha_bar_table("scaled_linear", 1000)[t]
+    torch.testing.assert_close(x0, eps * alpha_bar_t / (1 - alpha_bar_t))
+
+
+def test_only_the_unet_learns():
+    head = closed_form_head(torch.nn.Conv2d(1, 1, 1))
+    assert [name for name, p in head.named_parameters() if p.requires_grad] == ["unet.weight", "unet.bias"]
