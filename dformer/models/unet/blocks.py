@@ -116,7 +116,7 @@ class Transformer2DModel(nn.Module):
 
 
 class Downsample2D(nn.Module):
-    """Halve a map; `padding` 0: a row and a column are added at the bottom and the right, as in image autoencoders."""
+    """Downsample a map by two; `padding` 0: at the bottom and the right only, as in image autoencoders."""
 
     def __init__(self, channels: int, padding: int = 1) -> None:
         super().__init__()
