@@ -52,7 +52,7 @@ def table_schedule(alpha_bar: Tensor) -> Schedule:
 
     def schedule(t: Tensor) -> Tensor:
         if t.device not in copies:
-            copies[t.device] = alpha_bar.to(t.device)
+            copies[t.device] = alpha_bar.to(t.device, non_blocking=True)
         return copies[t.device].take(t)
 
     return schedule

@@ -105,7 +105,7 @@ class Criterion(nn.Module):
         # Means over the processes, so that several get the same loss as one with the joint batch. (The published code
         # does so only for the masks.)
         weight_sums = class_weight.sum(dim=(1, 2))
-        normalisers = mean_over_processes(torch.cat([weight_sums, weight_sums.new_tensor([float(count)])]))
+        normalisers = mean_over_processes(torch.cat([weight_sums, weight_sums.new_full((1,), count)]))
         nll = F.cross_entropy(class_logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(class_weight)
         loss_ce = (class_weight * nll).sum(dim=(1, 2)) / normalisers[:-1]
         if bad_layers:  # their pairs are meaningless and must not be learned

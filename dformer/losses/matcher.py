@@ -46,16 +46,18 @@ def matching_cost(
 def assign(costs: list[Tensor]) -> tuple[Pairs, list[int]]:
     """Find the optimal assignments for B cost tensors (L, N, G_b); return also the layers with a cost not finite.
 
-    All costs are copied to the CPU at once. A cost that is not finite counts as very large or small, so that the same
-    costs always give the same pairs.
+    All costs are copied to the CPU at once, which waits for them, and all pairs back at once. A cost that is not finite
+    counts as very large or small, so that the same costs always give the same pairs.
     """
     flat = torch.cat([cost.detach().float().flatten() for cost in costs]).cpu().numpy()
     finite = np.nan_to_num(flat, nan=1e9, posinf=1e9, neginf=-1e9)
     ends = np.cumsum([cost.numel() for cost in costs])[:-1]
-    pairs, bad_layers = [], set()
+    found_pairs, bad_layers = [], set()
     for cost, values, raw in zip(costs, np.split(finite, ends), np.split(flat, ends), strict=True):
         found = [linear_sum_assignment(layer) for layer in values.reshape(cost.shape)]
-        rows, columns = (torch.from_numpy(np.stack(index)).to(cost.device) for index in zip(*found, strict=True))
-        pairs.append((rows, columns))
+        found_pairs.append(np.stack(found, axis=1))  # (2, L, min(N, G_b))
         bad_layers.update(np.flatnonzero(~np.isfinite(raw.reshape(cost.shape)).all((1, 2))).tolist())
+    joint = torch.from_numpy(np.concatenate([x.ravel() for x in found_pairs]))
+    parts = joint.to(costs[0].device, non_blocking=True).split([x.size for x in found_pairs])
+    pairs = [part.view(x.shape).unbind() for part, x in zip(parts, found_pairs, strict=True)]
     return pairs, sorted(bad_layers)

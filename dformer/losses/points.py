@@ -37,7 +37,7 @@ def sample_targets(masks: Tensor, index: Tensor, points: Tensor) -> Tensor:
     """
     height, width = masks.shape[1:]
     pixels = F.pad(masks, (1, 1, 1, 1)).flatten()
-    position = points * points.new_tensor([width, height]) + 0.5
+    position = points * torch.tensor([width, height]).to(points, non_blocking=True) + 0.5
     corner = position.floor()
     right, down = (position - corner).unbind(-1)
     x, y = corner.long().unbind(-1)

@@ -55,7 +55,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         x = torch.cat([level.flatten(2).mT for level in levels], dim=1)  # (B, S, C)
         pos = self._position(sizes, x)  # (S, C)
         reference = torch.cat([_cell_centres(h, w, x.device) for h, w in sizes])  # (S, 2)
-        extent = torch.tensor([[w, h] for h, w in sizes], dtype=reference.dtype, device=x.device)[:, None]
+        extent = torch.tensor([[[w, h]] for h, w in sizes]).to(reference, non_blocking=True)  # (L, 1, 2)
         for layer in self.layers:
             x = layer(x, pos, reference, extent, sizes)
         maps = [

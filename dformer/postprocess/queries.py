@@ -1,6 +1,8 @@
 """Class and mask logits of an image -> semantic, panoptic and instance results (MaskFormer, Cheng et al. 2021, 3.4).
 
 All results come from one pass over strips of rows: `collect([SemanticScores(...), ...], resized_strips(masks, view))`.
+How many segments and objects there are decides what is computed, so it is copied to the host: once at the start for
+each of these results, and the panoptic map's areas once at the end. Nothing else waits for a GPU.
 
 Shapes: N masks of h x w, results of H x W, strips of R rows, K classes. `logits` are (N, K + 1), the last for "no
 object".
@@ -63,7 +65,7 @@ class PanopticMap:
     `area` in pixels. Segments of a stuff class are merged.
 
     Args:
-        things: (K,) bool, which classes are things.
+        things: (K,) bool on the CPU, which classes are things.
         object_threshold: masks with a class probability of at most this are dropped.
         overlap_threshold: masks that win less than this share of their own area are dropped.
     """
@@ -71,10 +73,11 @@ class PanopticMap:
     def __init__(
         self, logits: Tensor, size: Size, things: Tensor, object_threshold: float, overlap_threshold: float
     ) -> None:
-        scores, classes = logits.softmax(-1).max(-1)
-        self.kept = ((classes != logits.shape[1] - 1) & (scores > object_threshold)).nonzero()[:, 0]  # n of the N
-        self.scores, self.classes = scores[self.kept], classes[self.kept]
-        self.things = things
+        scores, classes = _to_host(*logits.softmax(-1).max(-1))
+        kept = ((classes != logits.shape[1] - 1) & (scores > object_threshold)).nonzero()[:, 0]  # n of the N
+        scores, classes = scores[kept], classes[kept]
+        self.found = list(zip(classes.tolist(), things[classes].tolist(), scores.tolist(), strict=True))
+        self.kept, self.scores = _to_device(logits.device, kept, scores)
         self.overlap_threshold = overlap_threshold
         self.winner = torch.zeros(size, dtype=torch.int64, device=logits.device)  # of the n, at each pixel
         self.visible = torch.zeros(size, dtype=torch.bool, device=logits.device)  # is the pixel inside its winner
@@ -92,20 +95,20 @@ class PanopticMap:
     def result(self) -> tuple[Tensor, list[dict[str, Any]]]:
         if len(self.kept) == 0:
             return self.winner.int(), []
-        won_areas = torch.bincount(self.winner.flatten(), minlength=len(self.kept))
-        visible_areas = torch.bincount(self.winner[self.visible], minlength=len(self.kept))
-        is_thing = self.things[self.classes].long()
-        statistics = torch.stack([won_areas, self.areas, visible_areas, self.classes, is_thing], dim=1)
+        winner, visible = self.winner.flatten(), self.visible.flatten().long()
+        won_areas = torch.zeros_like(self.areas).scatter_add_(0, winner, torch.ones_like(winner))  # bincount would wait
+        visible_areas = torch.zeros_like(self.areas).scatter_add_(0, winner, visible)
+        areas = torch.stack([won_areas, self.areas, visible_areas], dim=1).cpu()
         segments: list[dict[str, Any]] = []
         stuff: dict[int, dict[str, Any]] = {}  # class -> its segment
         ids = [0] * len(self.kept)  # of the segment that a mask becomes
-        rows = zip(statistics.tolist(), self.scores.tolist(), strict=True)
-        for k, ((won_area, area, visible_area, category, thing), score) in enumerate(rows):
+        rows = zip(areas.tolist(), self.found, strict=True)
+        for k, ((won_area, area, visible_area), (category, thing, score)) in enumerate(rows):
             if visible_area == 0 or won_area / area < self.overlap_threshold:
                 continue
             segment = None if thing else stuff.get(category)
             if segment is None:
-                segment = {"id": len(segments) + 1, "isthing": bool(thing), "category_id": category}
+                segment = {"id": len(segments) + 1, "isthing": thing, "category_id": category}
                 segment |= {"score": score, "area": 0}
                 segments.append(segment)
                 if not thing:
@@ -113,24 +116,26 @@ class PanopticMap:
             segment["score"] = max(segment["score"], score)
             segment["area"] += visible_area
             ids[k] = segment["id"]
-        return torch.tensor(ids, dtype=torch.int32, device=self.winner.device)[self.winner] * self.visible, segments
+        (id_of,) = _to_device(self.winner.device, torch.tensor(ids, dtype=torch.int32))
+        return id_of[self.winner] * self.visible, segments
 
 
 class Instances:
     """Compute the `top_k` most certain pairs of mask and class, things only: an `InstanceResult`.
 
     The score is the class probability x the mean mask probability inside. As published, the `top_k` are taken among
-    all classes, and what is not a thing is then dropped.
+    all classes, and what is not a thing is then dropped. `things` is (K,) bool on the CPU.
     """
 
     def __init__(self, logits: Tensor, size: Size, things: Tensor, top_k: int) -> None:
         num_classes = logits.shape[1] - 1
         probability = logits.softmax(-1)[:, :-1].flatten()
-        scores, index = probability.topk(min(top_k, len(probability)))
+        scores, index = _to_host(*probability.topk(min(top_k, len(probability))))
         classes = index % num_classes
         keep = things[classes]
-        self.scores, self.classes = scores[keep], classes[keep]
-        self.source, self.position = (index // num_classes)[keep].unique(return_inverse=True)  # u of the N; (n,)
+        source, position = (index // num_classes)[keep].unique(return_inverse=True)  # u of the N; (n,)
+        chosen = source, position, scores[keep], classes[keep]
+        self.source, self.position, self.scores, self.classes = _to_device(logits.device, *chosen)
         self.inside = torch.empty(len(self.source), *size, dtype=torch.bool, device=logits.device)
         self.total, self.area = torch.zeros(2, len(self.source), device=logits.device)  # of probability; pixels
 
@@ -156,3 +161,13 @@ def boxes_of(masks: Tensor) -> Tensor:
         lows.append(torch.where(occupied, index, len(index)).amin(1))
         highs.append(torch.where(occupied, index + 1, 0).amax(1))
     return torch.stack(lows + highs, dim=1).float() * masks.flatten(1).any(1)[:, None]
+
+
+def _to_host(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return floats and integers below 2^53, both (n,), on the CPU, by one copy."""
+    values, numbers = torch.stack([x.double(), index.double()]).cpu()
+    return values.to(x.dtype), numbers.long()
+
+
+def _to_device(device: torch.device, *tensors: Tensor) -> list[Tensor]:
+    return [x.to(device, non_blocking=True) for x in tensors]

@@ -57,7 +57,7 @@ def _row_weights(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _lerp_rows(maps: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
-    low, high, weight = (x.to(maps.device) for x in (low, high, weight))
+    low, high, weight = (x.to(maps.device, non_blocking=True) for x in (low, high, weight))
     return torch.lerp(maps[:, low], maps[:, high], weight.to(maps.dtype)[:, None])
 
 

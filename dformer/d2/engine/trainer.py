@@ -205,7 +205,7 @@ class Trainer(TrainerBase):
         self.grad_scaler.scale(sum(losses.values())).backward()
         self.grad_scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.cfg, self.optimizer)
-        received = torch.tensor(float(self.interruption.received is not None), device=self.device)
+        received = torch.full((), float(self.interruption.received is not None), device=self.device)
         scalars = losses | {"grad_norm": grad_norm, "signal": received}  # the same names in all processes
         values = torch.stack([value.detach().float() for value in scalars.values()])
         if comm.get_world_size() > 1:

@@ -24,8 +24,6 @@ FEATURES = ("res2", "res3", "res4", "res5")  # strides 4, 8, 16, 32
 class QuerySegmenter(Segmenter):
     """Compute losses and results of a backbone, a head that makes `Prediction`s, and a criterion."""
 
-    things: Tensor
-
     @configurable
     def __init__(
         self,
@@ -44,7 +42,7 @@ class QuerySegmenter(Segmenter):
         self.criterion = criterion
         self.top_k = top_k
         self.options = {"proposals": (1, num_queries)}
-        self.register_buffer("things", torch.tensor(things), persistent=False)
+        self.things = torch.tensor(things)  # no buffer: it is needed on the CPU
 
     @abstractmethod
     def training_predictions(
@@ -92,9 +90,9 @@ class QuerySegmenter(Segmenter):
 
     def target(self, instances: Instances, canvas: torch.Size) -> Target:
         """Return the ground truth of an image, its masks padded to the canvas."""
-        masks = instances.gt_masks.to(self.device)
+        masks = instances.gt_masks.to(self.device, non_blocking=True)
         padding = (0, canvas[1] - masks.shape[2], 0, canvas[0] - masks.shape[1])
-        return Target(instances.gt_classes.to(self.device), F.pad(masks, padding))
+        return Target(instances.gt_classes.to(self.device, non_blocking=True), F.pad(masks, padding))
 
 
 class QueryOutput(Output):

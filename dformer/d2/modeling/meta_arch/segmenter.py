@@ -152,5 +152,6 @@ class Segmenter(nn.Module, ABC):
 
     def preprocess(self, batch: Batch) -> ImageList:
         """Normalise images, and pad them with zeros at the right and the bottom to one size."""
-        images = [(item["image"].to(self.device) - self.pixel_mean) / self.pixel_std for item in batch]
+        images = [item["image"].to(self.device, non_blocking=True) for item in batch]
+        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(images, self.size_divisibility)
