@@ -58,6 +58,29 @@ class TimeProjection(nn.Sequential):
         return scale, shift
 
 
+def sine_encoding(values: Tensor, dim: int) -> Tensor:
+    """Compute the codes (..., dim) of numbers (...): sines, then cosines, of frequencies 10000^(-2k/dim) (Pix2Seq)."""
+    frequency = 10000 ** (-2 * torch.arange(dim // 2, device=values.device) / dim)
+    angle = values[..., None].float() * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def sine_token_position(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """Compute the position embedding (height * width, dim) of a map's cells as of Pix2Seq: y first, then x.
+
+    Coordinates run from 0 to 2 pi, whatever the size; a map of one row or column is encoded as a sequence.
+    """
+
+    def encode(size: int, channels: int) -> Tensor:
+        coordinate = torch.arange(size, device=device) / max(size - 1, 1) * 2 * math.pi
+        return sine_encoding(coordinate, channels)
+
+    if 1 in (height, width):
+        return encode(height * width, dim)
+    y, x = encode(height, dim // 2), encode(width, dim // 2)
+    return torch.cat([y[:, None].expand(-1, width, -1), x[None].expand(height, -1, -1)], dim=2).flatten(0, 1)
+
+
 class TimeModulation(nn.Module):
     """Compute from a timestep the scale and shift of every query in every decoder layer, by the published MLP."""
 

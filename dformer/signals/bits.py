@@ -34,6 +34,16 @@ def expected_bits(probability: Tensor) -> Tensor:
     return torch.einsum("...vhw,vn->...nhw", probability, table.to(probability.dtype))
 
 
+def value_probability(bits: Tensor) -> Tensor:
+    """Return the probability (..., 2^n, h, w) of each integer, if bits (..., n, h, w) are independent probabilities."""
+    num_bits = bits.shape[-3]
+    values = torch.arange(2**num_bits, device=bits.device)
+    table = int_to_bits(values[:, None, None], num_bits)[..., 0, 0]  # (2^n, n)
+    one, zero = (x.clamp(min=1e-6).log() for x in (bits, 1 - bits))
+    log = torch.einsum("...nhw,vn->...vhw", one, table) + torch.einsum("...nhw,vn->...vhw", zero, 1 - table)
+    return log.exp()
+
+
 def draw_ids(panoptic_map: Tensor, count: int, num_ids: int, order: str, generator: torch.Generator) -> Tensor:
     """Draw an id for each of the `count` objects of an image: (count,) int64 on the generator's device.
 

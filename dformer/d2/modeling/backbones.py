@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_resnet_backbone
+from detectron2.modeling.backbone.resnet import BasicStem
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
@@ -88,6 +89,23 @@ def fold_frozen_norms(backbone: Backbone) -> None:
     for module in backbone.modules():
         if type(module) is Conv2d and isinstance(module.norm, FrozenBatchNorm2d) and module.bias is None:
             module.__class__ = FoldedConv2d
+
+
+class SamePooledStem(BasicStem):
+    """Pool as TensorFlow's "SAME" does, which pads even sides at their end: the stem of ResNets from there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map (B, C, H / 4, W / 4) of images (B, 3, H, W)."""
+        x = F.relu_(self.conv1(x))
+        return F.max_pool2d(F.pad(x, (0, 1, 0, 1)), kernel_size=3, stride=2)
+
+
+@BACKBONE_REGISTRY.register()
+def build_tensorflow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Return Detectron2's ResNet, whose max pooling pads as in TensorFlow."""
+    backbone = build_resnet_backbone(cfg, input_shape)
+    backbone.stem.__class__ = SamePooledStem
+    return backbone
 
 
 @BACKBONE_REGISTRY.register()

@@ -14,9 +14,10 @@ from dformer.weights.names import rename
 from dformer.weights.published.dformer import DFORMER
 from dformer.weights.published.diffusioninst import DIFFUSIONINST
 from dformer.weights.published.mask2former import MASK2FORMER
+from dformer.weights.published.pix2seqd import PIX2SEQD
 from dformer.weights.published.system import PublishedSystem
 
-SYSTEMS = (DFORMER, MASK2FORMER, DIFFUSIONINST)  # the first that matches counts
+SYSTEMS = (DFORMER, MASK2FORMER, DIFFUSIONINST, PIX2SEQD)  # the first that matches counts
 
 MERGED = re.compile(r"(.*\.attention)\.in_proj_(weight|bias)")
 SPLIT = re.compile(r"(.*\.attention)\.([qkv])_proj\.(weight|bias)")
@@ -47,6 +48,8 @@ def from_published(weights: Mapping[str, Tensor], system: PublishedSystem) -> tu
         if reason:
             dropped[name] = reason
             continue
+        if system.layout:
+            name, tensor = system.layout.to_torch(name, tensor)
         ours = rename(name, system.names) or name
         if merged := MERGED.fullmatch(ours):
             attention, kind = merged.groups()
@@ -87,4 +90,6 @@ def to_published(weights: Mapping[str, Tensor], left_out: Mapping[str, Tensor] |
             f"({', '.join(unknown[:3])}, ...): use the backbone and the pixel decoder of its published configs"
         )
     published = {str(names[name]): tensor for name, tensor in merged.items()}
+    if system.layout:
+        published = dict(system.layout.from_torch(name, tensor) for name, tensor in published.items())
     return published | system.buffers(published) | dict(left_out or {})

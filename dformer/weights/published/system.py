@@ -10,6 +10,14 @@ from dformer.weights.names import Table
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Hold how a parameter, by name and tensor, gets from another framework's layout to PyTorch's, and back."""
+
+    to_torch: Callable[[str, Tensor], tuple[str, Tensor]]
+    from_torch: Callable[[str, Tensor], tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
 class PublishedSystem:
     """Hold what is particular to the published checkpoints of a system."""
 
@@ -23,3 +31,4 @@ class PublishedSystem:
     # From the weights under our names: the config of that published model, relative to configs/.
     config: Callable[[Mapping[str, Tensor]], str | None]
     settings: Mapping[str, Any]  # keys of the config that are constants in the published code -> their values
+    layout: Layout | None = None  # of their tensors, if it is not PyTorch's
