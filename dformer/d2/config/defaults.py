@@ -133,9 +133,11 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone / BASE_LR
-    # "WarmupMultiStepLR" (SOLVER.STEPS, GAMMA), "WarmupCosineLR" or "WarmupPolyLR" (POLY_POWER), to 0 at MAX_ITER
+    # "WarmupMultiStepLR" (SOLVER.STEPS, GAMMA), or to BASE_LR_END at MAX_ITER "WarmupCosineLR" or "WarmupPolyLR"
+    # (POLY_POWER)
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
     cfg.SOLVER.POLY_POWER = 0.9
+    cfg.SOLVER.BASE_LR_END = 0.0
     cfg.SOLVER.WARMUP_FACTOR = 1.0
     cfg.SOLVER.WARMUP_ITERS = 10
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True

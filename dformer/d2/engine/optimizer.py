@@ -7,12 +7,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import (
-    CosineParamScheduler,
-    MultiStepParamScheduler,
-    ParamScheduler,
-    PolynomialDecayParamScheduler,
-)
+from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler, ParamScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -81,23 +76,34 @@ def clip_gradients(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Tensor:
     return norm
 
 
+class PolynomialDecay(ParamScheduler):
+    """Fall from 1 to `end` as (1 - x)^power."""
+
+    def __init__(self, power: float, end: float) -> None:
+        self.power, self.end = power, end
+
+    def __call__(self, where: float) -> float:
+        """Return the value at `where` in [0, 1]."""
+        return self.end + (1 - self.end) * (1 - where) ** self.power
+
+
 def build_schedule(cfg: CfgNode) -> ParamScheduler:
     """Return the factor on all learning rates as a function of iteration / MAX_ITER in [0, 1].
 
-    "WarmupMultiStepLR": times GAMMA at each of STEPS. "WarmupCosineLR": half a cosine from 1 to 0. "WarmupPolyLR":
-    (1 - iteration / MAX_ITER) ^ POLY_POWER. Before, during WARMUP_ITERS, it rises from WARMUP_FACTOR to the
+    "WarmupMultiStepLR": times GAMMA at each of STEPS. "WarmupCosineLR": half a cosine. "WarmupPolyLR":
+    (1 - iteration / MAX_ITER) ^ POLY_POWER. The latter two fall from BASE_LR to BASE_LR_END. Before, during WARMUP_ITERS, it rises from WARMUP_FACTOR to the
     schedule's value (linearly for WARMUP_METHOD "linear").
     """
     solver = cfg.SOLVER
-    name = solver.LR_SCHEDULER_NAME
+    name, end = solver.LR_SCHEDULER_NAME, solver.BASE_LR_END / solver.BASE_LR
     if name == "WarmupMultiStepLR":
         steps = [step for step in solver.STEPS if step < solver.MAX_ITER]
         factors = [solver.GAMMA**k for k in range(len(steps) + 1)]
         schedule: ParamScheduler = MultiStepParamScheduler(factors, num_updates=solver.MAX_ITER, milestones=steps)
     elif name == "WarmupCosineLR":
-        schedule = CosineParamScheduler(1.0, 0.0)
+        schedule = CosineParamScheduler(1.0, end)
     elif name == "WarmupPolyLR":
-        schedule = PolynomialDecayParamScheduler(1.0, solver.POLY_POWER)
+        schedule = PolynomialDecay(solver.POLY_POWER, end)
     else:
         raise UserError(
             f'SOLVER.LR_SCHEDULER_NAME is "{name}", expected WarmupMultiStepLR, WarmupCosineLR or WarmupPolyLR'

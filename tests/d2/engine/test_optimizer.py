@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from dformer.d2.config import get_cfg
@@ -123,3 +124,31 @@ def test_unknown_names_are_refused(cfg, key):
     cfg.merge_from_list([f"SOLVER.{key}", "value"])
     with pytest.raises(UserError, match=f"SOLVER.{key}"):
         learning_rates(cfg)
+
+
+@pytest.mark.golden
+def test_golden_adamw_and_linear_decay(golden_dir, cfg):
+    """Pix2Seq-D's: everything decays, the joint norm is clipped, the rate falls linearly to a tenth."""
+    golden = load_file(golden_dir / "pix2seqd_optimizer.safetensors")
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.01, 0.05, 1.0
+    model = nn.Linear(*golden["start.kernel"].shape)
+    names = {"kernel": model.weight, "bias": model.bias}
+    for name, parameter in names.items():
+        parameter.data = golden[f"start.{name}"].clone()
+    optimizer = build_optimizer(cfg, model)
+    for i in range(sum(key.endswith(".bias") for key in golden if key.startswith("grad."))):
+        for name, parameter in names.items():
+            parameter.grad = golden[f"grad.{i}.{name}"].clone()
+        clip_gradients(cfg, optimizer)
+        optimizer.step()
+        for name, parameter in names.items():
+            torch.testing.assert_close(parameter.data, golden[f"after.{i}.{name}"], rtol=0, atol=1e-5)
+
+    config = {key: golden[f"config.{key}"].item() for key in ("base", "end_factor", "total", "warmup")}
+    cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.POLY_POWER, cfg.SOLVER.WARMUP_ITERS = "WarmupPolyLR", 1.0, 0
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.BASE_LR_END = config["base"], config["base"] * config["end_factor"]
+    schedule = build_schedule(cfg)
+    for step, lr in zip(golden["step"].tolist(), golden["lr"].tolist(), strict=True):
+        if step >= config["warmup"]:  # the published decay begins where the warm-up ends, Detectron2's at the start
+            where = (step - config["warmup"]) / (config["total"] - config["warmup"])
+            assert config["base"] * schedule(where) == pytest.approx(lr, rel=1e-5)
