@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from dformer.layers.attention import Attention, Memory
+from dformer.layers.mlp import xavier_linear
 
 
 class PreNormLayer(nn.Module):
@@ -31,13 +32,10 @@ class PreNormLayer(nn.Module):
         self.cross_attn_norm = nn.LayerNorm(dim, eps=1e-6) if cross_attention else None
         self.cross_attn = Attention(dim, num_heads) if cross_attention else None
         self.ffn_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.linear1 = nn.Linear(dim, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.linear1 = xavier_linear(dim, ffn_dim)
+        self.linear2 = xavier_linear(ffn_dim, dim)
         self.dropout = nn.Dropout(dropout)
         self.drop_path = StochasticDepth(drop_path, "row")
-        for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         """Transform tokens (B, N, C); `memory` is what `encode_memory` made of others."""
@@ -48,6 +46,7 @@ class PreNormLayer(nn.Module):
         hidden = self.dropout(F.gelu(self.linear1(self.ffn_norm(x))))
         return x + self.drop_path(self.linear2(hidden))
 
-    def encode_memory(self, tokens: Tensor) -> Memory | None:
-        """Project tokens (B, S, C) to the keys and values of the cross-attention, if there is one."""
-        return self.cross_attn.encode_memory(tokens, tokens) if self.cross_attn else None
+    def encode_memory(self, tokens: Tensor) -> Memory:
+        """Project tokens (B, S, C) to the keys and values of the cross-attention."""
+        assert self.cross_attn
+        return self.cross_attn.encode_memory(tokens, tokens)

@@ -28,20 +28,21 @@ def bits_to_int(bits: Tensor) -> Tensor:
 
 def expected_bits(probability: Tensor) -> Tensor:
     """Return the mean bits (..., n, h, w) under a distribution (..., 2^n, h, w) over the integers."""
-    num_bits = (probability.shape[-3] - 1).bit_length()
-    values = torch.arange(probability.shape[-3], device=probability.device)
-    table = int_to_bits(values[:, None, None], num_bits)[..., 0, 0]  # (2^n, n)
-    return torch.einsum("...vhw,vn->...nhw", probability, table.to(probability.dtype))
+    table = _bit_table((probability.shape[-3] - 1).bit_length(), probability)
+    return torch.einsum("...vhw,vn->...nhw", probability, table)
 
 
 def value_probability(bits: Tensor) -> Tensor:
     """Return the probability (..., 2^n, h, w) of each integer, if bits (..., n, h, w) are independent probabilities."""
-    num_bits = bits.shape[-3]
-    values = torch.arange(2**num_bits, device=bits.device)
-    table = int_to_bits(values[:, None, None], num_bits)[..., 0, 0]  # (2^n, n)
+    table = _bit_table(bits.shape[-3], bits)
     one, zero = (x.clamp(min=1e-6).log() for x in (bits, 1 - bits))
     log = torch.einsum("...nhw,vn->...vhw", one, table) + torch.einsum("...nhw,vn->...vhw", zero, 1 - table)
     return log.exp()
+
+
+def _bit_table(num_bits: int, like: Tensor) -> Tensor:
+    """Bits (2^n, n) of 0..2^n - 1, as a tensor like another."""
+    return int_to_bits(torch.arange(2**num_bits, device=like.device)[:, None, None], num_bits)[..., 0, 0].to(like.dtype)
 
 
 def draw_ids(panoptic_map: Tensor, count: int, num_ids: int, order: str, generator: torch.Generator) -> Tensor:

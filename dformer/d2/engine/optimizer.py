@@ -91,8 +91,8 @@ def build_schedule(cfg: CfgNode) -> ParamScheduler:
     """Return the factor on all learning rates as a function of iteration / MAX_ITER in [0, 1].
 
     "WarmupMultiStepLR": times GAMMA at each of STEPS. "WarmupCosineLR": half a cosine. "WarmupPolyLR":
-    (1 - iteration / MAX_ITER) ^ POLY_POWER. The latter two fall from BASE_LR to BASE_LR_END. Before, during WARMUP_ITERS, it rises from WARMUP_FACTOR to the
-    schedule's value (linearly for WARMUP_METHOD "linear").
+    (1 - iteration / MAX_ITER) ^ POLY_POWER. The latter two fall from BASE_LR to BASE_LR_END. Before, during
+    WARMUP_ITERS, it rises from WARMUP_FACTOR to the schedule's value (linearly for WARMUP_METHOD "linear").
     """
     solver = cfg.SOLVER
     name, end = solver.LR_SCHEDULER_NAME, solver.BASE_LR_END / solver.BASE_LR

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dformer.layers.embedding import sine_token_position
+from dformer.layers.mlp import xavier_linear
 from dformer.layers.pre_norm import PreNormLayer
 from dformer.models.unet.transunet import group_norm, xavier_conv
 
@@ -29,14 +30,12 @@ class TokenEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.proj = nn.Linear(in_channels, dim)
+        self.proj = xavier_linear(in_channels, dim)
         self.norm_in = nn.LayerNorm(dim, eps=1e-6)
         self.layers = nn.ModuleList(
             PreNormLayer(dim, num_heads, ffn_dim, dropout=dropout, drop_path=drop_path) for _ in range(num_layers)
         )
         self.norm_out = nn.LayerNorm(dim, eps=1e-6)
-        nn.init.xavier_uniform_(self.proj.weight)
-        nn.init.zeros_(self.proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a map (B, C16, h, w) into another (B, D, h, w)."""

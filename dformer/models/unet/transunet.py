@@ -6,6 +6,7 @@ channels of the time embedding; S image tokens of D channels.
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from dformer.layers.attention import Memory
 from dformer.layers.embedding import sine_encoding, sine_token_position
+from dformer.layers.mlp import xavier_linear
 from dformer.layers.pre_norm import PreNormLayer
 
 
@@ -21,9 +23,12 @@ def group_norm(channels: int, num_groups: int | None = None) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups or min(channels // 4, 32), channels, eps=1e-5)
 
 
-def xavier_conv(in_channels: int, out_channels: int, kernel_size: int, **options: int) -> nn.Conv2d:
-    """Build a convolution that keeps the size, initialised as TensorFlow's."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, **{"padding": kernel_size // 2, **options})
+def xavier_conv(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int | None = None
+) -> nn.Conv2d:
+    """Build a convolution, by default one that keeps the size, initialised as TensorFlow's."""
+    padding = kernel_size // 2 if padding is None else padding
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
     nn.init.xavier_uniform_(conv.weight)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
@@ -37,12 +42,10 @@ class ResBlock(nn.Module):
         super().__init__()
         self.norm1 = group_norm(in_channels)
         self.conv1 = xavier_conv(in_channels, channels, 3)
-        self.emb_proj = nn.Linear(emb_channels, 2 * channels)
+        self.emb_proj = xavier_linear(emb_channels, 2 * channels)
         self.norm2 = group_norm(channels)
         self.conv2 = xavier_conv(channels, channels, 3)
         self.shortcut = xavier_conv(in_channels, channels, 1) if in_channels != channels else nn.Identity()
-        nn.init.xavier_uniform_(self.emb_proj.weight)
-        nn.init.zeros_(self.emb_proj.bias)
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -71,7 +74,7 @@ class DownBlock(nn.Module):
             x = block(x, emb)
             maps.append(x)
         if self.downsample:
-            maps.append(self.downsample(F.pad(x, (0, 1, 0, 1))))  # TensorFlow's "SAME" pads even sides at their end
+            maps.append(self.downsample(F.pad(maps[-1], (0, 1, 0, 1))))  # TensorFlow's "SAME" pads even sides at their end
         return maps
 
 
@@ -105,13 +108,11 @@ class MiddleTransformer(nn.Module):
         self.dim = dim
         groups = min(dim // 4, 32)
         self.norm_in, self.conv_in = group_norm(channels, groups), xavier_conv(channels, dim, 1)
-        self.emb_proj = nn.Linear(emb_channels, dim)
+        self.emb_proj = xavier_linear(emb_channels, dim)
         self.layers = nn.ModuleList(
             PreNormLayer(dim, num_heads, 4 * dim, cross_attention=cross_attention) for _ in range(num_layers)
         )
         self.norm_out, self.conv_out = group_norm(dim, groups), xavier_conv(dim, channels, 1)
-        nn.init.xavier_uniform_(self.emb_proj.weight)
-        nn.init.zeros_(self.emb_proj.bias)
 
     def forward(self, x: Tensor, emb: Tensor, memories: Sequence[Memory | None]) -> Tensor:
         """Transform (B, C, h, w); `memories` are those of each layer."""
@@ -156,11 +157,8 @@ class TransUNet(nn.Module):
         self.dim, self.time_scaling = dim, time_scaling
         emb_channels = 4 * dim
         self.time_embed = nn.Sequential(
-            nn.Linear(dim, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels), nn.SiLU()
+            xavier_linear(dim, emb_channels), nn.SiLU(), xavier_linear(emb_channels, emb_channels), nn.SiLU()
         )
-        for linear in (self.time_embed[0], self.time_embed[2]):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
         self.conv_in, self.norm_in = xavier_conv(in_channels, dim, 1), group_norm(dim)
 
         channels, laterals, last = dim, [dim], len(multipliers) - 1
@@ -180,14 +178,14 @@ class TransUNet(nn.Module):
         self.norm_out, self.conv_out = group_norm(dim), xavier_conv(channels, out_channels, 1)
         nn.init.zeros_(self.conv_out.weight)
 
-    def encode_memory(self, tokens: Tensor) -> list[Memory | None]:
+    def encode_memory(self, tokens: Tensor) -> list[Memory]:
         """Project the image's tokens (B, S, D) to what all steps share: keys and values of each layer."""
-        return [layer.encode_memory(tokens) for layer in self.transformer.layers]
+        return [cast(PreNormLayer, layer).encode_memory(tokens) for layer in self.transformer.layers]
 
     def forward(self, x: Tensor, alpha_bar: Tensor, memories: Sequence[Memory | None]) -> Tensor:
         """Predict (B, C_out, h, w) from (B, C_in, h, w) at the noise levels (B,)."""
         code = sine_encoding(alpha_bar * self.time_scaling, self.dim)
-        emb = self.time_embed(code.to(self.time_embed[0].weight.dtype))  # (B, E)
+        emb = self.time_embed(code.to(self.conv_in.weight.dtype))  # (B, E)
         x = self.norm_in(self.conv_in(x))
         laterals = [x]
         for down in self.down:
