@@ -74,7 +74,7 @@ class DownBlock(nn.Module):
             x = block(x, emb)
             maps.append(x)
         if self.downsample:
-            maps.append(self.downsample(F.pad(maps[-1], (0, 1, 0, 1))))  # TensorFlow's "SAME" pads even sides at their end
+            maps.append(self.downsample(F.pad(maps[-1], (0, 1, 0, 1))))  # TensorFlow pads even sides at their end
         return maps
 
 
