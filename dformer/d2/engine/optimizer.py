@@ -77,7 +77,7 @@ def clip_gradients(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Tensor:
 
 
 class PolynomialDecay(ParamScheduler):
-    """Fall from 1 to `end` as (1 - x)^power."""
+    """Return a factor that falls from 1 to `end` as (1 - x)^power."""
 
     def __init__(self, power: float, end: float) -> None:
         self.power, self.end = power, end
