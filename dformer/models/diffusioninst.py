@@ -99,8 +99,8 @@ class DiffusionInstHead(nn.Module):
 
     def sample(
         self, images: ImageFeatures, draw_noise: Callable[[], Tensor], extent: Tensor, steps: int, eta: float
-    ) -> Iterator[SamplingStep[BoxPrediction]]:
-        """Yield the sampling steps from noise alone (DiffusionDet, Alg. 2), with the last stage's predictions.
+    ) -> Iterator[SamplingStep[list[BoxPrediction]]]:
+        """Yield the sampling steps from noise alone (DiffusionDet, Alg. 2); the last stage's prediction is the result.
 
         Args:
             draw_noise: standard normal noise (B, N, 4), new at each call; N need not be that of training.
@@ -109,9 +109,9 @@ class DiffusionInstHead(nn.Module):
             eta: 0 (deterministic but for renewed boxes) to 1 (DDPM).
         """
 
-        def denoise(x_t: Tensor, t: Tensor, _: Tensor | None) -> tuple[Tensor, BoxPrediction]:
-            prediction = self.denoise(images, x_t, t, extent)[-1]
-            return boxes_to_signal(prediction.boxes, extent[:, None], scale), prediction
+        def denoise(x_t: Tensor, t: Tensor, _: Tensor | None) -> tuple[Tensor, list[BoxPrediction]]:
+            predictions = self.denoise(images, x_t, t, extent)
+            return boxes_to_signal(predictions[-1].boxes, extent[:, None], scale), predictions
 
         alpha_bar, timesteps, scale, _, renewal = self.diffusion
         renew = partial(renew_boxes, draw_noise=draw_noise, threshold=renewal)
@@ -119,12 +119,12 @@ class DiffusionInstHead(nn.Module):
 
 
 def renew_boxes(
-    x_t: Tensor, step: SamplingStep[BoxPrediction], t: Time, draw_noise: Callable[[], Tensor], threshold: float
+    x_t: Tensor, step: SamplingStep[list[BoxPrediction]], t: Time, draw_noise: Callable[[], Tensor], threshold: float
 ) -> Tensor:
     """Put fresh noise in the place of boxes whose best score is at most `threshold` (DiffusionDet, Sec. 3.4).
 
     In place and for each image by itself. The published code keeps image 0's survivors first and appends fresh boxes,
     which is the same up to the order, that nothing depends on. As there, the fresh noise is that of the first time.
     """
-    keep = step.output.logits.float().sigmoid().amax(2, keepdim=True) > threshold  # (B, N, 1)
+    keep = step.output[-1].logits.float().sigmoid().amax(2, keepdim=True) > threshold  # (B, N, 1)
     return torch.where(keep, x_t, draw_noise())

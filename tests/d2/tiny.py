@@ -10,7 +10,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
@@ -32,6 +32,18 @@ INPUT: {IMAGE_SIZE: 64, MIN_SIZE_TEST: 64}
 SOLVER: {IMS_PER_BATCH: 2}
 SEED: 3
 """
+
+# What a system needs beside this.
+OF_SYSTEM = {
+    "DiffusionInst": """
+MODEL:
+  ROI_DECODER: {NUM_PROPOSALS: 8, NUM_STAGES: 2, HIDDEN_DIM: 32, NUM_HEADS: 4, FFN_DIM: 64, DYNAMIC_DIM: 8}
+  MASK_BRANCH: {DIM: 32, CHANNELS: 4, NUM_CONVS: 1, NORM: GN}
+DIFFUSION: {SIGNAL_SCALE: 2.0}
+INPUT: {TASK: instance, TARGET: boxes}
+TEST: {TASKS: [instance]}
+""",
+}
 
 
 @BACKBONE_REGISTRY.register()
@@ -58,6 +70,7 @@ def tiny_cfg(meta_architecture: str = "DFormer") -> CfgNode:
     """On Shapes' classes, 64 x 64 images, the CPU."""
     cfg = get_cfg()
     cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(CONFIG)))
+    cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(OF_SYSTEM.get(meta_architecture, "{}"))))
     cfg.MODEL.META_ARCHITECTURE = meta_architecture
     return cfg
 
@@ -92,6 +105,7 @@ def tiny_batch(counts: tuple[int, ...], side: int = 64) -> list[dict]:
         for mask in instances.gt_masks:
             top, left = torch.randint(side - 24, (2,), generator=generator).tolist()
             mask[top : top + 20, left : left + 12] = True
+        instances.gt_boxes = BitMasks(instances.gt_masks).get_bounding_boxes()
         image = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=generator)
         batch.append({"image": image, "image_id": image_id, "height": side, "width": side, "instances": instances})
     return batch

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg as get_detectron2_cfg
 
+from dformer.d2.config.diffusioninst import DIFFUSIONINST_RANGES, add_diffusioninst_config
+
 _registered: list[Callable[[CN], None]] = []
 
 
@@ -38,7 +40,7 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.DETERMINISTIC = False
     cfg.COLLECTIVE_TIMEOUT = 30.0  # minutes that a process waits for the others before the run fails
 
-    cfg.MODEL.META_ARCHITECTURE = "DFormer"  # or "Mask2Former"
+    cfg.MODEL.META_ARCHITECTURE = "DFormer"  # or "Mask2Former", "DiffusionInst"
     cfg.MODEL.NUM_CLASSES = 0  # things and stuff together; 0: as many as the first training data set has
     # Class names, and the ids of things. Empty: of the first training data set. Training writes them into config.yaml
     # and checkpoints, which can then be used without the data set.
@@ -93,7 +95,7 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.DIFFUSION = CN()
     cfg.DIFFUSION.TIMESTEPS = 1000  # T
     cfg.DIFFUSION.SCHEDULE = "cosine"  # "cosine", "linear" or "scaled_linear"
-    cfg.DIFFUSION.SIGNAL_SCALE = 0.1  # b: masks {0, 1} become {-b, b}
+    cfg.DIFFUSION.SIGNAL_SCALE = 0.1  # b: masks {0, 1} become {-b, b}; DiffusionInst's boxes have 2.0
     cfg.DIFFUSION.ENCODING = "binary"  # or "random": inside from [0.5, 1], outside from [0, 0.5]
     cfg.DIFFUSION.MASK_STRIDE = 4  # image pixels per noise pixel; 1 as published
     cfg.DIFFUSION.SAMPLING_STEPS = 1
@@ -117,7 +119,8 @@ def add_dformer_config(cfg: CN) -> None:
     # `instances.gt_classes`, instead of gt_masks.
     cfg.INPUT.TARGET = "masks"
     # "lsj": large-scale jitter, scaled by MIN_SCALE..MAX_SCALE of IMAGE_SIZE, then cropped or padded to that square;
-    # "crop": short side from MIN_SIZE_TRAIN, then a crop of CROP.SIZE (as for ADE20K); "resize": short side only.
+    # "crop": short side from MIN_SIZE_TRAIN, then a crop of CROP.SIZE (as for ADE20K); "resize": short side only;
+    # "detr": half of the images are cropped to 384..600 pixels a side first, then "resize".
     cfg.INPUT.AUGMENTATION = "lsj"
     cfg.INPUT.IMAGE_SIZE = 1024
     cfg.INPUT.MIN_SCALE = 0.1
@@ -161,6 +164,7 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.TEST.CLASS_AGNOSTIC = False  # also class-agnostic PQ
     # Detectron2's TEST.AUG (MIN_SIZES, MAX_SIZE, FLIP) averages class scores, for semantic segmentation only.
 
+    add_diffusioninst_config(cfg)
     for add_keys in _registered:
         add_keys(cfg)
 
@@ -193,4 +197,5 @@ RANGES: dict[str, tuple[float, float]] = {
     "TEST.OBJECT_THRESHOLD": (0, 1),
     "TEST.OVERLAP_THRESHOLD": (0, 1),
     "TEST.DETECTIONS_PER_IMAGE": (1, 1_000_000),
+    **DIFFUSIONINST_RANGES,
 }

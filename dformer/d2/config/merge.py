@@ -49,14 +49,17 @@ def merge_text(cfg: CN, text: str, where: str) -> None:
     _check_values(cfg)
 
 
+# Sines and cosines of x and y, groups of a group norm, sines and cosines of the time.
+WIDTHS = (("MASK_DECODER", "HIDDEN_DIM", 4), ("PIXEL_DECODER", "CONV_DIM", 32), ("ROI_DECODER", "HIDDEN_DIM", 4))
+
+
 def _check_values(cfg: CN) -> None:
     """Check the numbers of RANGES, and what widths have to be multiples of."""
     for key, (low, high) in RANGES.items():
         value = reduce(getitem, key.split("."), cfg)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise UserError(f"{key} is {value!r}, expected a number in {low:g}..{high:g}")
-    # Beside the heads: sines and cosines of x and y, and groups of a group norm.
-    for decoder, width, divisor in (("MASK_DECODER", "HIDDEN_DIM", 4), ("PIXEL_DECODER", "CONV_DIM", 32)):
+    for decoder, width, divisor in WIDTHS:
         node = cfg.MODEL[decoder]
         if node[width] % divisor or node[width] % node.NUM_HEADS:
             wanted = f"a multiple of {divisor} and of its NUM_HEADS, {node.NUM_HEADS}"

@@ -19,7 +19,7 @@ def train_augmentations(cfg: CfgNode, ignore_label: int = 255) -> Augmentations:
     Raises:
         UserError: a value that does not exist, or keys that contradict each other.
     """
-    kinds = {"lsj": _large_scale_jitter, "crop": _resize_and_crop, "resize": _resize}
+    kinds = {"lsj": _large_scale_jitter, "crop": _resize_and_crop, "resize": _resize, "detr": _detr}
     kind, flip = cfg.INPUT.AUGMENTATION, cfg.INPUT.RANDOM_FLIP
     if kind not in kinds:
         raise UserError(f'INPUT.AUGMENTATION is "{kind}"; choose one of {", ".join(kinds)}')
@@ -137,3 +137,10 @@ def _resize_and_crop(cfg: CfgNode, ignore_label: int) -> Augmentations:
 def _resize(cfg: CfgNode, _: int) -> Augmentations:
     sizes, style = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
     return [KeepOnePixel(T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, style))]
+
+
+def _detr(cfg: CfgNode, ignore_label: int) -> Augmentations:
+    """In half of the images, first crop a part of 384 to 600 pixels a side (DETR, Carion et al. 2020, Sec. 4)."""
+    enlarge = KeepOnePixel(T.ResizeShortestEdge([400, 500, 600], sample_style="choice"))
+    part = T.AugmentationList([enlarge, _Crop("absolute_range", (384, 600))])
+    return [T.RandomApply(part, prob=0.5), *_resize(cfg, ignore_label)]

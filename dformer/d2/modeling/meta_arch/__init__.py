@@ -1,8 +1,9 @@
 """Meta-architectures, registered with Detectron2 by their names."""
 
 from dformer.d2.modeling.meta_arch.dformer import DFormer
+from dformer.d2.modeling.meta_arch.diffusioninst import DiffusionInst
 from dformer.d2.modeling.meta_arch.mask2former import Mask2Former
 from dformer.d2.modeling.meta_arch.segmenter import Segmenter
 from dformer.d2.modeling.meta_arch.step import Layer, Output, Request, Step
 
-__all__ = ["DFormer", "Layer", "Mask2Former", "Output", "Request", "Segmenter", "Step"]
+__all__ = ["DFormer", "DiffusionInst", "Layer", "Mask2Former", "Output", "Request", "Segmenter", "Step"]

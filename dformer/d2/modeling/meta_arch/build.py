@@ -16,13 +16,17 @@ from dformer.models.pixel_decoder import STRIDES, FPNPixelDecoder, MSDeformAttnP
 from dformer.utils.errors import UserError
 
 
-def _build_pixel_decoder(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> PixelDecoder:
+def backbone_channels(shapes: dict[str, ShapeSpec]) -> tuple[int, int, int, int]:
+    """Return the channels of a backbone's maps of strides 4, 8, 16, 32; a `UserError` if it has others."""
     strides = tuple(shapes[key].stride for key in ("res2", "res3", "res4", "res5"))
     if strides != STRIDES:
         raise UserError(f"MODEL.BACKBONE.NAME: the backbone's strides are {strides}, but {STRIDES} are needed")
-    decoder = cfg.MODEL.PIXEL_DECODER
     c2, c3, c4, c5 = (shapes[key].channels for key in ("res2", "res3", "res4", "res5"))
-    channels = (c2, c3, c4, c5)
+    return c2, c3, c4, c5
+
+
+def _build_pixel_decoder(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> PixelDecoder:
+    decoder, channels = cfg.MODEL.PIXEL_DECODER, backbone_channels(shapes)
     if decoder.NAME == "FPNPixelDecoder":
         return FPNPixelDecoder(in_channels=channels, conv_dim=decoder.CONV_DIM, mask_dim=decoder.MASK_DIM)
     if decoder.NAME == "MSDeformAttnPixelDecoder":
