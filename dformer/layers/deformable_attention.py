@@ -59,14 +59,24 @@ class DeformableAttention(nn.Module):
             (B, S, C).
         """
         query = x + pos
-        grid = (self.num_heads, self.num_levels, self.num_points)
-        # Offsets are in cells of their level. It is cheaper to scale the weights than the offsets.
-        scale = (1 / extent).expand(*grid, 2).flatten()  # (M * L * P * 2,)
-        offsets = F.linear(query, self.sampling_offsets.weight * scale[:, None], self.sampling_offsets.bias * scale)
-        weights = softmax(self.attention_weights(query).unflatten(2, (self.num_heads, -1))).unflatten(3, grid[1:])
-        locations = reference[:, None, None, None] + offsets.unflatten(2, (*grid, 2))  # (B, S, M, L, P, 2), float32
-        value = self.value_proj(x).unflatten(2, (self.num_heads, -1))
+        weights = softmax(self.attention_weights(query).unflatten(2, (self.num_heads, -1)))  # (B, S, M, L * P)
+        weights = weights.unflatten(3, (self.num_levels, self.num_points))
+        value = self.value_proj(x).unflatten(2, (self.num_heads, -1))  # (B, S, M, C / M)
+        locations = self.sampling_locations(query, reference, extent)
         return self.output_proj(ms_deform_attn(value, sizes, locations, weights))
+
+    def sampling_locations(self, query: Tensor, reference: Tensor, extent: Tensor) -> Tensor:
+        """Return where each query (B, S, C) samples (B, S, M, L, P, 2), x and y in [0, 1], float32 also under autocast.
+
+        Offsets are in cells of their level. It is cheaper to scale the weights than the offsets, but then they are too
+        small for float16. (The published pixel decoder is in float32 altogether; ours in coordinates and sums.)
+        """
+        grid = (self.num_heads, self.num_levels, self.num_points, 2)
+        scale = (1 / extent).expand(grid).flatten()  # (M * L * P * 2,)
+        with torch.autocast(query.device.type, enabled=False):
+            weight, bias = self.sampling_offsets.weight * scale[:, None], self.sampling_offsets.bias * scale
+            offsets = F.linear(query.to(weight.dtype), weight, bias)
+        return reference[:, None, None, None] + offsets.unflatten(2, grid)
 
 
 def softmax(x: Tensor) -> Tensor:

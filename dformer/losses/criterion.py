@@ -13,9 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dformer.losses.matcher import LossWeights, Pairs, assign, matching_cost
-from dformer.losses.points import random_points, sample_logits, sample_map, sample_targets, uncertain_points
-
-MASKS_AT_ONCE = 32  # points are drawn for so many masks together: candidates need most of the memory
+from dformer.losses.points import (
+    MASKS_AT_ONCE,
+    random_points,
+    sample_logits,
+    sample_map,
+    sample_targets,
+    uncertain_points,
+)
 
 
 class Target(NamedTuple):
@@ -44,7 +49,7 @@ class MaskProducts(NamedTuple):
         That is the product with the sampled embedding, since both operations are linear.
         """
         pixels = sample_map(self.pixels[image], points)  # (E, P)
-        return (self.queries[:, image] @ pixels.to(self.queries.dtype)).float()
+        return self.queries[:, image].float() @ pixels
 
 
 class Criterion(nn.Module):
@@ -133,8 +138,7 @@ class Criterion(nn.Module):
             points = random_points((1, self.num_points), generator)
             index = torch.arange(len(target.masks), device=logits.device)
             truth = sample_targets(target.masks, index, points.expand(len(index), -1, -1))
-            layers = zip(logits[:, b], masks.at_points(b, points[0]), strict=True)
-            costs.append(torch.stack([matching_cost(*layer, target.labels, truth, self.weights) for layer in layers]))
+            costs.append(matching_cost(logits[:, b], masks.at_points(b, points[0]), target.labels, truth, self.weights))
         return assign(costs)
 
     def _mask_losses(
@@ -152,8 +156,7 @@ class Criterion(nn.Module):
                 continue
             predicted = masks.of_queries(b, rows)  # (L * matched, h, w)
             points = self._draw_points(predicted.detach(), generator)
-            parts = zip(columns.flatten().split(MASKS_AT_ONCE), points.split(MASKS_AT_ONCE), strict=True)
-            truth = torch.cat([sample_targets(target.masks, *part) for part in parts])
+            truth = sample_targets(target.masks, columns.flatten(), points)
             logits = sample_logits(predicted, points)
             loss_mask = loss_mask + mask_bce(logits, truth).view(layers, matched).sum(1)
             loss_dice = loss_dice + dice_loss(logits, truth).view(layers, matched).sum(1)

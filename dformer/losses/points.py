@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MASKS_AT_ONCE = 32  # masks whose points are drawn or sampled together, which needs most of the memory
+
 
 def sample_logits(masks: Tensor, points: Tensor) -> Tensor:
     """Sample masks (M, H, W), float, bilinearly at points (M, P, 2) -> (M, P); differentiable."""
@@ -37,16 +39,20 @@ def sample_targets(masks: Tensor, index: Tensor, points: Tensor) -> Tensor:
     """
     height, width = masks.shape[1:]
     pixels = F.pad(masks, (1, 1, 1, 1)).flatten()
-    position = points * torch.tensor([width, height]).to(points, non_blocking=True) + 0.5
-    corner = position.floor()
-    right, down = (position - corner).unbind(-1)
-    x, y = corner.long().unbind(-1)
-    top_left = (index[:, None] * (height + 2) + y) * (width + 2) + x
-    above, below = (
-        torch.lerp(pixels[left].to(right.dtype), pixels[left + 1].to(right.dtype), right)
-        for left in (top_left, top_left + width + 2)
-    )
-    return torch.lerp(above, below, down)
+    extent = torch.tensor([width, height]).to(points, non_blocking=True)
+    values = []
+    for some, at in zip(index.split(MASKS_AT_ONCE), points.split(MASKS_AT_ONCE), strict=True):
+        position = at * extent + 0.5
+        corner = position.floor()
+        right, down = (position - corner).unbind(-1)
+        x, y = corner.long().unbind(-1)
+        top_left = (some[:, None] * (height + 2) + y) * (width + 2) + x
+        above, below = (
+            torch.lerp(pixels[left].to(right.dtype), pixels[left + 1].to(right.dtype), right)
+            for left in (top_left, top_left + width + 2)
+        )
+        values.append(torch.lerp(above, below, down))
+    return torch.cat(values)
 
 
 def random_points(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

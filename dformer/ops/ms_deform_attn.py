@@ -7,7 +7,7 @@ kernels of csrc/; on other devices, and where these are not available, `referenc
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ def ms_deform_attn(
     """Sum attention weight x bilinearly sampled value over levels and points; outside of a level the value is 0.
 
     Sums and coordinates are float32, or float64 where `value` is. Under autocast `value` is cast to its dtype, the
-    others are not. Gradients are those of the same sums; there is no second derivative.
+    others are not. Gradients are those of the same sums; a second derivative is a `RuntimeError`.
 
     Args:
         value: (B, S, M, D), the levels one after the other, each row by row; float16, bfloat16, float32, float64.
@@ -159,6 +159,10 @@ def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor,
     return grad_value, None, grad_locations, grad_weights
 
 
+def _differentiate_twice(ctx: Any, *_: Tensor) -> NoReturn:
+    raise RuntimeError("ms_deform_attn has no second derivative")  # without this, it would silently be zero
+
+
 LIBRARY.impl("ms_deform_attn", _forward, "CompositeExplicitAutograd")
 LIBRARY.impl("ms_deform_attn_backward", _backward, "CompositeExplicitAutograd")
 LIBRARY.impl("ms_deform_attn", _autocast("cpu"), "AutocastCPU")
@@ -166,3 +170,4 @@ LIBRARY.impl("ms_deform_attn", _autocast("cuda"), "AutocastCUDA")
 torch.library.register_fake("dformer::ms_deform_attn", _fake_forward, lib=LIBRARY)
 torch.library.register_fake("dformer::ms_deform_attn_backward", _fake_backward, lib=LIBRARY)
 torch.library.register_autograd("dformer::ms_deform_attn", _differentiate, setup_context=_save, lib=LIBRARY)
+torch.library.register_autograd("dformer::ms_deform_attn_backward", _differentiate_twice, lib=LIBRARY)

@@ -186,5 +186,6 @@ def _fixed_scale(grad_output: Tensor, locations: Tensor, weights: Tensor) -> Ten
     contributions = locations.shape[1] * locations.shape[4]
     largest = grad_output.abs().amax().double() * weights.abs().amax().double() * contributions
     _, exponent = torch.frexp(largest)
-    scale = torch.ldexp(torch.ones_like(largest), (62 - exponent).clamp(max=1000))
+    # ldexp takes powers of two in the type of the exponent, where float32 ends at 2^127
+    scale = torch.ldexp(torch.ones_like(largest), (62 - exponent).clamp(max=1000).double())
     return torch.where(largest.isfinite(), scale, torch.inf)

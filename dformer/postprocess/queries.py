@@ -37,7 +37,7 @@ class Result(Protocol):
 
 def collect(results: Sequence[Result], strips: Iterable[tuple[slice, Tensor]]) -> list[Any]:
     """Return each of `results`, from one pass over the strips of all rows."""
-    for rows, masks in strips:
+    for rows, masks in strips if results else ():
         probability = masks.sigmoid()
         for result in results:
             result.add(rows, masks, probability)

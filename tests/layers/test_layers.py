@@ -1,5 +1,6 @@
 """Attention, softmax and resizing against PyTorch's own."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -8,6 +9,7 @@ from torch import nn
 
 from dformer.layers.attention import Attention
 from dformer.layers.deformable_attention import DeformableAttention, softmax
+from dformer.layers.feed_forward import FeedForward
 from dformer.layers.resize import resize
 
 
@@ -30,6 +32,24 @@ def test_deformable_attention_starts_as_a_ring_around_the_reference():
     assert not layer.sampling_offsets.weight.any()
     torch.testing.assert_close(offsets[:, 0], offsets[:, 1])
     torch.testing.assert_close(offsets[1, 0], torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision_does_not_move_the_points(dtype):
+    """Weights divided by a level's extent are subnormal in float16, which moved points by a hundredth of a cell."""
+    torch.manual_seed(0)
+    layer = DeformableAttention(dim=32, num_heads=4, num_levels=2, num_points=3)
+    torch.nn.init.normal_(layer.sampling_offsets.weight, std=0.01)
+    query, extent = torch.randn(1, 9, 32), torch.tensor([[[128.0, 128.0]], [[64.0, 64.0]]])
+    inputs = query, torch.rand(9, 2), extent
+    with torch.autocast("cpu", dtype):
+        locations = layer.sampling_locations(*inputs)
+    assert locations.dtype == torch.float32 and torch.equal(locations, layer.sampling_locations(*inputs))
+
+
+def test_feed_forward_has_second_derivatives():
+    layer = FeedForward(4, 8).double()
+    torch.autograd.gradgradcheck(layer, torch.randn(3, 4, dtype=torch.float64, requires_grad=True))
 
 
 def test_softmax_is_pytorchs():

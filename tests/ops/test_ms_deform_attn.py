@@ -205,6 +205,25 @@ def test_order_does_not_change_the_deterministic_sums(device):
     assert by_value(True)[0].isnan().all()  # not hidden
 
 
+@pytest.mark.parametrize("device", ["emulated CUDA", pytest.param("CUDA", marks=pytest.mark.gpu)], indirect=True)
+@pytest.mark.parametrize("size", [1e-36, 1e-20, 1e20])
+def test_gradients_of_any_size_are_summed_deterministically(device, size):
+    inputs = random_inputs(device, torch.float32)
+    grad_output = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
+    with deterministic(True):
+        small = differentiate(inputs, size * grad_output)[1:]
+    for mine, right in zip(small, by_definition(inputs, grad_output)[1:], strict=True):
+        torch.testing.assert_close(mine.double().cpu() / size, right, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_derivative_is_an_error(device):
+    value, shapes, locations, weights = random_inputs(device)
+    output = ms_deform_attn(value.requires_grad_(), shapes, locations.requires_grad_(), weights)
+    (gradient,) = torch.autograd.grad(output.sum(), locations, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(gradient.sum(), value)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_runs_on_the_current_stream_and_never_waits():

@@ -154,7 +154,12 @@ def add_dformer_config(cfg: CN) -> None:
     # training set: annotated, masks with noise, predicted.
 
     # Inference and evaluation.
+    cfg.TEST.AMP = CN()
+    cfg.TEST.AMP.ENABLED = False  # in the type of SOLVER.AMP.DTYPE; False: in float32, as published
     cfg.TEST.TASKS = ("panoptic", "instance", "semantic")  # results to compute and, if annotated, evaluate
+    # Semantic scores: True: masks are resized to the result, then weighted by their classes; False: weighted at the
+    # size of the model's input, then resized (published for semantic segmentation; the name is the published one).
+    cfg.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = True
     cfg.TEST.OBJECT_THRESHOLD = 0.8  # panoptic: masks with a lower class score are dropped
     cfg.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: masks with a smaller visible share are dropped
     # Metric on the first of DATASETS.TEST that chooses model_best.pth with EVAL_PERIOD: PQ, PQ_things, PQ_stuff, AP or

@@ -1,4 +1,4 @@
-"""Device and precision of a model: MODEL.DEVICE and SOLVER.AMP."""
+"""Device and precision of a model: MODEL.DEVICE, SOLVER.AMP and TEST.AMP."""
 
 import torch
 from detectron2.config import CfgNode
@@ -9,17 +9,21 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """Return the type of mixed precision; None without it."""
-    amp = cfg.SOLVER.AMP
-    if amp.ENABLED and amp.DTYPE not in DTYPES:
-        raise UserError(f'SOLVER.AMP.DTYPE is "{amp.DTYPE}", expected one of {", ".join(DTYPES)}')
-    return DTYPES[amp.DTYPE] if amp.ENABLED else None
+    """Return the type of mixed precision in training; None without it."""
+    return _dtype(cfg) if cfg.SOLVER.AMP.ENABLED else None
 
 
 def inference_autocast(cfg: CfgNode) -> torch.autocast:
-    """Return the context of inference: the precision of training on a GPU, float32 on a CPU."""
-    dtype = amp_dtype(cfg)
-    return torch.autocast("cuda", dtype, enabled=dtype is not None and torch.device(cfg.MODEL.DEVICE).type == "cuda")
+    """Return the context of inference: float32, or with TEST.AMP.ENABLED mixed precision."""
+    device = torch.device(cfg.MODEL.DEVICE).type
+    return torch.autocast(device, _dtype(cfg) if cfg.TEST.AMP.ENABLED else None, enabled=cfg.TEST.AMP.ENABLED)
+
+
+def _dtype(cfg: CfgNode) -> torch.dtype:
+    name = cfg.SOLVER.AMP.DTYPE
+    if name not in DTYPES:
+        raise UserError(f'SOLVER.AMP.DTYPE is "{name}", expected one of {", ".join(DTYPES)}')
+    return DTYPES[name]
 
 
 def resolve_device(device: str, is_explicit: bool, num_gpus: int) -> str:

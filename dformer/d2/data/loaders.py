@@ -13,10 +13,13 @@ from functools import cache, partial
 from itertools import count, islice
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dformer.d2.data.datasets import get_records
@@ -61,7 +64,8 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         SeededImages(records, cfg, seed),
         batch_sampler=stream,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_collate,
+        collate_fn=PinnableBatch,
+        pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
         worker_init_fn=_obey_parent_only,
     )
 
@@ -158,8 +162,23 @@ def _orientation(records: Batch) -> Callable[[int], bool]:
     return is_wide
 
 
-def _collate(batch: Batch) -> Batch:
-    return batch
+class PinnableBatch(list[dict[str, Any]]):
+    """Hold a batch whose tensors can be pinned, so that a GPU fetches them while the host goes on."""
+
+    def pin_memory(self) -> "PinnableBatch":
+        """Return the batch in pinned memory; a `DataLoader` calls it in a thread of its own."""
+        return PinnableBatch({key: _pinned(x) for key, x in item.items()} for item in self)
+
+
+def _pinned(x: Any) -> Any:
+    match x:
+        case Tensor():
+            return x.pin_memory()
+        case Boxes():
+            return Boxes(x.tensor.pin_memory())
+        case Instances():
+            return Instances(x.image_size, **{name: _pinned(field) for name, field in x.get_fields().items()})
+    return x
 
 
 def _obey_parent_only(_: int) -> None:

@@ -26,8 +26,8 @@ Size = tuple[int, int]  # height, width
 class Predictor:
     """Run the model of a cfg with the weights of MODEL.WEIGHTS, on MODEL.DEVICE.
 
-    Images are resized as for evaluation (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST; TEST.AUG). On a GPU it runs in mixed
-    precision where SOLVER.AMP.ENABLED says so. The same image and request give the same result at each call.
+    Images are resized as for evaluation (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST; TEST.AUG). It runs in float32, with
+    TEST.AMP.ENABLED in mixed precision. The same image and request give the same result at each call.
 
     Attributes:
         model: the model, in evaluation mode; `model.request` is what a cfg asks for.

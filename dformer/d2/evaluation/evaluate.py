@@ -34,7 +34,7 @@ HEADLINE = {
 def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
     """Run `model` on DATASETS.TEST. Return the metrics, in the main process.
 
-    As in a `Predictor`, the model runs in the precision of SOLVER.AMP on a GPU, with TEST.AUG where enabled. The
+    As in a `Predictor`, the model runs in float32 or the precision of TEST.AMP, with TEST.AUG where enabled. The
     predictions are saved with the cfg in OUTPUT_DIR/inference/<data set>, whole or not at all.
     """
     results = {}

@@ -22,7 +22,7 @@ class TimmBackbone(Backbone):
     """Wrap a timm model with `features_only`, which returns maps `res2` .. `res5` of strides 4, 8, 16, 32.
 
     Swin and similar models return maps (B, H, W, C) without a norm; these get a LayerNorm each, as the published Swin
-    backbones have. Swin takes sides that 4 divides: its windows are padded, never shrunk, as in the published code.
+    backbones have. Swin's windows are padded, never shrunk, as published, and images to sides that 4 divides.
     """
 
     def __init__(self, *, name: str, drop_path_rate: float) -> None:
@@ -30,6 +30,7 @@ class TimmBackbone(Backbone):
         if not timm.is_model(name):
             raise UserError(f'MODEL.TIMM.NAME: timm has no model "{name}"{did_you_mean(name, timm.list_models())}')
         any_size = {"strict_img_size": False, "always_partition": True} if name.startswith("swin") else {}
+        self.patch = 4 if any_size else 1  # pixels a cell
         self.body = timm.create_model(name, features_only=True, drop_path_rate=drop_path_rate, **any_size)
         for block in self.body.modules():
             if isinstance(block, SwinTransformerBlock):
@@ -50,6 +51,9 @@ class TimmBackbone(Backbone):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Return `res2` .. `res5`, each (B, C_i, ceil(H / stride), ceil(W / stride)), of images (B, 3, H, W)."""
+        height, width = image.shape[2:]
+        if height % self.patch or width % self.patch:
+            image = F.pad(image, (0, -width % self.patch, 0, -height % self.patch))
         maps = self.body(image)
         features = {key: maps[index] for key, index in self.index.items()}
         if not self.channels_last:

@@ -8,22 +8,22 @@ from dformer.d2.config.device import inference_autocast, resolve_device
 from dformer.utils.errors import UserError
 
 
-@pytest.mark.parametrize(
-    ("device", "enabled", "expected"),
-    [("cuda", True, True), ("cuda:1", True, True), ("cuda", False, False), ("cpu", True, False)],
-)
-def test_inference_is_mixed_on_gpus_only(monkeypatch, device, enabled, expected):
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "cpu"])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_inference_is_in_float32_unless_asked_otherwise(monkeypatch, device, enabled):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # torch disables it where there is no GPU
     cfg = get_cfg()
-    cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = device, enabled, "float16"
+    cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED = device, True
+    cfg.TEST.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = enabled, "float16"
+    kind = device.partition(":")[0]
     with inference_autocast(cfg):
-        assert torch.is_autocast_enabled("cuda") == expected
-        assert not torch.is_autocast_enabled("cpu")
+        assert {name for name in ("cpu", "cuda") if torch.is_autocast_enabled(name)} == ({kind} if enabled else set())
+        assert not enabled or torch.get_autocast_dtype(kind) == torch.float16
 
 
 def test_an_unknown_amp_type_is_named():
     cfg = get_cfg()
-    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, "float8"
+    cfg.TEST.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, "float8"
     with pytest.raises(UserError, match=r"SOLVER\.AMP\.DTYPE"):
         inference_autocast(cfg)
 

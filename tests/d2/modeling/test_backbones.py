@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
 from torch import nn
@@ -25,6 +26,14 @@ def test_maps_of_any_input_size(name, size):
         if name != "convnext_atto":  # whose strided convolutions drop an incomplete cell
             assert maps[key].shape == (1, shape.channels, *(-(-side // shape.stride) for side in size))
         assert maps[key].shape[:2] == (1, shape.channels) and maps[key].isfinite().all()
+
+
+def test_swin_pads_images_to_whole_patches():
+    """As the published one."""
+    model, image = backbone("swin_tiny_patch4_window7_224"), torch.rand(1, 3, 97, 130)
+    with torch.no_grad():
+        maps, padded = model(image), model(F.pad(image, (0, 2, 0, 3)))
+    assert maps["res2"].shape[2:] == (25, 33) and all(torch.equal(maps[key], padded[key]) for key in padded)
 
 
 def test_unknown_and_unfit_models_are_told():

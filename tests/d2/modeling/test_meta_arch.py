@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
@@ -178,6 +179,19 @@ def test_bfloat16_trains_and_infers(system):
 def test_only_what_is_asked_for(task, key):
     (result,) = build("DFormer", TEST__TASKS=(task,)).eval()(tiny_batch((1,)))
     assert list(result) == [key]
+
+
+@both
+def test_semantic_scores_may_be_resized_after_the_masks_are_weighted(system):
+    """As published for semantic segmentation: at the size of the image, then resized to that of the result."""
+    model = build(system, TEST__SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE=False, TEST__TASKS=("semantic",)).eval()
+    item = image(40, 60)
+    (scores,) = (result["sem_seg"] for result in model([item]))
+    (larger,) = (result["sem_seg"] for result in model([{**item, "height": 90, "width": 70}]))
+    expected = F.interpolate(scores[None], (90, 70), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(larger, expected)
+    (masks_first,) = build(system, TEST__TASKS=("semantic",)).eval()([{**item, "height": 90, "width": 70}])
+    assert 0 < (masks_first["sem_seg"] - expected).abs().max() < 0.1
 
 
 def test_a_few_steps_on_one_image_bring_the_loss_down():

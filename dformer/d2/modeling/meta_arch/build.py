@@ -101,5 +101,6 @@ def build_parts(cfg: CfgNode) -> tuple[dict[str, Any], PixelDecoder, MaskDecoder
         "things": [index in things for index in range(classes)],
         "num_queries": cfg.MODEL.MASK_DECODER.NUM_QUERIES,
         "top_k": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "resize_masks_first": cfg.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
     }
     return parts, _build_pixel_decoder(cfg, backbone.output_shape()), _build_mask_decoder(cfg, classes)

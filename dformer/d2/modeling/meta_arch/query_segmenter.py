@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dformer.d2.modeling.meta_arch.segmenter import Batch, Segmenter
 from dformer.d2.modeling.meta_arch.step import Layer, Output, Request
+from dformer.layers.resize import resize
 from dformer.losses.criterion import Criterion, MaskProducts, Target
 from dformer.models.mask_decoder import Prediction, attended_regions
 from dformer.postprocess import queries
@@ -34,6 +35,7 @@ class QuerySegmenter(Segmenter):
         things: list[bool],
         num_queries: int,
         top_k: int,
+        resize_masks_first: bool,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -41,6 +43,7 @@ class QuerySegmenter(Segmenter):
         self.head = head
         self.criterion = criterion
         self.top_k = top_k
+        self.resize_masks_first = resize_masks_first
         self.options = {"proposals": (1, num_queries)}
         self.things = torch.tensor(things)  # no buffer: it is needed on the CPU
 
@@ -120,7 +123,7 @@ class QueryOutput(Output):
     def result(self, view: View) -> dict[str, Any]:
         (logits, masks), size, things = self.last, view.size, self.model.things
         parts: dict[str, queries.Result] = {}
-        if "semantic" in self.request.tasks:
+        if "semantic" in self.request.tasks and self.model.resize_masks_first:
             parts["sem_seg"] = queries.SemanticScores(logits, size)
         if "panoptic" in self.request.tasks:
             thresholds = self.request.object_threshold, self.request.overlap_threshold
@@ -129,6 +132,10 @@ class QueryOutput(Output):
             parts["instances"] = queries.Instances(logits, size, things, self.model.top_k)
         results = queries.collect(list(parts.values()), resized_strips(masks, view))
         result = dict(zip(parts, results, strict=True))
+        if "semantic" in self.request.tasks and not self.model.resize_masks_first:
+            strips = resized_strips(masks, view._replace(size=view.image))
+            (scores,) = queries.collect([queries.SemanticScores(logits, view.image)], strips)
+            result["sem_seg"] = resize(scores[None], size)[0]
         if "instances" in result:
             masks, boxes, scores, classes = result["instances"]
             fields = {"pred_masks": masks, "pred_boxes": Boxes(boxes), "scores": scores, "pred_classes": classes}
