@@ -5,7 +5,7 @@ are. The folder of all data sets is the environment variable DETECTRON2_DATASETS
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,8 @@ def get_records(name: str, load: Callable[[str], Records] = DatasetCatalog.get) 
         return load(name)
     except UserError:
         raise
+    except ImportError as error:  # a data set of Detectron2's that is read by a package of its own: LVIS, Cityscapes
+        raise UserError(f'data set "{name}" needs the package "{error.name}": pip install {error.name}') from error
     except BAD_FILE as error:
         raise UserError(f'data set "{name}" cannot be loaded: {type(error).__name__}: {error}') from error
 
@@ -159,6 +161,16 @@ def model_classes(cfg: CfgNode) -> tuple[list[str], tuple[int, ...]]:
             f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but there are {len(names)} classes; 0 takes these"
         )
     return names, things
+
+
+def images_per_class(names: Sequence[str], num_classes: int) -> list[int]:
+    """Count the images of instance data sets that have an object of each class."""
+    counts = [0] * num_classes
+    for name in names:
+        for record in get_records(name):
+            for category in {annotation["category_id"] for annotation in record["annotations"]}:
+                counts[category] += 1
+    return counts
 
 
 def _metadata_for(name: str, task: str) -> Metadata:

@@ -20,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 from dformer.d2.checkpoint.checkpointer import Checkpointer, fetch_checkpoint, load_weights
 from dformer.d2.config import config_text, read_yaml
 from dformer.d2.data import check_datasets, model_classes, register_custom
+from dformer.d2.data.datasets import images_per_class
 from dformer.d2.data.unreadable import workers_explained
 from dformer.d2.engine.lock import locked
 from dformer.d2.engine.trainer import Trainer
@@ -119,6 +120,8 @@ def set_up(cfg: CfgNode, write_config: bool, resume: bool = False) -> CfgNode:
         cfg.SEED = comm.shared_random_seed() if drawn is None else drawn
     if write_config:
         cfg.MODEL.CLASSES, cfg.MODEL.THINGS = (list(each) for each in model_classes(cfg))
+        if cfg.MODEL.BOX_CRITERION.FEDERATED_CLASSES and not cfg.MODEL.BOX_CRITERION.CLASS_IMAGES:
+            cfg.MODEL.BOX_CRITERION.CLASS_IMAGES = images_per_class(cfg.DATASETS.TRAIN, len(cfg.MODEL.CLASSES))
     slow_amp = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu"
     if slow_amp:
         cfg.SOLVER.AMP.ENABLED = False

@@ -13,6 +13,7 @@ from detectron2.utils.file_io import PathManager
 from dformer.d2.data.datasets import get_metadata, get_records
 from dformer.d2.evaluation.evaluator import TaskEvaluator
 from dformer.d2.evaluation.instance import InstanceEvaluator
+from dformer.d2.evaluation.lvis import LVISEvaluator
 from dformer.d2.evaluation.panoptic import PanopticEvaluator, PanopticGroundTruth
 from dformer.d2.evaluation.semantic import SemanticEvaluator, prediction_names
 from dformer.data.coco_format import instances_json
@@ -92,6 +93,12 @@ def _with_instance_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
     return {"instance": InstanceEvaluator(folder, truth, source, things, cfg.TEST.BOUNDARY)}
 
 
+def _with_lvis_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -> dict[str, TaskEvaluator]:
+    json_file = _local(metadata.json_file)
+    ids = {k: k + 1 for k in range(len(metadata.thing_classes))}  # as Detectron2 numbers them
+    return {"instance": LVISEvaluator(folder, partial(read_json, json_file), str(json_file), ids)}
+
+
 def _as_coco_instances(metadata: Metadata) -> dict[str, Any]:
     return instances_json(get_records(metadata.name), metadata, run=partial(parallel_map, workers=1))
 
@@ -138,5 +145,6 @@ BUILDERS = {
     "coco_panoptic_seg": _with_panoptic_annotations,
     "ade20k_panoptic_seg": _with_panoptic_annotations,
     "coco": _with_instance_annotations,
+    "lvis": _with_lvis_annotations,
     "sem_seg": _with_semantic_annotations,
 }

@@ -88,9 +88,13 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
         if "annotations" not in truth:
             logger.warning("%s has no annotations, so AP is not computed; the predictions are saved", self.source)
             return {}
+        return {"segm": self.score(truth, predictions, image_ids)}
+
+    def score(self, truth: dict[str, Any], predictions: Detections, image_ids: list[int | str]) -> dict[str, float]:
+        """Return the metrics of the predictions of these images."""
         self.evaluation = coco_evaluation(truth, predictions, image_ids)
         results = mask_average_precision(self.evaluation)
         if self.with_boundary:
             evaluation = coco_evaluation(truth, predictions, image_ids, BoundaryEvaluation)
             results |= {f"Boundary{name}": value for name, value in mask_average_precision(evaluation).items()}
-        return {"segm": results}
+        return results

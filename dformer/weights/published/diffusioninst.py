@@ -46,7 +46,7 @@ NAMES: Table = [
 ]
 
 # Number of classes -> folder and schedule of the published models.
-DATA_SETS = {80: ("coco/instance", "5x"), 1203: ("lvis", "3x")}
+DATA_SETS = {80: ("coco/instance", "5x"), 1203: ("lvis/instance", "3x")}
 COUNTER = r".*\.num_batches_tracked"  # of the mask branch's batch norms, which both models have
 
 

@@ -59,10 +59,13 @@ def test_there_are_configs_for_all_tasks_backbones_and_systems():
     for task, system, backbone in product(tasks, ("dformer", "mask2former"), backbones):
         schedule = "160k" if task.startswith("ade20k") else "100ep" if "large" in backbone else "50ep"
         wanted.add(f"{task}/{'swin/' if 'swin' in backbone else ''}{system}_{backbone}_{schedule}.yaml")
+    names = "r50_5x", "r101_5x", "swin_base_w7_22k_5x", "swin_large_w7_22k_5x"
+    wanted |= {f"coco/instance/{'swin/' if 'swin' in name else ''}diffusioninst_{name}.yaml" for name in names}
+    wanted.add("lvis/instance/diffusioninst_r50_3x.yaml")
     assert wanted == {name for name in MODELS if not name.startswith(SMALL)}
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("coco")])
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("coco") and "former_" in name])
 def test_coco_recipe(name):
     cfg = load(name)
     images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
@@ -70,3 +73,12 @@ def test_coco_recipe(name):
     assert (200 if "large" in name else 100) == cfg.MODEL.MASK_DECODER.NUM_QUERIES
     assert [step / cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS] == pytest.approx([0.9, 0.95], abs=1e-5)
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.BACKBONE_MULTIPLIER) == (1e-4, 0.05, 0.1)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "diffusioninst" in name and not name.startswith(SMALL)])
+def test_recipe_of_diffusioninst(name):
+    cfg = load(name)
+    assert (135_000 if "lvis" in name else 225_000) == cfg.SOLVER.MAX_ITER and cfg.SOLVER.IMS_PER_BATCH == 32
+    assert (cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.BACKBONE_MULTIPLIER) == (1e-4, 1e-4, 1.0)
+    assert (cfg.INPUT.AUGMENTATION, cfg.INPUT.TARGET, cfg.DIFFUSION.SIGNAL_SCALE) == ("detr", "boxes", 2.0)
+    assert (50 if "lvis" in name else 0) == cfg.MODEL.BOX_CRITERION.FEDERATED_CLASSES

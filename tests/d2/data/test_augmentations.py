@@ -17,7 +17,7 @@ from tests.d2.data.records import TASK_OF_FORM, coco_panoptic, config, plain_map
 
 
 @pytest.mark.parametrize("form", list(TASK_OF_FORM))
-@pytest.mark.parametrize("augmentation", ["lsj", "crop", "resize"])
+@pytest.mark.parametrize("augmentation", ["lsj", "crop", "resize", "detr"])
 @pytest.mark.parametrize("flip", ["horizontal", "vertical"])
 def test_masks_follow_the_image(tmp_path: Path, form: str, augmentation: str, flip: str) -> None:
     """The image is white where the first region is: after any augmentation the two agree, to a fraction of a pixel."""
