@@ -16,6 +16,7 @@ from dformer.weights.published.mask2former import window_size
 CLASS_EMBED = re.compile(r"(.*\.)?class_embed\..*")
 # What no pretrained backbone has: the norms of the maps that the decoder sees.
 NOT_PRETRAINED = re.compile(r"backbone\.norms\..*")
+PAST_MAPS = re.compile(r"head\.decoder\.conv_in\.weight")  # its last input channels are those of past maps
 COUNTER = ".num_batches_tracked"  # of batch norms; frozen ones here have none
 BIAS_TABLE = ".relative_position_bias_table"
 SHOWN = 10  # names of a kind in an error message
@@ -28,7 +29,7 @@ class Fit:
     origin: str  # kind of file
     loaded: dict[str, Tensor] = field(default_factory=dict)  # in the shapes of the model
     renamed: int = 0  # how many have another name in the file
-    resized: dict[str, str] = field(default_factory=dict)  # loaded tables -> from which to which window
+    resized: dict[str, str] = field(default_factory=dict)  # loaded, but in another size -> from which to which
     dropped: dict[str, str] = field(default_factory=dict)  # entries of the file that no model needs -> why
     unexpected: list[str] = field(default_factory=list)  # other entries that this model has no place for
     missing: list[str] = field(default_factory=list)
@@ -98,6 +99,9 @@ def _fit_tensor(fit: Fit, name: str, tensor: Tensor, shape: tuple[int, ...]) -> 
     elif name.endswith(BIAS_TABLE) and theirs[1:] == shape[1:]:
         fit.loaded[name] = resize_bias_table(tensor, shape[0])
         fit.resized[name] = f"windows of {window_size(len(tensor))} -> {window_size(shape[0])}"
+    elif PAST_MAPS.fullmatch(name) and theirs[0] == shape[0] and theirs[1] < shape[1]:
+        fit.loaded[name] = F.pad(tensor, (0, 0, 0, 0, 0, shape[1] - theirs[1]))
+        fit.resized[name] = f"{theirs[1]} -> {shape[1]} channels, zeros for the past maps of a video model"
     elif CLASS_EMBED.fullmatch(name) and theirs[1:] == shape[1:]:
         fit.reinitialized[name] = f"{theirs[0]} class logits in the file, {shape[0]} here"
     else:

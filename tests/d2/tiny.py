@@ -48,13 +48,12 @@ TEST: {TASKS: [instance]}
 
 @BACKBONE_REGISTRY.register()
 class TinyBackbone(Backbone):
-    """Four strided convolutions: res2 .. res5 of strides 4 .. 32."""
+    """Strided convolutions: res2 .. res5 of strides 4 .. 32, those of MODEL.TIMM.OUT_FEATURES."""
 
     def __init__(self, cfg: CfgNode, input_shape: ShapeSpec) -> None:
         super().__init__()
-        self.stages = nn.ModuleDict(
-            {"res2": nn.Conv2d(3, 16, 4, 4)} | {f"res{i}": nn.Conv2d(16, 16, 2, 2) for i in (3, 4, 5)}
-        )
+        stages = {"res2": nn.Conv2d(3, 16, 4, 4)} | {f"res{i}": nn.Conv2d(16, 16, 2, 2) for i in (3, 4, 5)}
+        self.stages = nn.ModuleDict({name: stages[name] for name in cfg.MODEL.TIMM.OUT_FEATURES})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = {}
@@ -106,8 +105,12 @@ def tiny_batch(counts: tuple[int, ...], side: int = 64) -> list[dict]:
             top, left = torch.randint(side - 24, (2,), generator=generator).tolist()
             mask[top : top + 20, left : left + 12] = True
         instances.gt_boxes = BitMasks(instances.gt_masks).get_bounding_boxes()
+        panoptic_map = torch.zeros(side, side, dtype=torch.int64)
+        for number, mask in enumerate(instances.gt_masks, start=1):
+            panoptic_map[mask] = number
         image = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=generator)
-        batch.append({"image": image, "image_id": image_id, "height": side, "width": side, "instances": instances})
+        targets = {"instances": instances, "panoptic_map": panoptic_map}
+        batch.append({"image": image, "image_id": image_id, "height": side, "width": side, **targets})
     return batch
 
 

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 from dformer.d2.config.diffusioninst import DIFFUSIONINST_RANGES, add_diffusioninst_config
+from dformer.d2.config.pix2seqd import PIX2SEQD_RANGES, add_pix2seqd_config
 
 _registered: list[Callable[[CN], None]] = []
 
@@ -40,7 +41,7 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.DETERMINISTIC = False
     cfg.COLLECTIVE_TIMEOUT = 30.0  # minutes that a process waits for the others before the run fails
 
-    cfg.MODEL.META_ARCHITECTURE = "DFormer"  # or "Mask2Former", "DiffusionInst"
+    cfg.MODEL.META_ARCHITECTURE = "DFormer"  # or "Mask2Former", "DiffusionInst", "Pix2SeqD"
     cfg.MODEL.NUM_CLASSES = 0  # things and stuff together; 0: as many as the first training data set has
     # Class names, and the ids of things. Empty: of the first training data set. Training writes them into config.yaml
     # and checkpoints, which can then be used without the data set.
@@ -62,6 +63,7 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "swin_tiny_patch4_window7_224"
     cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0  # stochastic depth, also for ResNets
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # stages after the last of these are not built
 
     # Backbone features -> pyramid of strides 32, 16, 8 and a pixel embedding of stride 4.
     cfg.MODEL.PIXEL_DECODER = CN()
@@ -94,7 +96,8 @@ def add_dformer_config(cfg: CN) -> None:
     # The diffusion process over masks.
     cfg.DIFFUSION = CN()
     cfg.DIFFUSION.TIMESTEPS = 1000  # T
-    cfg.DIFFUSION.SCHEDULE = "cosine"  # "cosine", "linear" or "scaled_linear"
+    # "cosine", "linear" or "scaled_linear"; of Pix2SeqD those of dformer/diffusion/continuous.py
+    cfg.DIFFUSION.SCHEDULE = "cosine"
     cfg.DIFFUSION.SIGNAL_SCALE = 0.1  # b: masks {0, 1} become {-b, b}; DiffusionInst's boxes have 2.0
     cfg.DIFFUSION.ENCODING = "binary"  # or "random": inside from [0.5, 1], outside from [0, 0.5]
     cfg.DIFFUSION.MASK_STRIDE = 4  # image pixels per noise pixel; 1 as published
@@ -170,6 +173,7 @@ def add_dformer_config(cfg: CN) -> None:
     # Detectron2's TEST.AUG (MIN_SIZES, MAX_SIZE, FLIP) averages class scores, for semantic segmentation only.
 
     add_diffusioninst_config(cfg)
+    add_pix2seqd_config(cfg)
     for add_keys in _registered:
         add_keys(cfg)
 
@@ -203,4 +207,5 @@ RANGES: dict[str, tuple[float, float]] = {
     "TEST.OVERLAP_THRESHOLD": (0, 1),
     "TEST.DETECTIONS_PER_IMAGE": (1, 1_000_000),
     **DIFFUSIONINST_RANGES,
+    **PIX2SEQD_RANGES,
 }

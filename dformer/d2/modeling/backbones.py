@@ -1,6 +1,6 @@
 """timm models as Detectron2 backbones, and Detectron2's own ResNets ("build_resnet_backbone") made faster."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import timm
@@ -19,27 +19,34 @@ STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 class TimmBackbone(Backbone):
-    """Wrap a timm model with `features_only`, which returns maps `res2` .. `res5` of strides 4, 8, 16, 32.
+    """Wrap a timm model with `features_only`, which returns maps `res2` .. `res5` of strides 4, 8, 16, 32, or the first
+    of these.
 
     Swin and similar models return maps (B, H, W, C) without a norm; these get a LayerNorm each, as the published Swin
     backbones have. Swin's windows are padded, never shrunk, as published, and images to sides that 4 divides.
     """
 
-    def __init__(self, *, name: str, drop_path_rate: float) -> None:
+    def __init__(self, *, name: str, drop_path_rate: float, out_features: Sequence[str] = tuple(STRIDES)) -> None:
         super().__init__()
         if not timm.is_model(name):
             raise UserError(f'MODEL.TIMM.NAME: timm has no model "{name}"{did_you_mean(name, timm.list_models())}')
         any_size = {"strict_img_size": False, "always_partition": True} if name.startswith("swin") else {}
         self.patch = 4 if any_size else 1  # pixels a cell
-        self.body = timm.create_model(name, features_only=True, drop_path_rate=drop_path_rate, **any_size)
+        options = {"features_only": True, "drop_path_rate": drop_path_rate, **any_size}
+        self.body = timm.create_model(name, **options)
+        self.strides = {key: STRIDES[key] for key in out_features}
+        strides = self.body.feature_info.reduction()
+        needed = [i for i, stride in enumerate(strides) if stride <= max(self.strides.values())]
+        if len(needed) < len(strides):
+            self.body = timm.create_model(name, out_indices=needed, **options)
         for block in self.body.modules():
             if isinstance(block, SwinTransformerBlock):
                 block._attn = partial(_attend_padded, block._attn, block.window_size)
         strides, channels = self.body.feature_info.reduction(), self.body.feature_info.channels()
-        missing = sorted(set(STRIDES.values()) - set(strides))
+        missing = sorted(set(self.strides.values()) - set(strides))
         if missing:
             raise UserError(f"MODEL.TIMM.NAME: {name} has features of strides {strides}, but {missing} are needed too")
-        self.index = {key: len(strides) - 1 - strides[::-1].index(stride) for key, stride in STRIDES.items()}
+        self.index = {key: len(strides) - 1 - strides[::-1].index(stride) for key, stride in self.strides.items()}
         self.channels = {key: channels[index] for key, index in self.index.items()}
         self.channels_last = self.body.output_fmt == "NHWC"
         normed = self.channels if self.channels_last else {}
@@ -47,7 +54,7 @@ class TimmBackbone(Backbone):
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each map."""
-        return {key: ShapeSpec(channels=self.channels[key], stride=stride) for key, stride in STRIDES.items()}
+        return {key: ShapeSpec(channels=self.channels[key], stride=stride) for key, stride in self.strides.items()}
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Return `res2` .. `res5`, each (B, C_i, ceil(H / stride), ceil(W / stride)), of images (B, 3, H, W)."""
@@ -115,4 +122,10 @@ def build_tensorflow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Ba
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """Return the backbone named by MODEL.TIMM, for images of three channels."""
-    return TimmBackbone(name=cfg.MODEL.TIMM.NAME, drop_path_rate=cfg.MODEL.TIMM.DROP_PATH_RATE)
+    timm_cfg = cfg.MODEL.TIMM
+    for key in timm_cfg.OUT_FEATURES:
+        if key not in STRIDES:
+            raise UserError(f'MODEL.TIMM.OUT_FEATURES: "{key}" is none of {", ".join(STRIDES)}')
+    return TimmBackbone(
+        name=timm_cfg.NAME, drop_path_rate=timm_cfg.DROP_PATH_RATE, out_features=tuple(timm_cfg.OUT_FEATURES)
+    )

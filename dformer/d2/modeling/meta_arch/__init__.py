@@ -3,7 +3,8 @@
 from dformer.d2.modeling.meta_arch.dformer import DFormer
 from dformer.d2.modeling.meta_arch.diffusioninst import DiffusionInst
 from dformer.d2.modeling.meta_arch.mask2former import Mask2Former
+from dformer.d2.modeling.meta_arch.pix2seqd import Pix2SeqD
 from dformer.d2.modeling.meta_arch.segmenter import Segmenter
 from dformer.d2.modeling.meta_arch.step import Layer, Output, Request, Step
 
-__all__ = ["DFormer", "DiffusionInst", "Layer", "Mask2Former", "Output", "Request", "Segmenter", "Step"]
+__all__ = ["DFormer", "DiffusionInst", "Layer", "Mask2Former", "Output", "Pix2SeqD", "Request", "Segmenter", "Step"]

@@ -1,0 +1,302 @@
+"""The meta-architecture "Pix2SeqD"."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from dformer.d2.data.datasets import model_classes
+from dformer.d2.modeling.backbones import fold_frozen_norms
+from dformer.d2.modeling.meta_arch.build import segmenter_settings
+from dformer.d2.modeling.meta_arch.segmenter import Batch, Segmenter
+from dformer.d2.modeling.meta_arch.step import Output, Request
+from dformer.diffusion.continuous import continuous_schedule
+from dformer.diffusion.schedule import add_noise
+from dformer.models.pix2seqd import PREDICTIONS, STRIDES, BitDiffusion, ImageMemory, Pix2SeqDHead
+from dformer.models.unet.image_encoder import FeaturePyramidMerge, TokenEncoder
+from dformer.models.unet.transunet import TransUNet
+from dformer.postprocess.label_maps import find_segments, majority_vote
+from dformer.postprocess.queries import boxes_of
+from dformer.postprocess.view import View, resized_strips
+from dformer.signals.bits import ID_ORDERS, draw_ids, label_map
+from dformer.signals.masks import to_unit
+from dformer.utils import rng
+from dformer.utils.errors import UserError, did_you_mean
+
+FEATURES = ("res2", "res3", "res4")
+UPSAMPLINGS = ("nearest", "bilinear")
+
+
+def build_head(cfg: CfgNode, channels: tuple[int, ...], num_classes: int) -> Pix2SeqDHead:
+    """Build the head for a backbone's `channels` at strides 4, 8, 16."""
+    node, bits = cfg.MODEL.PIX2SEQD, (cfg.MODEL.PIX2SEQD.CLASS_BITS, cfg.MODEL.PIX2SEQD.ID_BITS)
+    allowed = {"PREDICTION": PREDICTIONS, "ID_ORDER": ID_ORDERS, "UPSAMPLING": UPSAMPLINGS}
+    for key, values in allowed.items():
+        if node[key] not in values:
+            raise UserError(f'MODEL.PIX2SEQD.{key} is "{node[key]}"{did_you_mean(node[key], values)}, of {values}')
+    for key, num_labels, size in (("CLASS_BITS", num_classes + 1, bits[0]), ("ID_BITS", node.NUM_IDS, bits[1])):
+        if num_labels > 2**size:
+            raise UserError(f"MODEL.PIX2SEQD.{key} is {size}, too few for {num_labels} values, 0 for none among them")
+    try:
+        schedule = continuous_schedule(cfg.DIFFUSION.SCHEDULE)
+    except ValueError as error:
+        raise UserError(f"DIFFUSION.SCHEDULE: {error}") from error
+    diffusion = BitDiffusion(schedule, cfg.DIFFUSION.SIGNAL_SCALE, bits, node.PREDICTION, cfg.DIFFUSION.MASK_STRIDE)
+    cell = diffusion.stride * node.PATCH_SIZE
+    if cell > STRIDES[-1] or cfg.MODEL.SIZE_DIVISIBILITY % (cell * 2 ** (len(node.UNET_MULTIPLIERS) - 1)):
+        raise UserError(
+            f"MODEL.SIZE_DIVISIBILITY is {cfg.MODEL.SIZE_DIVISIBILITY}, but images must divide by DIFFUSION.MASK_STRIDE"
+            f" * PATCH_SIZE, at most 16 and now {cell}, and by 2 for each of UNET_MULTIPLIERS but one"
+        )
+    encoder = TokenEncoder(
+        channels[-1],
+        node.ENCODER_DIM,
+        node.ENCODER_LAYERS,
+        node.ENCODER_HEADS,
+        node.ENCODER_FFN_DIM,
+        dropout=node.ENCODER_DROPOUT,
+        drop_path=node.ENCODER_DROP_PATH,
+    )
+    fuse = FeaturePyramidMerge((*channels[:-1], node.ENCODER_DIM), STRIDES, cell, node.FUSE_DIM)
+    decoder = TransUNet(
+        in_channels=sum(bits) * (1 + node.PAST_MAPS) * node.PATCH_SIZE**2 + fuse.out_channels,
+        out_channels=diffusion.out_channels * node.PATCH_SIZE**2,
+        dim=node.UNET_DIM,
+        multipliers=node.UNET_MULTIPLIERS,
+        num_blocks=node.UNET_BLOCKS,
+        transformer_dim=node.ENCODER_DIM,
+        num_layers=node.DECODER_LAYERS,
+        num_heads=node.DECODER_HEADS,
+        time_scaling=node.TIME_SCALING,
+    )
+    return Pix2SeqDHead(
+        encoder=encoder,
+        fuse=fuse,
+        decoder=decoder,
+        diffusion=diffusion,
+        num_labels=(num_classes + 1, node.NUM_IDS),
+        past_maps=node.PAST_MAPS,
+        patch_size=node.PATCH_SIZE,
+        weight_power=node.MASK_WEIGHT_POWER,
+    )
+
+
+@META_ARCH_REGISTRY.register()
+class Pix2SeqD(Segmenter):
+    """Segment by denoising the bits of the panoptic map (Chen et al. 2023)."""
+
+    max_time = 1.0
+    options = {"steps": (1, 1000), "seed": (0, 2**31 - 1)}
+    things: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        head: Pix2SeqDHead,
+        things: list[bool],
+        id_order: str,
+        noisy_copies: int,
+        past_dropout: float,
+        time_difference: float,
+        eta: float,
+        upsampling: str,
+        min_area: int,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.backbone, self.head = backbone, head
+        self.id_order, self.noisy_copies, self.past_dropout = id_order, noisy_copies, past_dropout
+        self.time_difference, self.eta = time_difference, eta
+        self.upsampling, self.min_area = upsampling, min_area
+        self.register_buffer("things", torch.tensor(things), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Return the keywords of `__init__`."""
+        if cfg.INPUT.TARGET != "panoptic_map":
+            raise UserError(f'INPUT.TARGET is "{cfg.INPUT.TARGET}", but Pix2SeqD learns from "panoptic_map"')
+        names, things = model_classes(cfg)
+        backbone = build_backbone(cfg)
+        fold_frozen_norms(backbone)
+        shapes = backbone.output_shape()
+        strides = tuple(shapes[key].stride for key in FEATURES if key in shapes)
+        if strides != STRIDES:
+            raise UserError(f"MODEL.BACKBONE.NAME: the backbone's strides are {strides}, but {STRIDES} are needed")
+        return {
+            **segmenter_settings(cfg),
+            "backbone": backbone,
+            "head": build_head(cfg, tuple(shapes[key].channels for key in FEATURES), len(names)),
+            "things": [index in things for index in range(len(names))],
+            "id_order": cfg.MODEL.PIX2SEQD.ID_ORDER,
+            "noisy_copies": cfg.MODEL.PIX2SEQD.NOISY_COPIES,
+            "past_dropout": cfg.MODEL.PIX2SEQD.PAST_DROPOUT,
+            "time_difference": cfg.DIFFUSION.TIME_DIFFERENCE,
+            "eta": cfg.DIFFUSION.ETA,
+            "upsampling": cfg.MODEL.PIX2SEQD.UPSAMPLING,
+            "min_area": cfg.TEST.MIN_AREA,
+        }
+
+    def encode(self, images: Tensor) -> ImageMemory:
+        """Return what all steps share, of images (B, 3, H, W)."""
+        maps = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        return self.head.encode([maps[key] for key in FEATURES])
+
+    def compute_losses(self, images: Tensor, batch: Batch, generators: list[torch.Generator]) -> dict[str, Tensor]:
+        canvas, pairs = images.shape[-2:], list(zip(batch, generators, strict=True))
+        labels = torch.stack([self.to_grid(self.labels(*pair), canvas) for pair in pairs])
+        past = self.past(batch, canvas)
+        if past is not None:
+            kept = [torch.rand(past.shape[1], generator=g, device=self.device) >= self.past_dropout for g in generators]
+            past = past * torch.stack(kept)[:, :, None, None, None]
+        memory, copies = self.encode(images), self.noisy_copies
+        if copies > 1:
+            memory, labels = memory.repeat(copies), labels.repeat_interleave(copies, dim=0)
+            past = None if past is None else past.repeat_interleave(copies, dim=0)
+        # The copies of an image draw one after the other.
+        each = [generator for generator in generators for _ in range(copies)]
+        return {"loss_bits": self.head.loss(memory, labels, each, past)}
+
+    def sample(
+        self, images: Tensor, batch: Batch, generators: list[torch.Generator], request: Request
+    ) -> Iterator[tuple[float | None, list[Output]]]:
+        memory, past = self.encode(images), self.past(batch, images.shape[-2:])
+        draw_noise = self.noise(images.shape[-2:], generators)
+        for step in self.head.sample(memory, draw_noise, request.steps, self.time_difference, self.eta, past):
+            parts = zip(step.x_t, step.x0, step.output, strict=True)
+            yield step.t, [LabelMapOutput(self, request, *part) for part in parts]
+
+    @torch.no_grad()
+    def segment_video(
+        self, frames: Iterable[dict[str, Any]], request: Request | None = None, later_steps: int | None = None
+    ) -> Iterator[Tensor]:
+        """Yield classes and ids (2, h, w) int64 at the maps' size, of one frame after the other; ids persist.
+
+        Args:
+            frames: items with `image`, all of one size; one is read at a time.
+            later_steps: steps of each frame but the first, which has those of the request; None: as many.
+        """
+        request = request or self.request
+        self.check(request)
+        generators: list[torch.Generator] = []
+        canvas: list[torch.Size] = []
+
+        def memories() -> Iterator[ImageMemory]:
+            for frame in frames:
+                images = self.preprocess([frame]).tensor
+                canvas[:] = [images.shape[-2:]]
+                generators[:] = generators or [rng.generator(self.device, request.seed)]
+                yield self.encode(images)
+
+        steps = request.steps, later_steps or request.steps
+        found = self.head.sample_video(
+            memories(), lambda: self.noise(canvas[0], generators)(), steps, self.time_difference, self.eta
+        )
+        for labels in found:
+            yield labels[0]
+
+    def noise(self, canvas: torch.Size, generators: list[torch.Generator]) -> Callable[[], Tensor]:
+        """Return a function that draws noise (B, n, h, w) for images of that padded size."""
+        stride, bits = self.head.diffusion.stride, sum(self.head.diffusion.bits)
+        shape = bits, canvas[0] // stride, canvas[1] // stride
+        return lambda: torch.stack([torch.randn(shape, generator=g, device=self.device) for g in generators])
+
+    def labels(self, item: dict[str, Any], generator: torch.Generator) -> Tensor:
+        """Return classes and newly drawn ids (2, H, W) of an image's ground truth."""
+        panoptic_map = item["panoptic_map"].to(self.device, non_blocking=True)
+        classes = item["instances"].gt_classes.to(self.device, non_blocking=True)
+        ids = draw_ids(panoptic_map, len(classes), self.head.num_labels[1], self.id_order, generator)
+        return label_map(panoptic_map, classes, ids)
+
+    def past(self, batch: Batch, canvas: torch.Size) -> Tensor | None:
+        """Return the labels (B, F, 2, h, w) of the `past_maps` (F, 2, H, W) of each item, if the model takes any."""
+        if not self.head.past_maps or not any("past_maps" in item for item in batch):
+            return None
+        maps = [item["past_maps"].to(self.device, non_blocking=True) for item in batch]
+        return torch.stack([self.to_grid(x, canvas) for x in maps])
+
+    def to_grid(self, labels: Tensor, canvas: torch.Size) -> Tensor:
+        """Return labels (..., H, W), padded to the canvas, at the maps' size: those of the pixels in the middle."""
+        labels = F.pad(labels, (0, canvas[1] - labels.shape[-1], 0, canvas[0] - labels.shape[-2]))
+        stride = self.head.diffusion.stride
+        return labels[..., stride // 2 :: stride, stride // 2 :: stride]
+
+    def noisy_targets(self, batch: Batch, t: float) -> list[Tensor]:
+        """Return the bits of each image's labels, noised at time `t`."""
+        if not 0 <= t <= 1:
+            raise UserError(f"times are 0 to 1, got {t}")
+        noisy, alpha_bar = [], self.head.diffusion.alpha_bar(torch.tensor(t, device=self.device))
+        for item in batch:
+            generator = rng.generator(self.device, self.request.seed)
+            labels = self.labels(item, generator)
+            x0 = self.head.to_signal(self.to_grid(labels, labels.shape[-2:]))
+            noise = torch.randn(x0.shape, generator=generator, device=self.device)
+            noisy.append(to_unit(add_noise(x0, noise, alpha_bar), self.head.diffusion.scale))
+        return noisy
+
+
+class LabelMapOutput(Output):
+    """Hold an image's noisy signal and its predicted x_0 (n, h, w), and the prediction (out_channels, h, w)."""
+
+    def __init__(self, model: Pix2SeqD, request: Request, x_t: Tensor, x0: Tensor, output: Tensor) -> None:
+        self.model, self.request = model, request
+        self.x_t, self.x0, self.output = x_t, x0, output
+
+    @property
+    def noisy(self) -> Tensor:
+        return to_unit(self.x_t, self.model.head.diffusion.scale)
+
+    def visible(self, max_rows: int) -> Tensor:
+        """Return the least significant bits first, of classes and ids in turns: they differ most between objects."""
+        places = torch.cat([torch.arange(bits) for bits in self.model.head.diffusion.bits])
+        return places.argsort(stable=True)[:max_rows]
+
+    def result(self, view: View) -> dict[str, Any]:
+        head, tasks, size = self.model.head, self.request.tasks, view.size
+        classes, ids = (x[0] for x in head.probabilities(self.output[None], self.x0[None]))  # (values, h, w)
+        num_classes = head.num_labels[0] - 1
+        result: dict[str, Any] = {}
+        if "semantic" in tasks:
+            result["sem_seg"] = view.resize(classes[1 : num_classes + 1], self.resizing)
+        if "panoptic" not in tasks and "instance" not in tasks:
+            return result
+        found = self.labels_and_confidence(view, classes, ids).cpu()  # (3, H, W): all that follows is on the host
+        things = self.model.things.cpu()
+        voted = majority_vote(found[0].long(), found[1].long(), self.model.min_area)
+        segments = find_segments(*voted, found[2], things, self.request.object_threshold)
+        if "panoptic" in tasks:
+            result["panoptic_seg"] = segments.map, segments.info(things)
+        if "instance" in tasks:
+            chosen = [i for i, k in enumerate(segments.classes) if things[k]]
+            masks = torch.stack([segments.map == i + 1 for i in chosen]) if chosen else torch.zeros(0, *size).bool()
+            fields = {
+                "pred_masks": masks,
+                "pred_boxes": Boxes(boxes_of(masks)),
+                "scores": torch.tensor([segments.scores[i] for i in chosen]),
+                "pred_classes": torch.tensor([segments.classes[i] for i in chosen], dtype=torch.int64),
+            }
+            result["instances"] = Instances(size, **fields)
+        return result
+
+    @property
+    def resizing(self) -> str:
+        return "nearest-exact" if self.model.upsampling == "nearest" else "bilinear"
+
+    def labels_and_confidence(self, view: View, classes: Tensor, ids: Tensor) -> Tensor:
+        """Return class, id and the class's probability at the size of the result, (3, H, W) float32."""
+        if self.model.upsampling == "nearest":
+            labels = self.model.head.to_labels(self.x0[None])[0]
+            score = classes.gather(0, labels[:1])  # (1, h, w)
+            return view.resize(torch.cat([labels.float(), score]), self.resizing)
+        best = [
+            [values.max(dim=0) for _, values in resized_strips(x[:count], view)]
+            for x, count in zip((classes, ids), self.model.head.num_labels, strict=True)
+        ]
+        values = [torch.cat([strip.indices for strip in strips]).float() for strips in best]
+        return torch.stack([*values, torch.cat([strip.values for strip in best[0]])])

@@ -1,0 +1,184 @@
+"""What Pix2Seq-D promises beside what all systems do: oracle, cost, copies, past maps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import build_model
+
+from dformer.d2.modeling.meta_arch.pix2seqd import LabelMapOutput
+from dformer.postprocess.view import View
+from dformer.utils.errors import UserError
+from dformer.weights.loading import fit_weights
+from tests.d2.systems import build, pix2seqd_cfg
+from tests.d2.tiny import tiny_batch
+
+
+def model_with(**keys):
+    cfg = pix2seqd_cfg()
+    cfg.merge_from_list([x for key, value in keys.items() for x in (key.replace("__", "."), value)])
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def oracle(model, item):
+    """The output of a model that knows the ground truth."""
+    labels = model.labels(item, torch.Generator())
+    grid = model.to_grid(labels, labels.shape[1:])
+    x0, sizes = model.head.to_signal(grid), [2**bits for bits in model.head.diffusion.bits]
+    logits = [20.0 * F.one_hot(x, size).movedim(2, 0) for x, size in zip(grid, sizes, strict=True)]
+    return LabelMapOutput(model, model.request, x0, x0, torch.cat(logits)), labels
+
+
+@pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
+@pytest.mark.parametrize(("stride", "shift", "lowest"), [(1, 1, 1.0), (2, 0, 0.98), (2, 1, 0.75)])
+def test_the_truth_as_bits_and_back(upsampling, stride, shift, lowest):
+    """Exact at the maps' size; at half of it, objects 12 pixels wide lose what does not fit the grid."""
+    model = model_with(MODEL__PIX2SEQD__UPSAMPLING=upsampling, DIFFUSION__MASK_STRIDE=stride)
+    item = tiny_batch((3,))[0]
+    panoptic_map = torch.zeros(64, 64, dtype=torch.int64)
+    for number, left in enumerate((4, 16, 40), start=1):  # the first two touch
+        panoptic_map[10 + shift : 30 + shift, left + shift : left + shift + 12] = number
+    item |= {"panoptic_map": panoptic_map}
+    output, _ = oracle(model, item)
+    panoptic, segments = output.result(View((64, 64), (64, 64), (64, 64)))["panoptic_seg"]
+    assert len(segments) == 3
+    for number, category in enumerate(item["instances"].gt_classes.tolist(), start=1):
+        truth = panoptic_map == number
+        found = max((panoptic == s["id"] for s in segments), key=lambda mask: (mask & truth).sum())
+        assert (found & truth).sum() / (found | truth).sum() >= lowest
+        assert segments[panoptic[truth].mode().values - 1]["category_id"] == category
+
+
+def test_all_results_agree():
+    model = build("Pix2SeqD")
+    output, labels = oracle(model, tiny_batch((4,))[0])
+    size = tuple(labels.shape[1:])
+    result = output.result(View(size, size, (50, 70)))
+    panoptic, segments = result["panoptic_seg"]
+    things = [s for s in segments if s["isthing"]]
+    instances = result["instances"]
+    assert panoptic.shape == (50, 70) and result["sem_seg"].shape == (7, 50, 70)
+    assert instances.pred_classes.tolist() == [s["category_id"] for s in things]
+    assert [int(mask.sum()) for mask in instances.pred_masks] == [s["area"] for s in things]
+    for segment in segments:
+        assert (result["sem_seg"].argmax(0)[panoptic == segment["id"]] == segment["category_id"]).all()
+        assert segment["score"] > 0.9
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_image_is_encoded_once_whatever_the_steps(steps):
+    model = build("Pix2SeqD").eval()
+    calls = dict.fromkeys(("backbone", "head.encoder", "head.fuse", "head.decoder"), 0)
+    for name in calls:
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+    *_, last = model.steps(tiny_batch((1, 2)), replace(model.request, steps=steps))
+    assert list(calls.values()) == [1, 1, 1, steps] and len(last.results) == 2
+
+
+def test_noisy_copies_share_the_encoded_image():
+    """Each has a time and noise of its own, and the loss is the mean of what each gives alone."""
+    batch, seen = tiny_batch((2, 3)), []
+    model = model_with(MODEL__PIX2SEQD__NOISY_COPIES=3).eval()
+    torch.nn.init.normal_(model.head.decoder.conv_out.weight)
+    model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    model.head.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[:2]))
+    assert model.losses(batch)["loss_bits"].isfinite()
+    images, (noisy, alpha_bar) = seen
+    assert len(images) == 2 and len(noisy) == 6 and len(alpha_bar.unique()) == 6
+
+    memory = model.encode(images)
+    labels = torch.stack([model.to_grid(model.labels(item, torch.Generator()), images.shape[-2:]) for item in batch])
+    noise = torch.randn(6, 7, 32, 32, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(0.1, 0.9, 6)
+    together = model.head.loss_at(memory.repeat(3), labels.repeat_interleave(3, dim=0), t, noise)
+    alone = [model.head.loss_at(memory, labels, t[i::3], noise[i::3]) for i in range(3)]
+    torch.testing.assert_close(torch.stack(alone).mean(), together, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["softmax", "sigmoid", "x0", "eps"])
+def test_each_prediction_trains_and_infers(prediction):
+    model = model_with(MODEL__PIX2SEQD__PREDICTION=prediction)
+    loss = model.train()(tiny_batch((2,)))["loss_bits"]
+    loss.backward()
+    assert loss.isfinite() and any(p.grad is not None and p.grad.any() for p in model.head.decoder.parameters())
+    *_, last = model.eval().steps(tiny_batch((1,)))
+    assert set(last.results[0]) == {"panoptic_seg", "instances", "sem_seg"}
+    scores = last.results[0]["sem_seg"]
+    assert scores.shape == (7, 64, 64) and scores.min() >= 0 and scores.sum(0).max() <= 1.001
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.PIX2SEQD.CLASS_BITS", 2),  # 7 classes and none
+        ("MODEL.PIX2SEQD.ID_BITS", 3),
+        ("MODEL.PIX2SEQD.PREDICTION", "noise"),
+        ("MODEL.PIX2SEQD.ID_ORDER", "sorted"),
+        ("MODEL.PIX2SEQD.UPSAMPLING", "cubic"),
+        ("DIFFUSION.SCHEDULE", "cosinus"),
+        ("MODEL.SIZE_DIVISIBILITY", 6),
+        ("INPUT.TARGET", "masks"),
+    ],
+)
+def test_what_does_not_fit_is_named(key, value):
+    with pytest.raises(UserError, match=key):
+        model_with(**{key.replace(".", "__"): value})
+
+
+# Videos
+
+
+def video_model(**keys):
+    return model_with(MODEL__PIX2SEQD__PAST_MAPS=2, **keys).eval()
+
+
+def test_an_image_checkpoint_widens_to_a_video_one():
+    """With zeros for what is new: whatever the past maps, the model is the image model."""
+    image, video = build("Pix2SeqD").eval(), video_model()
+    torch.nn.init.normal_(image.head.decoder.conv_out.weight)
+    fit = fit_weights(video.state_dict(), {"model": image.state_dict()})
+    assert list(fit.resized) == ["head.decoder.conv_in.weight"] and not fit.missing and not fit.mismatched
+    video.load_state_dict(fit.loaded)
+    batch = tiny_batch((2,))
+    expected = image(batch)[0]["sem_seg"]
+    past = torch.randint(5, (2, 2, 64, 64), generator=torch.Generator().manual_seed(0))
+    for item in (batch[0], {**batch[0], "past_maps": past}):
+        torch.testing.assert_close(video([item])[0]["sem_seg"], expected, rtol=0, atol=1e-5)
+
+
+def test_dropped_past_maps_are_as_none():
+    batch = tiny_batch((2,))
+    past = torch.randint(5, (2, 2, 64, 64), generator=torch.Generator().manual_seed(0))
+    with_past = [{**batch[0], "past_maps": past}]
+
+    def loss(model, batch):
+        torch.nn.init.normal_(model.head.decoder.conv_out.weight, generator=torch.Generator().manual_seed(1))
+        return model.losses(batch)["loss_bits"].item()
+
+    dropped = video_model(MODEL__PIX2SEQD__PAST_DROPOUT=1.0)
+    nothing = [{**batch[0], "past_maps": torch.zeros_like(past)}]
+    assert loss(dropped, with_past) == loss(video_model(MODEL__PIX2SEQD__PAST_DROPOUT=1.0), nothing)
+    kept = loss(video_model(MODEL__PIX2SEQD__PAST_DROPOUT=0.0), with_past)
+    assert kept != loss(video_model(MODEL__PIX2SEQD__PAST_DROPOUT=0.0), nothing)
+
+
+def test_a_video_is_segmented_as_its_frames_come():
+    """All at once, one at a time, or each frame with the maps found before: bit for bit the same."""
+    model = video_model()
+    torch.nn.init.normal_(model.head.decoder.conv_out.weight, std=2.0)
+    frames = [{"image": item["image"]} for item in tiny_batch((1, 2, 3, 1))]
+    offline = list(model.segment_video(frames, later_steps=1))
+    assert len(offline) == 4 and all(x.shape == (2, 32, 32) for x in offline)
+    read = []
+
+    def camera():
+        for frame in frames:
+            read.append(frame)
+            yield frame
+
+    for number, labels in enumerate(model.segment_video(camera(), later_steps=1), start=1):
+        assert len(read) == number, "no frame is read ahead"
+        assert torch.equal(labels, offline[number - 1])
+    assert len({x.sum().item() for x in offline}) > 1
