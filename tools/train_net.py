@@ -32,10 +32,10 @@ def main() -> None:
         cfg = get_cfg()
         merge_config(cfg, args.config_file, args.opts)
         cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE, "MODEL.DEVICE" in args.opts, args.num_gpus)
-        check(cfg, args.eval_only)
+        warnings = check(cfg, args.eval_only)
     launch(
         run,
-        (cfg, args.resume, args.eval_only, args.predictions),
+        (cfg, args.resume, args.eval_only, args.predictions, warnings),
         device=cfg.MODEL.DEVICE,
         num_processes=max(args.num_gpus, 1),
         num_machines=args.num_machines,

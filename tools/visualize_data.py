@@ -6,6 +6,7 @@ python tools/visualize_data.py --config-file configs/... --draws 8 --opts INPUT.
 """
 
 import argparse
+import sys
 
 from dformer.apps.contact_sheet import contact_sheet
 from dformer.d2.config import get_cfg, merge_config
@@ -30,7 +31,8 @@ def main() -> None:
         raise UserError("--images must be 1 or more, --draws 0 or more")
     cfg = get_cfg()
     merge_config(cfg, args.config_file, args.opts)
-    check_datasets(cfg, test=False)
+    for warning in check_datasets(cfg, test=False):
+        print(f"warning: {warning}", file=sys.stderr)
     sheet = contact_sheet(cfg, args.images, args.draws, args.seed)
     try:
         sheet.save(args.output, quality=90)

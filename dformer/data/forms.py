@@ -45,7 +45,7 @@ class Source:
         pngs: coco_panoptic: folder of the PNGs of segment ids.
         instances: coco_panoptic: the same things as COCO instances json, for mask AP; None: made from the PNGs.
         classes: value in the annotation -> class name; several values may have the same name. None: from the data.
-        void: semantic: values of pixels that are not annotated.
+        void: semantic: values of pixels that are not annotated. None: 255, unless it is a class.
     """
 
     form: str
@@ -54,7 +54,12 @@ class Source:
     pngs: Path | None = None
     instances: Path | None = None
     classes: Mapping[int, str] | None = None
-    void: tuple[int, ...] = (IGNORE_LABEL,)
+    void: tuple[int, ...] | None = None
+
+    @property
+    def void_values(self) -> set[int]:
+        """Return the values that are void, declared or by default."""
+        return {IGNORE_LABEL} - (self.classes or {}).keys() if self.void is None else set(self.void)
 
 
 def _coco_instances(source: Source) -> Annotated:
@@ -129,7 +134,7 @@ def _semantic(source: Source) -> Annotated:
     names = list(dict.fromkeys(classes.values()))
     ignore_label = IGNORE_LABEL if len(names) <= IGNORE_LABEL else 65535
     label_map = {value: names.index(name) for value, name in classes.items()}
-    label_map |= {value: ignore_label for value in source.void}
+    label_map |= {value: ignore_label for value in source.void_values}
     records = [
         {"file_name": str(image), "image_id": name, "sem_seg_file_name": str(label), "label_map": label_map}
         for name, (image, label) in pairs.items()
@@ -144,8 +149,9 @@ def _semantic(source: Source) -> Annotated:
 
 
 def _classes_of_labels(source: Source, files: list[Path]) -> dict[int, str]:
-    found = set().union(*parallel_map(_values, files)) - set(source.void)
-    classes = {value: str(value) for value in range(max(found, default=0) + 1) if value not in source.void}
+    void = source.void_values
+    found = set().union(*parallel_map(_values, files)) - void
+    classes = {value: str(value) for value in range(max(found, default=0) + 1) if value not in void}
     if missing := classes.keys() - found:
         raise UserError(
             f"{source.annotations}: there are labels up to {max(classes)}, but no pixel has {min(missing)}: is "

@@ -1,7 +1,6 @@
 """Checks of the data sets that a config names, before anything heavy starts."""
 
 import fnmatch
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from dformer.data.forms import folder_of
 from dformer.data.prepare import default_root
 from dformer.utils.errors import UserError
 
-logger = logging.getLogger(__name__)
-
 MAX_SHOWN = 10  # fatal findings
 # What writes a missing file or folder, by a pattern of a part of its path.
 SCRIPTS = {
@@ -28,10 +25,13 @@ SCRIPTS = {
 }
 
 
-def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
+def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> list[str]:
     """Check names, files, contents and classes of `cfg.DATASETS.TRAIN` (if `train`) and `TEST` (if `test`).
 
-    All json files are checked, and `cfg.DATASETS.CHECK_IMAGES` images with their annotations; warnings are logged.
+    All json files are checked, and `cfg.DATASETS.CHECK_IMAGES` images with their annotations.
+
+    Returns:
+        Warnings, a line each, of what keeps no training from starting but is hardly meant.
 
     Raises:
         UserError: a declaration in `cfg.DATASETS.CUSTOM` is wrong, or a data set is not registered, is not annotated
@@ -47,11 +47,12 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
     _check_classes(cfg, [n for n in training if has_classes(n)], [n for n in testing if has_classes(n)])
     for name in (*training, *testing):
         _check_files(name, instances=name in testing and "instance" in cfg.TEST.TASKS)
-    _check_contents(cfg, training, testing)
+    warnings = _check_contents(cfg, training, testing)
     _check_classes(cfg, training, testing)
+    return warnings
 
 
-def _check_contents(cfg: CfgNode, training: Sequence[str], testing: Sequence[str]) -> None:
+def _check_contents(cfg: CfgNode, training: Sequence[str], testing: Sequence[str]) -> list[str]:
     limit, queries = cfg.DATASETS.CHECK_IMAGES, cfg.MODEL.MASK_DECODER.NUM_QUERIES
     inspections = inspect_datasets(training, testing, queries, limit, progress=False) if limit else []
     if fatal := [finding for inspection in inspections for finding in inspection.fatal]:
@@ -61,11 +62,12 @@ def _check_contents(cfg: CfgNode, training: Sequence[str], testing: Sequence[str
             f"the data cannot be trained on:{shown}{more}\nFor all faults, run: "
             f"python tools/check_dataset.py {' '.join(i.name for i in inspections)} (with the same DATASETS.CUSTOM)"
         )
-    for inspection in inspections:
-        for first, *others in inspection.groups():
-            if first.level == WARNING:
-                where = f"{inspection.name}: {first.kind} ({1 + len(others)}): {first.file}"
-                logger.warning("%s: %s; %s", where, first.what, first.remedy)
+    return [
+        f"{inspection.name}: {first.kind} ({1 + len(others)}): {first.file}: {first.what}; {first.remedy}"
+        for inspection in inspections
+        for first, *others in inspection.groups()
+        if first.level == WARNING
+    ]
 
 
 def _check_classes(cfg: CfgNode, training: Sequence[str], testing: Sequence[str]) -> None:

@@ -72,7 +72,8 @@ def inspect_datasets(
     Raises:
         UserError: a data set is not registered. What else cannot be read is a finding.
     """
-    found = [_inspect(name, queries, limit, progress, workers) for name in dict.fromkeys([*training, *testing])]
+    names = dict.fromkeys([*training, *testing])
+    found = [_inspect(name, name in training, queries, limit, progress, workers) for name in names]
     first = found[0]
     for other in found[1:]:
         if first.metadata and other.metadata and first.task == other.task:
@@ -82,7 +83,9 @@ def inspect_datasets(
     return found
 
 
-def _inspect(name: str, queries: int, limit: int | None, progress: bool, workers: int | None) -> Inspection:
+def _inspect(
+    name: str, is_trained: bool, queries: int, limit: int | None, progress: bool, workers: int | None
+) -> Inspection:
     """Inspect the json files first, then, if they have no fatal fault, the rest."""
     inspection = Inspection(name)
     contents = {}
@@ -116,7 +119,7 @@ def _inspect(name: str, queries: int, limit: int | None, progress: bool, workers
     check = partial(check_image, task=task, ignore_label=void)
     inspection.images = parallel_map(check, records, name if progress else None, workers)
     inspection.findings += [f for image in inspection.images for f in image.findings]
-    inspection.findings += check_images(inspection.images, metadata, queries)
+    inspection.findings += check_images(inspection.images, metadata, queries, inspection.total, is_trained)
     return inspection
 
 

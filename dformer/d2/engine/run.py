@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,11 @@ from dformer.utils.memory import keep_pages
 logger = logging.getLogger(__name__)
 
 
-def check(cfg: CfgNode, eval_only: bool = False) -> None:
-    """Check data sets, annotations and OUTPUT_DIR before anything heavy begins."""
+def check(cfg: CfgNode, eval_only: bool = False) -> list[str]:
+    """Check data sets, annotations and OUTPUT_DIR before anything heavy begins; return warnings for `run`."""
     if eval_only and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name at least one data set to evaluate on")
-    check_datasets(cfg, train=not eval_only)
+    warnings = check_datasets(cfg, train=not eval_only)
     check_augmentation(cfg)
     for name in cfg.DATASETS.TEST:
         build_evaluators(cfg, name, cfg.OUTPUT_DIR)  # does not write yet
@@ -49,10 +49,17 @@ def check(cfg: CfgNode, eval_only: bool = False) -> None:
         tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR).close()
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written to: {error.strerror}") from error
+    return warnings
 
 
 @workers_explained()
-def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions: str | None = None) -> None:
+def run(
+    cfg: CfgNode,
+    resume: bool = False,
+    eval_only: bool = False,
+    predictions: str | None = None,
+    warnings: Sequence[str] = (),
+) -> None:
     """Train and evaluate, or evaluate only; write logs, checkpoints, metrics and results to OUTPUT_DIR.
 
     Args:
@@ -60,6 +67,7 @@ def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions
             when torchrun has restarted this process after a failure.
         eval_only: evaluate MODEL.WEIGHTS (with `resume`, the last checkpoint).
         predictions: with `eval_only`, evaluate the predictions in this folder instead, see `evaluate_saved`.
+        warnings: of `check`, for the log.
 
     Raises:
         FloatingPointError: see `Trainer.run_step`.
@@ -68,7 +76,7 @@ def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     with locked(cfg.OUTPUT_DIR) if comm.is_main_process() and not eval_only else nullcontext():
         try:
-            _run(cfg, resume, eval_only, predictions)
+            _run(cfg, resume, eval_only, predictions, warnings)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
@@ -78,8 +86,10 @@ def run(cfg: CfgNode, resume: bool = False, eval_only: bool = False, predictions
             ) from error
 
 
-def _run(cfg: CfgNode, resume: bool, eval_only: bool, predictions: str | None) -> None:
+def _run(cfg: CfgNode, resume: bool, eval_only: bool, predictions: str | None, warnings: Sequence[str]) -> None:
     cfg = set_up(cfg, write_config=not eval_only, resume=resume)
+    for warning in warnings:
+        logger.warning(warning)
     register_custom(cfg)
     train_seconds = None
     if eval_only and predictions:

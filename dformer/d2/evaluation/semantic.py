@@ -1,5 +1,6 @@
 """Semantic segmentation of a model's `sem_seg`: mIoU and accuracies."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from dformer.d2.evaluation.evaluator import TaskEvaluator, check_complete
 from dformer.data.images import read_labels
 from dformer.metrics.semantic import Labels, boundary_counts, boundary_metrics, confusion_matrix, semantic_metrics
 from dformer.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -76,9 +79,14 @@ class SemanticEvaluator(TaskEvaluator[Labels]):
         if not comm.is_main_process():
             return {}
         confusion, counts = (np.sum(parts, axis=0) for parts in zip(*gathered, strict=True))
-        results = semantic_metrics(confusion, self.metadata.stuff_classes)
+        names = self.metadata.stuff_classes
+        annotated = [name for name, count in zip(names, confusion.sum(1), strict=True) if count]
+        if len(annotated) == 1:
+            only = f'{self.metadata.name}: all annotated pixels are "{annotated[0]}"'
+            logger.warning(f"{only}: mIoU is of one class alone, and says nothing")
+        results = semantic_metrics(confusion, names)
         if self.with_boundary:
-            results |= boundary_metrics(counts, self.metadata.stuff_classes)
+            results |= boundary_metrics(counts, names)
         return {"sem_seg": results}
 
 

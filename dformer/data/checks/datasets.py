@@ -8,17 +8,20 @@ from dformer.data.checks.findings import CheckedImage, Finding, Findings
 from dformer.data.forms import FORMS, pair_files
 from dformer.data.types import Metadata
 
+IMAGES_A_CLASS = 10  # of a sample, for the absence of a class to mean something
+FREQUENT = 0.01  # share of all pixels
 
-def check_images(images: Sequence[CheckedImage], metadata: Metadata, queries: int) -> Findings:
-    """Check all images of a data set for a model with this number of queries; yield the findings."""
-    counts = Counter(cls for image in images for cls in image.classes)
-    names = metadata.get("stuff_classes") or metadata.get("thing_classes")
-    missing = [name for k, name in enumerate(names) if not counts[k]]
-    if images and not counts:
-        yield Finding("nothing annotated", metadata.name, "no image has an object")
-    elif missing:
-        what = f"{len(missing)} of {len(names)} classes have no example: {', '.join(missing[:8])}"
-        yield Finding("class without example", metadata.name, what + (", ..." if len(missing) > 8 else ""))
+
+def check_images(
+    images: Sequence[CheckedImage], metadata: Metadata, queries: int, total: int, is_trained: bool
+) -> Findings:
+    """Check the images of a data set for a model with this number of queries; yield the findings.
+
+    Args:
+        total: number of images of the data set; there are fewer `images` where a sample is checked.
+        is_trained: it is a training set, whose classes all need examples.
+    """
+    yield from _check_classes(images, metadata, total, is_trained)
     first: dict[str, str] = {}
     for image in images:
         if len(image.classes) > queries:
@@ -37,6 +40,24 @@ def check_images(images: Sequence[CheckedImage], metadata: Metadata, queries: in
             yield Finding("image without annotation", str(file), "has no annotation of its name, and is not used")
         for file in without_image:
             yield Finding("annotation without image", str(file), "has no image of its name, and is not used")
+
+
+def _check_classes(images: Sequence[CheckedImage], metadata: Metadata, total: int, is_trained: bool) -> Findings:
+    counts = Counter(cls for image in images for cls in image.classes)
+    names = metadata.get("stuff_classes") or metadata.get("thing_classes")
+    missing = [name for k, name in enumerate(names) if not counts[k]]
+    if images and not counts:
+        yield Finding("nothing annotated", metadata.name, "no image has an object")
+    elif missing and (len(images) == total or len(images) >= IMAGES_A_CLASS * len(names)):
+        what = f"{len(missing)} of {len(names)} classes have no example in {len(images):,} images"
+        what += f": {', '.join(missing[:8])}{', ...' if len(missing) > 8 else ''}"
+        yield Finding("class without example" if is_trained else "class not tested", metadata.name, what)
+    source = metadata.declared[0] if metadata.get("declared") else None
+    if source and source.form == "semantic" and source.void is None and images:
+        share = sum(image.void for image in images) / len(images)
+        if share >= FREQUENT or (share and len(counts) < 2):
+            what = f"{100 * share:.1f} % of the pixels are 255, which is neither a class nor declared as void; they are"
+            yield Finding("undeclared void", str(source.annotations), what + " not trained on")
 
 
 def compare_classes(first: Metadata, other: Metadata) -> Findings:

@@ -30,7 +30,12 @@ KINDS = {
     # data sets
     "nothing annotated": (FATAL, "are these the annotations of these images?"),
     "more objects than queries": (WARNING, "raise MODEL.MASK_DECODER.NUM_QUERIES"),
-    "class without example": (NOTE, "annotate examples, or remove the class"),
+    "class without example": (WARNING, "annotate examples, correct the values in `classes`, or remove the class"),
+    "class not tested": (NOTE, "its metrics are not measured here"),
+    "undeclared void": (
+        WARNING,
+        "is it foreground? Name it: `classes: {0: background, 255: foreground}`. Is it void? Say so: `void: 255`",
+    ),
     "image without objects": (NOTE, "DATALOADER.FILTER_EMPTY_ANNOTATIONS True skips such images of instance sets"),
     "duplicate image": (WARNING, "keep one"),
     "other classes": (FATAL, "give both sets the same classes in the same order"),
@@ -73,10 +78,12 @@ class CheckedImage:
         size: height and width of the image; None: it cannot be read.
         digest: of the file; images with the same digest are the same.
         classes: of each object or region, without crowds.
+        void: share of the pixels of a label map that are void, 0 to 1.
     """
 
     file: str
     size: Size | None = None
     digest: str = ""
     classes: list[int] = field(default_factory=list)
+    void: float = 0.0
     findings: list[Finding] = field(default_factory=list)

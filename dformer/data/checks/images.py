@@ -60,11 +60,14 @@ def _check_panoptic(record: Record, image: CheckedImage) -> Findings:
 
 def _check_semantic(record: Record, image: CheckedImage, ignore_label: int) -> Findings:
     file, label_map = record["sem_seg_file_name"], record["label_map"]
-    for value, count in _areas(read_labels, file, image).items():
+    areas = _areas(read_labels, file, image)
+    for value, count in areas.items():
         if value not in label_map:
             what = f"{count} pixels have the value {value}, which is neither a class nor void"
             yield Finding("unknown label", file, what)
-        elif label_map[value] != ignore_label:
+        elif label_map[value] == ignore_label:
+            image.void += count / sum(areas.values())
+        else:
             image.classes.append(label_map[value])
 
 

@@ -86,6 +86,21 @@ def test_semantic_classes_come_from_the_labels_where_none_are_declared(data_dir:
     assert num_classes("mended", "semantic") == 3
 
 
+def test_a_class_named_255_is_no_void(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 1)).save(tmp_path / "a.jpg")
+    labels = np.array([[0, 0, 7, 255]], np.uint8)
+    Image.fromarray(labels).save(tmp_path / "a.png")
+    declaration = {"form": "semantic", "images": "*.jpg", "annotations": "*.png"}
+    named = {0: "background", 7: "background", 255: "foreground"}
+    (record,) = declare("named", tmp_path, **declaration, classes=named)
+    expected = [(0, (labels < 255).tobytes()), (1, (labels == 255).tobytes())]
+    assert targets("named", record, "semantic") == expected
+    (record,) = declare("void", tmp_path, **declaration, classes={0: "background", 255: "foreground"}, void=7)
+    assert targets("void", record, "semantic") == [(0, (labels == 0).tobytes()), expected[1]]
+    (record,) = declare("usual", tmp_path, **declaration, classes={0: "background", 7: "background"})
+    assert targets("usual", record, "semantic") == expected[:1]
+
+
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_coco_panoptic_is_what_detectron2_registers(data_dir: Path, task: str) -> None:
     root = data_dir / "coco_panoptic" / "coco"
