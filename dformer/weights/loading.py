@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from dformer.weights.published.convert import our_system
 from dformer.weights.published.mask2former import window_size
 
 CLASS_EMBED = re.compile(r"(.*\.)?class_embed\..*")
+QUERIES = re.compile(r"(.*\.)?query_(feat|embed)")  # (N, C), a row a query
 # What no pretrained backbone has: the norms of the maps that the decoder sees.
 NOT_PRETRAINED = re.compile(r"backbone\.norms\..*")
 PAST_MAPS = re.compile(r"head\.decoder\.conv_in\.weight")  # its last input channels are those of past maps
@@ -30,6 +32,7 @@ class Fit:
     loaded: dict[str, Tensor] = field(default_factory=dict)  # in the shapes of the model
     renamed: int = 0  # how many have another name in the file
     resized: dict[str, str] = field(default_factory=dict)  # loaded, but in another size -> from which to which
+    partial: dict[str, str] = field(default_factory=dict)  # loaded in part -> of how many rows the first, for how many
     dropped: dict[str, str] = field(default_factory=dict)  # entries of the file that no model needs -> why
     unexpected: list[str] = field(default_factory=list)  # other entries that this model has no place for
     missing: list[str] = field(default_factory=list)
@@ -45,7 +48,7 @@ def load(model: nn.Module, checkpoint: Mapping[str, Any], path: str, strict: boo
         checkpoint: as `dformer.weights.checkpoint.read_checkpoint` returns it.
         path: of the file, for messages.
         strict: raise an error if there are unexpected, missing or mismatched keys.
-        trained: the model is going to be used, not trained, so that reinitialized keys are an error, too.
+        trained: the model is going to be used, not trained, so that reinitialized and partial keys are an error, too.
 
     Raises:
         UserError: the file does not fit, and `strict`; or it has nothing in common with the model. The model is then
@@ -79,7 +82,7 @@ def fit_weights(expected: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -
         fit.origin, fit.renamed = "a pretrained backbone", len(weights)
     for name, tensor in weights.items():
         if name in expected:
-            _fit_tensor(fit, name, tensor, tuple(expected[name].shape))
+            _fit_tensor(fit, name, tensor, expected[name])
         elif not name.endswith(COUNTER):
             fit.unexpected.append(name)
     for name in expected:
@@ -92,8 +95,8 @@ def fit_weights(expected: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -
     return fit
 
 
-def _fit_tensor(fit: Fit, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    theirs = tuple(tensor.shape)
+def _fit_tensor(fit: Fit, name: str, tensor: Tensor, expected: Tensor) -> None:
+    theirs, shape = tuple(tensor.shape), tuple(expected.shape)
     if theirs == shape:
         fit.loaded[name] = tensor
     elif name.endswith(BIAS_TABLE) and theirs[1:] == shape[1:]:
@@ -102,6 +105,10 @@ def _fit_tensor(fit: Fit, name: str, tensor: Tensor, shape: tuple[int, ...]) -> 
     elif PAST_MAPS.fullmatch(name) and theirs[0] == shape[0] and theirs[1] < shape[1]:
         fit.loaded[name] = F.pad(tensor, (0, 0, 0, 0, 0, shape[1] - theirs[1]))
         fit.resized[name] = f"{theirs[1]} -> {shape[1]} channels, zeros for the past maps of a video model"
+    elif QUERIES.fullmatch(name) and theirs[1:] == shape[1:]:
+        kept = tensor[: len(expected)].to(expected)
+        fit.loaded[name] = torch.cat([kept, expected[len(kept) :]])  # further queries begin anew
+        fit.partial[name] = f"{theirs[0]} queries in the file, {shape[0]} here: the first {len(kept)} are taken"
     elif CLASS_EMBED.fullmatch(name) and theirs[1:] == shape[1:]:
         fit.reinitialized[name] = f"{theirs[0]} class logits in the file, {shape[0]} here"
     else:
@@ -111,8 +118,9 @@ def _fit_tensor(fit: Fit, name: str, tensor: Tensor, shape: tuple[int, ...]) -> 
 def check(fit: Fit, path: str, trained: bool) -> None:
     """Raise `UserError` where there are keys that `load` does not allow."""
     shapes = [f"{name} {what}" for name, what in fit.mismatched.items()]
-    reinitialized = [f"{name}: {reason}" for name, reason in fit.reinitialized.items() if trained]
-    kinds = {"mismatched": shapes, "missing": fit.missing, "unexpected": fit.unexpected, "reinitialized": reinitialized}
+    kinds = {"mismatched": shapes, "missing": fit.missing, "unexpected": fit.unexpected}
+    for kind in ("reinitialized", "partial") if trained else ():
+        kinds[kind] = [f"{name}: {reason}" for name, reason in getattr(fit, kind).items()]
     problems = [f"{len(names)} {kind} ({_some(names, SHOWN)})" for kind, names in kinds.items() if names]
     if problems:
         remedy = "" if trained else ", or set MODEL.WEIGHTS_STRICT to False to load what fits"
@@ -137,7 +145,7 @@ def table(fit: Fit) -> str:
     """Summarize a load, a line for each kind and reason."""
     renamed = f", {fit.renamed} renamed" if fit.renamed else ""
     lines = [_line("loaded", len(fit.loaded), f"of {fit.origin}{renamed}")]
-    for kind in ("resized", "dropped", "reinitialized"):
+    for kind in ("resized", "partial", "dropped", "reinitialized"):
         entries = getattr(fit, kind)
         for reason in dict.fromkeys(entries.values()):
             names = [name for name, why in entries.items() if why == reason]

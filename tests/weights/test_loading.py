@@ -41,6 +41,27 @@ def test_a_class_embed_of_another_size_begins_anew_in_training_only():
     assert torch.equal(model.backbone["stem"].weight, other.backbone["stem"].weight)
 
 
+class Queries(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        decoder = nn.ParameterDict({"query_embed": torch.randn(count, 4), "norm": torch.randn(4)})
+        self.head = nn.ModuleDict({"mask_decoder": decoder})
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(100, 20), (20, 100)])
+def test_as_many_queries_as_fit_are_taken_in_training_only(theirs, ours):
+    model, other = Queries(ours), Queries(theirs)
+    name, kept = "head.mask_decoder.query_embed", min(theirs, ours)
+    embed, given = model.get_parameter(name), other.get_parameter(name)
+    before = embed.clone()
+    with pytest.raises(UserError, match=rf"a\.pth.*1 partial .*query_embed: {theirs} .* {ours} here"):
+        load(model, checkpoint(other), "a.pth", trained=True)
+    fit = load(model, checkpoint(other), "a.pth")
+    assert f"partial           1  {theirs} queries in the file, {ours} here" in table(fit) and name in table(fit)
+    assert torch.equal(embed[:kept], given[:kept]) and torch.equal(embed[kept:], before[kept:])
+    assert torch.equal(*(each.get_parameter("head.mask_decoder.norm") for each in (model, other)))
+
+
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
