@@ -18,6 +18,7 @@ from fvcore.common.history_buffer import HistoryBuffer
 
 logger = logging.getLogger(__name__)
 
+FIRST = 3  # steps before the first line, the first that Detectron2's timer times
 WINDOW = 20  # steps over which losses and times are smoothed
 MAX_HISTORY = 1000  # values of each scalar in memory; Detectron2 keeps a million, a gigabyte in a run of some days
 # Scalars that describe the process, which a resumed run measures anew.
@@ -53,6 +54,8 @@ class Writers(HookBase):
             for writer in self.writers:
                 writer.write()
             self.last_written = self.trainer.iter
+        elif done - self.trainer.start_iter == FIRST and self.writers:
+            self.writers[0].write()  # the log line alone, to tell early how long it will take
 
     def after_train(self) -> None:
         for writer in self.writers:
