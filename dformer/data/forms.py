@@ -171,7 +171,8 @@ def _instance_ids(source: Source) -> Annotated:
     if len(names) > 1:
         raise UserError(f"{source.annotations}: instance ids have one class; declare one of {', '.join(names)}")
     annotated = parallel_map(_read_instance_ids, [ids for _, ids in pairs.values()])
-    return _records(pairs, annotated), _things(names, source)
+    records = _records(pairs, annotated)
+    return [{**r, "ids_file_name": str(pairs[r["image_id"]][1])} for r in records], _things(names, source)
 
 
 def _read_instance_ids(file: Path) -> tuple[Size, Objects]:

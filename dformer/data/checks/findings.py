@@ -26,6 +26,7 @@ KINDS = {
     "unknown segment": (WARNING, "add the segment to the json, or make it void, 0"),
     "unknown label": (FATAL, "if these pixels are not annotated, declare `void`; else name the class"),
     "mask broken": (FATAL, "encode the mask again, at the image's size"),
+    "soft edges": (WARNING, "save ids without anti-aliasing, lossless, and resize them by nearest neighbours"),
     "empty mask": (WARNING, "draw or remove it"),
     # data sets
     "nothing annotated": (FATAL, "are these the annotations of these images?"),

@@ -72,6 +72,8 @@ def _check_semantic(record: Record, image: CheckedImage, ignore_label: int) -> F
 
 
 def _check_instances(record: Record, image: CheckedImage) -> Findings:
+    if "ids_file_name" in record:
+        yield from _check_ids(record["ids_file_name"], image)
     for k, annotation in enumerate(record["annotations"]):
         name = f"object {annotation.get('id', k)}"
         if not annotation.get("segmentation"):
@@ -86,6 +88,25 @@ def _check_instances(record: Record, image: CheckedImage) -> Findings:
             yield Finding("empty mask", image.file, f"{name}: its mask has no pixel; it is not trained on")
         elif not annotation.get("iscrowd"):
             image.classes.append(annotation["category_id"])
+
+
+def _check_ids(file: str, image: CheckedImage) -> Findings:
+    """Check that most ids are not what anti-aliasing draws around an object.
+
+    Such an id has no pixel inside, with the same id on all four sides, and touches another id. Small objects apart from
+    each other touch none, and of those that touch, 3 x 3 pixels are enough for one inside.
+    """
+    ids = _read(read_labels, file, image)
+    if ids is None:
+        return
+    padded = np.pad(ids, 1, mode="edge")
+    around = [padded[1 + y : -1 + y or None, 1 + x : -1 + x or None] for y, x in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+    inside = np.logical_and.reduce([side == ids for side in around])
+    touches = np.logical_or.reduce([(side != ids) & (side != 0) for side in around]) & (ids != 0)
+    total, rims = len(np.setdiff1d(ids, 0)), len(np.setdiff1d(ids[touches], ids[inside]))
+    if rims > total / 2:
+        what = f"{rims} of {total} ids are mere rims of others, with no pixel inside: are there {total - rims} objects?"
+        yield Finding("soft edges", file, what)
 
 
 def _areas(read: Reader, file: str, image: CheckedImage) -> dict[int, int]:

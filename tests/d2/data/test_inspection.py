@@ -11,7 +11,7 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.data.datasets.builtin import register_all_coco
 from panopticapi.utils import id2rgb, rgb2id
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from dformer.d2.config import get_cfg
 from dformer.d2.data import check_datasets, register_declarations
@@ -253,6 +253,61 @@ def test_a_run_repeats_the_warnings_in_its_log(tmp_path: Path) -> None:
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "class without example" in log and "undeclared void" in log
     assert 'masks: all annotated pixels are "a"' in log, "the metrics are of one class"
+
+
+# Ids with soft edges
+
+
+def ids_of(folder: Path, drawn: Image.Image) -> Path:
+    for place in ("images", "masks"):
+        (folder / place).mkdir(parents=True)
+    drawn.convert("RGB").save(folder / "images" / "a.jpg")
+    drawn.save(folder / "masks" / "a.png")
+    return folder
+
+
+def two_discs() -> Image.Image:
+    drawn = Image.new("L", (256, 256))
+    painter = ImageDraw.Draw(drawn)
+    painter.ellipse((20, 20, 110, 110), fill=40)
+    painter.ellipse((120, 120, 240, 240), fill=90)
+    return drawn
+
+
+def small_objects(side: int, gap: int) -> Image.Image:
+    """As many squares as fit, each with its own id."""
+    ids = np.zeros((128, 128), np.uint16)
+    places = range(0, 128 - side, side + gap)
+    for k, (y, x) in enumerate(((y, x) for y in places for x in places), start=1):
+        ids[y : y + side, x : x + side] = k
+    return Image.fromarray(ids)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "warned"),
+    [
+        (two_discs().resize((128, 128), Image.Resampling.BILINEAR), True),
+        (two_discs().resize((512, 512), Image.Resampling.BICUBIC), True),
+        (two_discs().resize((128, 128), Image.Resampling.NEAREST), False),
+        (small_objects(side=1, gap=1), False),
+        (small_objects(side=2, gap=1), False),
+        (small_objects(side=3, gap=0), False),
+        (small_objects(side=8, gap=0), False),
+    ],
+    ids=["smaller", "larger", "nearest", "dots", "2 x 2, apart", "3 x 3, in touch", "8 x 8, in touch"],
+)
+def test_ids_with_soft_edges(tmp_path: Path, drawn: Image.Image, warned: bool) -> None:
+    register_declarations({"ids": {**MASKS, "form": "instance_ids"}}, ids_of(tmp_path, drawn))
+    (inspection,) = inspect_datasets(["ids"], queries=10_000, progress=False, workers=1)
+    found = [f for f in inspection.findings if f.kind == "soft edges"]
+    assert [Path(f.file).name for f in found] == (["a.png"] if warned else [])
+    assert not warned or "2 objects" in found[0].what
+
+
+def test_no_real_mask_has_soft_edges(data_dir: Path) -> None:
+    register_declarations({"ped": {**MASKS, "form": "instance_ids"}}, data_dir / "pennfudan")
+    (inspection,) = inspect_datasets(["ped"], limit=40, progress=False)
+    assert len(inspection.images) == 40 and "soft edges" not in kinds(inspection, WARNING)
 
 
 # Between two sets, and with the model
