@@ -1,7 +1,7 @@
 """Declarations of custom data sets, `{form: ..., images: ..., annotations: ...}`; see datasets/README.md."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,12 @@ from typing import Any
 import yaml
 
 from dformer.data.forms import FORMS, Source
+from dformer.data.prepare import default_root
 from dformer.utils.errors import UserError, did_you_mean
 
 COMMON_KEYS = ("form", "images", "annotations")
 PATHS = ("images", "annotations", "pngs", "instances")
+ROOT = "$DETECTRON2_DATASETS"  # at the beginning of a path: the folder of all data sets
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,33 @@ class Split:
         return set(sorted(names, key=lambda name: hashlib.sha256(f"{self.seed}/{name}".encode()).digest())[:count])
 
 
+def resolve_path(path: str | Path, folder: Path) -> Path:
+    """Return a declared path: relative to `folder`, unless it is absolute or begins with `$DETECTRON2_DATASETS`."""
+    first, *rest = Path(path).parts or (".",)
+    return Path(default_root(), *rest) if first == ROOT else folder / Path(path).expanduser()
+
+
+def with_paths(custom: Any, of_file: Callable[[str], str], of_data: Callable[[str], str]) -> Any:
+    """Return DATASETS.CUSTOM with its paths replaced: those of YAML files, and those in declarations.
+
+    What is no list of files and declarations is returned unchanged, to be refused where it is parsed.
+    """
+
+    def replaced(key: str, value: Any) -> Any:
+        is_path = isinstance(value, str) and (key in PATHS or key == "classes")
+        return of_data(value) if is_path else value
+
+    def declaration(entry: Any) -> Any:
+        return {k: replaced(k, v) for k, v in entry.items()} if isinstance(entry, Mapping) else entry
+
+    def entry(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return {name: declaration(each) for name, each in item.items()}
+        return of_file(item) if isinstance(item, str) else item
+
+    return tuple(map(entry, custom)) if isinstance(custom, list | tuple) else custom
+
+
 def parse(declaration: Any, root: Path, where: str) -> tuple[Source, Split | None]:
     """Parse a declaration; return its source, with paths below `root`, and its split.
 
@@ -53,7 +82,7 @@ def parse(declaration: Any, root: Path, where: str) -> tuple[Source, Split | Non
         raise UserError(f'{where}the form {form} has no key "{unknown[0]}"{nearest} (it has {", ".join(known)})')
     if missing := [key for key in required if key not in declaration]:
         raise UserError(f'{where}the form {form} needs the key "{missing[0]}"')
-    values: dict[str, Any] = {key: root / str(declaration[key]) for key in PATHS if key in declaration}
+    values: dict[str, Any] = {key: resolve_path(str(declaration[key]), root) for key in PATHS if key in declaration}
     if "classes" in declaration:
         values["classes"] = _parse_classes(declaration["classes"], root, where)
     if "void" in declaration:
@@ -69,7 +98,7 @@ def parse(declaration: Any, root: Path, where: str) -> tuple[Source, Split | Non
 def _parse_classes(declared: Any, root: Path, where: str) -> dict[int, str]:
     """Value -> class name, from a list, a mapping, or a file of either (.txt: a name a line; YOLO's has `names`)."""
     if isinstance(declared, str):
-        file = root / declared
+        file = resolve_path(declared, root)
         try:
             text = file.read_text()
             declared = text.split("\n") if file.suffix == ".txt" else yaml.safe_load(text)

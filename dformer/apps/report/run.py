@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from dformer.d2.config import get_cfg, merge_config
+from dformer.d2.config import get_cfg, merge_config, merge_text
 from dformer.d2.data import register_custom
 from dformer.utils.errors import UserError
 
@@ -55,7 +55,9 @@ def read_run(folder: str | Path, config_file: str | None = None, opts: list[str]
     if not config_file and not saved.is_file():
         raise UserError(f"{saved} does not exist; name the config of these predictions with --config-file")
     cfg = get_cfg()
-    merge_config(cfg, config_file or str(saved), opts or [])
+    if not config_file:
+        merge_text(cfg, saved.read_text(), f"config file {saved}")
+    merge_config(cfg, config_file, opts or [])
     register_custom(cfg)
     # The comment that the config begins with, see `dformer.d2.config.defaults.config_text`.
     first = saved.read_text().split("\n", 1)[0] if saved.is_file() else ""

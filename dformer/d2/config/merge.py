@@ -2,19 +2,61 @@
 
 import shlex
 import sys
-from functools import reduce
+from functools import partial, reduce
 from operator import getitem
+from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode as CN
 
 from dformer.d2.config.defaults import RANGES
+from dformer.data.declarations import ROOT, resolve_path, with_paths
+from dformer.data.forms import folder_of
+from dformer.data.prepare import default_root
 from dformer.utils.errors import UserError, did_you_mean
+
+
+class _Reader(CN):
+    """Read config files with the paths of DATASETS.CUSTOM relative to the file that has them, as `_BASE_` is."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        content: dict[str, Any] = super().load_yaml_with_base(filename, allow_unsafe)
+        datasets = (content or {}).get("DATASETS")
+        if isinstance(datasets, dict) and "CUSTOM" in datasets:
+            change = partial(_beside, filename)
+            datasets["CUSTOM"] = with_paths(datasets["CUSTOM"], change, change)  # those of a base are absolute by now
+        return content
+
+
+def _beside(config_file: str, path: str) -> str:
+    """Return the absolute path of one in a config file."""
+    found, other = _absolute(path, Path(config_file).parent), Path(default_root(), path)
+    if not path.startswith(ROOT) and not folder_of(Path(found)).exists() and folder_of(other).exists():
+        raise UserError(
+            f"DATASETS.CUSTOM: there is no {found}; paths are relative to the config that they are in. For {other}, "
+            f"write {ROOT}/{path}"
+        )
+    return found
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return path if path.startswith(ROOT) else str(resolve_path(path, folder.resolve()))
+
+
+def _typed(path: str) -> str:
+    """Return a path in a declaration on the command line, where it is relative to the folder of all data sets."""
+    path = str(Path(path).expanduser())
+    return path if path.startswith(("/", ROOT)) else f"{ROOT}/{path}"
 
 
 def merge_config(cfg: CN, config_file: str | None, opts: list[str]) -> None:
     """Merge a YAML file (or none) and `KEY VALUE` overrides into `cfg`.
+
+    Paths in DATASETS.CUSTOM are made independent of the file and of the working directory: in a config file they are
+    relative to it; among the overrides, those of YAML files are relative to the working directory, and those in a
+    declaration to `$DETECTRON2_DATASETS`.
 
     Raises:
         UserError: the file is missing or not YAML, a key does not exist (the nearest one is named), or a value is of
@@ -23,6 +65,8 @@ def merge_config(cfg: CN, config_file: str | None, opts: list[str]) -> None:
     if config_file:
         try:
             cfg.merge_from_file(config_file, allow_unsafe=False)
+            datasets = _Reader.load_yaml_with_base(config_file).get("DATASETS") or {}
+            cfg.DATASETS.CUSTOM = datasets.get("CUSTOM", cfg.DATASETS.CUSTOM)
         except FileNotFoundError as error:
             raise UserError(f"config file {error.filename} does not exist") from error
         except Exception as error:
@@ -36,6 +80,8 @@ def merge_config(cfg: CN, config_file: str | None, opts: list[str]) -> None:
         cfg.merge_from_list(opts)
     except Exception as error:
         raise UserError(_explain(cfg, error)) from error
+    if "DATASETS.CUSTOM" in opts:
+        cfg.DATASETS.CUSTOM = with_paths(cfg.DATASETS.CUSTOM, partial(_absolute, folder=Path()), _typed)
     _check_values(cfg)
 
 

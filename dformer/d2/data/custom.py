@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dformer.d2.config import read_yaml
-from dformer.data.declarations import Split, parse
+from dformer.data.declarations import Split, parse, resolve_path
 from dformer.data.forms import FORMS, Annotated
 from dformer.data.prepare import default_root
 from dformer.utils.errors import UserError
@@ -41,11 +41,12 @@ def find_datasets(words: Sequence[str]) -> list[str]:
 
 def register_file(file: str | Path) -> list[str]:
     """Register the declarations of a YAML file, with paths relative to its folder; return the names."""
+    file = resolve_path(file, Path())
     try:
-        text = Path(file).read_text()
+        text = file.read_text()
     except (OSError, ValueError) as error:
         raise UserError(f"data set file {file} cannot be read: {error}") from error
-    return register_declarations(read_yaml(text, f"data set file {file}"), Path(file).resolve().parent, f"{file}: ")
+    return register_declarations(read_yaml(text, f"data set file {file}"), file.resolve().parent, f"{file}: ")
 
 
 def register_declarations(declarations: Any, root: Path | None = None, where: str = "DATASETS.CUSTOM: ") -> list[str]:

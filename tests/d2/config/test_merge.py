@@ -1,6 +1,8 @@
 """Merging of files and overrides into a cfg, and what is refused."""
 
 import pytest
+import yaml
+from detectron2.config import CfgNode
 
 from dformer.d2.config import get_cfg, merge_config, merge_text
 from dformer.utils.errors import UserError
@@ -64,3 +66,56 @@ def test_configs_cannot_run_code(tmp_path):
     with pytest.raises(UserError, match="model.pth"):
         merge_text(get_cfg(), text, "the config in model.pth")
     assert not (tmp_path / "ran").exists()
+
+
+DECLARED = {"form": "yolo_segment", "images": "images", "annotations": "/labels", "classes": "names.txt"}
+
+
+def declared(cfg: CfgNode) -> list:
+    """Paths of the only declaration."""
+    ((declaration,),) = (entry.values() for entry in cfg.DATASETS.CUSTOM)
+    return [declaration[key] for key in ("images", "annotations", "classes")]
+
+
+def test_paths_of_data_are_relative_to_the_config_that_has_them(tmp_path, monkeypatch):
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    custom = {"DATASETS": {"CUSTOM": [{"mine": DECLARED}]}}
+    (tmp_path / "a" / "base.yaml").write_text(yaml.safe_dump(custom))
+    (folder / "config.yaml").write_text("_BASE_: ../base.yaml\nSEED: 1\n")
+    (folder / "files.yaml").write_text("DATASETS: {CUSTOM: [sets.yaml, $DETECTRON2_DATASETS/sets.yaml]}\n")
+    monkeypatch.chdir(tmp_path)
+    cfg = get_cfg()
+    merge_config(cfg, "a/b/config.yaml", [])
+    assert declared(cfg) == [str(tmp_path / "a" / "images"), "/labels", str(tmp_path / "a" / "names.txt")]
+    monkeypatch.chdir("/")
+    again = get_cfg()
+    merge_text(again, cfg.dump(), "checkpoint")
+    assert declared(again) == declared(cfg)
+    merge_config(cfg, str(folder / "files.yaml"), [])
+    assert list(cfg.DATASETS.CUSTOM) == [str(folder / "sets.yaml"), "$DETECTRON2_DATASETS/sets.yaml"]
+
+
+def test_overrides_are_relative_to_where_they_are_typed_and_stay_so(tmp_path, monkeypatch):
+    """Declarations to the folder of all data sets, files to the working directory, also where they are stored."""
+    monkeypatch.chdir(tmp_path)
+    cfg = get_cfg()
+    merge_config(cfg, None, ["DATASETS.CUSTOM", str([{"mine": DECLARED}])])
+    expected = ["$DETECTRON2_DATASETS/images", "/labels", "$DETECTRON2_DATASETS/names.txt"]
+    assert declared(cfg) == expected
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "config.yaml").write_text(cfg.dump())
+    again = get_cfg()
+    merge_config(again, "output/config.yaml", [])
+    assert declared(again) == expected
+    merge_config(cfg, None, ["DATASETS.CUSTOM", "['sets.yaml']"])
+    assert list(cfg.DATASETS.CUSTOM) == [str(tmp_path / "sets.yaml")]
+
+
+def test_a_path_that_is_meant_for_the_folder_of_all_data_is_named(tmp_path, monkeypatch):
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    custom = {"DATASETS": {"CUSTOM": [{"mine": {**DECLARED, "images": "images/*.jpg"}}]}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(custom))
+    with pytest.raises(UserError, match=r"config\.yaml.*DATASETS\.CUSTOM.*\$DETECTRON2_DATASETS/images/\*\.jpg"):
+        merge_config(get_cfg(), str(tmp_path / "config.yaml"), [])

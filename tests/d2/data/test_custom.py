@@ -248,6 +248,19 @@ def test_paths_are_relative_to_the_file_or_to_the_folder_of_all_data(
     assert len(DatasetCatalog.get("filed")) == len(DatasetCatalog.get("inline")) == 120
 
 
+def test_the_folder_of_all_data_is_written_out_in_files(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data_dir))
+    monkeypatch.chdir(tmp_path)
+    folders = {key: f"$DETECTRON2_DATASETS/pennfudan/{folder}" for key, folder in FOLDERS.items()}
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"ped": {"form": "instance_ids", **folders}}))
+    cfg = get_cfg()
+    merge_config(cfg, None, ["DATASETS.CUSTOM", "['sets.yaml']"])
+    assert register_custom(cfg) == ["ped"] and len(DatasetCatalog.get("ped")) == 120
+
+
+FOLDERS = {"images": "images", "annotations": "masks"}
 FORM = {"form": "semantic", "images": "val", "annotations": "valannot"}
 
 
