@@ -29,9 +29,16 @@ def load(weights: str, config_file: str | None = None, opts: Sequence[str] = ())
         opts: config overrides, "KEY", "VALUE", ...
 
     Raises:
-        UserError: the checkpoint or the config cannot be used.
+        UserError: the checkpoint or the config cannot be used, or Detectron2 is not installed.
     """
-    from dformer.d2.checkpoint.zoo import inference_config
-    from dformer.d2.engine.predictor import Predictor
+    from dformer.utils.errors import NO_DETECTRON2, UserError
+
+    try:
+        from dformer.d2.checkpoint.zoo import inference_config
+        from dformer.d2.engine.predictor import Predictor
+    except ModuleNotFoundError as error:
+        if error.name != "detectron2":
+            raise
+        raise UserError(NO_DETECTRON2) from error
 
     return Predictor(inference_config(weights, config_file, list(opts)))

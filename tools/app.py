@@ -6,9 +6,8 @@ python tools/app.py --weights output/quickstart/model_final.pth other.pth --exam
 """
 
 import argparse
+import sys
 
-from dformer.apps.demo.inputs import find_inputs, is_video
-from dformer.d2.checkpoint.checkpointer import ASSETS
 from dformer.utils.errors import UserError, exit_on_user_error
 
 
@@ -27,11 +26,16 @@ def main() -> None:
     parser.add_argument("--share", action="store_true", help="let anybody in, through a tunnel of Gradio's")
     parser.add_argument("--seconds", type=float, default=60, help="for which one request may compute (%(default)s)")
     args = parser.parse_args()
+    from dformer.apps.demo.inputs import find_inputs, is_video
+    from dformer.d2.checkpoint.checkpointer import ASSETS
+
     try:
         from dformer.apps.page import serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; `make app`, or pip install 'dformer[app]'") from error
-    found, _ = find_inputs(args.examples or [str(ASSETS / "examples")])
+    found, problems = find_inputs(args.examples or [str(ASSETS / "examples")])
+    for problem in problems:
+        print(f"skipped: {problem}", file=sys.stderr)
     serve(
         args.weights,
         [str(file) for file in found if not is_video(file)],

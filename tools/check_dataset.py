@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from dformer.apps.data_report import text_report, write_html
+from dformer.apps.style import add_style_arguments, style_of
 from dformer.d2.config import get_cfg, merge_config
 from dformer.d2.data import find_datasets, register_custom
 from dformer.d2.data.inspection import inspect_datasets
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--html", metavar="FILE", default="check_dataset.html", help="page to write (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write all findings to this file, too")
     parser.add_argument("--workers", type=int, metavar="N", help="processes; by default as many as cores")
+    add_style_arguments(parser)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides")
     args = parser.parse_args()
     cfg = get_cfg()
@@ -46,7 +48,7 @@ def main() -> None:
     queries = cfg.MODEL.MASK_DECODER.NUM_QUERIES
     inspections = inspect_datasets(training, testing, queries, workers=args.workers)
     print(text_report(inspections))
-    write_html(inspections, args.html, args.workers)
+    write_html(inspections, args.html, args.workers, style_of(args))
     print(f"with pictures: {args.html}")
     if args.json:
         found = {

@@ -2,6 +2,7 @@
 """Segment images and videos: a picture or video of each result, and segments.json with all segments.
 
 python tools/demo.py --weights model.pth --input a.jpg 'dir/*.png' dir --output out
+python tools/demo.py --weights model.pth --input dir --recursive --no-labels --color-by instance --output out
 python tools/demo.py --weights model.pth --input video.mp4 --every 2 --output out
 python tools/demo.py --weights model.pth --camera 0 --output out         # until Ctrl-C
 python tools/demo.py --weights model.pth --compare other.pth --input a.jpg --output out
@@ -10,8 +11,7 @@ python tools/demo.py --weights model.pth --compare other.pth --input a.jpg --out
 import argparse
 import sys
 
-from dformer.apps.demo import Settings, segment_files
-from dformer.d2.checkpoint.zoo import inference_config
+from dformer.apps.style import add_style_arguments, style_of
 from dformer.postprocess import TASKS
 from dformer.utils.errors import UserError, exit_on_user_error
 
@@ -34,13 +34,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, metavar="K", help="sampling steps (DIFFUSION.SAMPLING_STEPS)")
     parser.add_argument("--seed", type=int, metavar="S", help="seed of the noise (DIFFUSION.SEED)")
     parser.add_argument("--threshold", type=float, metavar="P", help="least score of a segment that is shown, 0 to 1")
-    parser.add_argument(
-        "--alpha", type=float, default=Settings.alpha, metavar="A", help="opacity of the colours, 0 to 1 (%(default)s)"
-    )
+    add_style_arguments(parser)
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video, each Nth frame (%(default)s)")
     parser.add_argument(
-        "--batch", type=int, default=Settings.batch, metavar="N", help="frames of a video at once (%(default)s)"
+        "--batch", type=int, default=4, metavar="N", help="images, or frames of a video, at once (%(default)s)"
     )
+    parser.add_argument("--recursive", action="store_true", help="also search the folders in a folder")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides")
     return parser.parse_args()
 
@@ -48,11 +47,15 @@ def parse_arguments() -> argparse.Namespace:
 @exit_on_user_error
 def main() -> None:
     args = parse_arguments()
+    from dformer.apps.demo import Settings, segment_files
+    from dformer.d2.checkpoint.zoo import inference_config
+
     if not args.input and args.camera is None:
         raise UserError("name images or videos with --input, or a camera with --camera")
     cfg = inference_config(args.weights, args.config_file, args.opts, args.steps, args.seed)
     compare = args.compare and inference_config(args.compare, None, args.opts, args.steps, args.seed)
-    settings = Settings(args.task, args.threshold, args.alpha, args.every, args.batch, args.coco)
+    style = style_of(args)
+    settings = Settings(args.task, args.threshold, style, args.every, args.batch, args.recursive, args.coco)
     try:
         problems = segment_files(cfg, args.input, args.output, settings, compare, args.camera)
     except KeyboardInterrupt:

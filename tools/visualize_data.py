@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from dformer.apps.contact_sheet import contact_sheet
+from dformer.apps.style import add_style_arguments, style_of
 from dformer.d2.config import get_cfg, merge_config
 from dformer.d2.data import check_datasets
 from dformer.utils.errors import UserError, exit_on_user_error
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=6, metavar="N", help="number of images (%(default)s)")
     parser.add_argument("--draws", type=int, default=4, metavar="N", help="augmentations of each (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the augmentations (%(default)s)")
+    add_style_arguments(parser)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides")
     args = parser.parse_args()
     if args.images < 1 or args.draws < 0:
@@ -33,7 +35,7 @@ def main() -> None:
     merge_config(cfg, args.config_file, args.opts)
     for warning in check_datasets(cfg, test=False):
         print(f"warning: {warning}", file=sys.stderr)
-    sheet = contact_sheet(cfg, args.images, args.draws, args.seed)
+    sheet = contact_sheet(cfg, args.images, args.draws, args.seed, style=style_of(args))
     try:
         sheet.save(args.output, quality=90)
     except (OSError, ValueError) as error:

@@ -9,12 +9,14 @@ from dformer.d2.data.datasets import get_records
 from dformer.d2.data.mappers import TestMapper, TrainMapper
 from dformer.d2.data.pictures import draw_record, draw_targets
 from dformer.utils import rng
-from dformer.visualize import UInt8
+from dformer.visualize import DEFAULT_STYLE, Style, UInt8
 
 MARGIN, TITLE = 4, 22  # pixels around a picture, and above a column
 
 
-def contact_sheet(cfg: CfgNode, rows: int = 6, draws: int = 4, seed: int = 0, cell: int = 360) -> Image.Image:
+def contact_sheet(
+    cfg: CfgNode, rows: int = 6, draws: int = 4, seed: int = 0, cell: int = 360, style: Style = DEFAULT_STYLE
+) -> Image.Image:
     """Draw images as annotated, as tested, and in `draws` random augmentations, with targets on top; a row each.
 
     Args:
@@ -23,6 +25,7 @@ def contact_sheet(cfg: CfgNode, rows: int = 6, draws: int = 4, seed: int = 0, ce
         draws: augmentations of each.
         seed: of the augmentations.
         cell: side of the square that each picture is fitted into, in pixels.
+        style: of the pictures.
 
     Raises:
         UserError: data set, annotations or augmentations cannot be used.
@@ -42,10 +45,11 @@ def contact_sheet(cfg: CfgNode, rows: int = 6, draws: int = 4, seed: int = 0, ce
     with rng.seeded("contact sheet", seed):
         for row, index in enumerate(chosen):
             record = records[index]
-            pictures = [draw_record(record, name, task), _rgb(test(record)["image"], cfg.INPUT.FORMAT)]
+            pictures = [draw_record(record, name, task, style=style), _rgb(test(record)["image"], cfg.INPUT.FORMAT)]
             for item in (train(record) for _ in range(draws)):
                 classes, masks = item["instances"].gt_classes.tolist(), item["instances"].gt_masks.numpy()
-                pictures.append(draw_targets(_rgb(item["image"], cfg.INPUT.FORMAT), classes, masks, name, task))
+                image = _rgb(item["image"], cfg.INPUT.FORMAT)
+                pictures.append(draw_targets(image, classes, masks, name, task, style))
             for column, picture in enumerate(pictures):
                 fitted = ImageOps.contain(Image.fromarray(picture), (cell - 2 * MARGIN, cell - 2 * MARGIN))
                 sheet.paste(fitted, (column * cell + MARGIN, TITLE + row * cell + MARGIN))

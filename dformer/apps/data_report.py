@@ -16,6 +16,7 @@ from dformer.data.checks.findings import WARNING, Finding
 from dformer.data.types import Record
 from dformer.utils.errors import UserError
 from dformer.utils.processes import parallel_map
+from dformer.visualize import DEFAULT_STYLE, Style
 from dformer.visualize.html import chart, figure, jpeg, table, write_page
 
 MAX_IN_TERMINAL, MAX_IN_PAGE = 3, 50  # findings of a kind
@@ -50,7 +51,9 @@ def text_report(inspections: Sequence[Inspection]) -> str:
     return "\n".join([*lines, "", _verdict(inspections)])
 
 
-def write_html(inspections: Sequence[Inspection], file: str | Path, workers: int | None = None) -> None:
+def write_html(
+    inspections: Sequence[Inspection], file: str | Path, workers: int | None = None, style: Style = DEFAULT_STYLE
+) -> None:
     """Write the report as one page, whole or not at all; it refers to no other file.
 
     At most `SAMPLES` pictures of a data set are shown, `PICTURES_OF_A_KIND` and `MAX_IN_PAGE` findings of a kind.
@@ -58,7 +61,7 @@ def write_html(inspections: Sequence[Inspection], file: str | Path, workers: int
     Raises:
         UserError: the file cannot be written.
     """
-    body = "".join(_section(inspection, workers) for inspection in inspections)
+    body = "".join(_section(inspection, workers, style) for inspection in inspections)
     state = "bad" if any(inspection.fatal for inspection in inspections) else "good"
     title = ", ".join(inspection.name for inspection in inspections)
     write_page(file, title, f'<p class="verdict {state}">{escape(_verdict(inspections))}</p>{body}')
@@ -77,10 +80,10 @@ def _summary(inspection: Inspection) -> str:
     return f"annotated for {inspection.task or 'nothing'}; {checked}"
 
 
-def _section(inspection: Inspection, workers: int | None) -> str:
+def _section(inspection: Inspection, workers: int | None, style: Style) -> str:
     images = inspection.images
     records = {r["file_name"]: r for r in (get_records(inspection.name) if images else [])}
-    draw = partial(_pictures, inspection, records, workers)
+    draw = partial(_pictures, inspection, records, workers, style)
     chosen = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).round().astype(int)
     return (
         f"<section><h2>{escape(inspection.name)}</h2><p>{escape(_summary(inspection))}</p>"
@@ -103,16 +106,19 @@ def _findings(findings: Sequence[Finding], draw: partial[str]) -> str:
     )
 
 
-def _pictures(inspection: Inspection, records: Mapping[str, Record], workers: int | None, files: Sequence[str]) -> str:
+def _pictures(
+    inspection: Inspection, records: Mapping[str, Record], workers: int | None, style: Style, files: Sequence[str]
+) -> str:
     known = [records[file] for file in dict.fromkeys(files) if file in records]
-    drawn = parallel_map(partial(_encode, name=inspection.name, task=inspection.task), known, workers=workers)
+    encode = partial(_encode, name=inspection.name, task=inspection.task, style=style)
+    drawn = parallel_map(encode, known, workers=workers)
     shown = zip(known, drawn, strict=True)
     return f"<div class=pictures>{''.join(figure(d, Path(r['file_name']).name) for r, d in shown if d)}</div>"
 
 
-def _encode(record: Record, name: str, task: str) -> str:
+def _encode(record: Record, name: str, task: str, style: Style) -> str:
     """A picture of the record in base64; empty where it cannot be drawn."""
     try:
-        return jpeg(draw_record(record, name, task))
+        return jpeg(draw_record(record, name, task, style=style))
     except (UserError, ValueError):  # the findings report its faults
         return ""

@@ -17,7 +17,17 @@ from dformer.d2.engine.predictor import Predictor
 from dformer.d2.modeling.meta_arch import Request
 from dformer.data.images import read_image, read_size
 from dformer.utils.errors import UserError
-from dformer.visualize import ALPHA, Color, Segment, UInt8, class_color, draw_segments, fit_size, result_segments
+from dformer.visualize import (
+    DEFAULT_STYLE,
+    Color,
+    Segment,
+    Style,
+    UInt8,
+    class_color,
+    draw_segments,
+    fit_size,
+    result_segments,
+)
 
 MAX_MEGAPIXELS = 24  # of an image that is read
 MAX_STEPS = 20
@@ -78,7 +88,9 @@ def open_image(file: str | Path) -> UInt8:
         raise UserError(str(error).replace(str(file), name)) from error  # without its folder on the server
 
 
-def segment(predictor: Predictor, image: UInt8, request: Request, seconds: float, alpha: float = ALPHA) -> Answer:
+def segment(
+    predictor: Predictor, image: UInt8, request: Request, seconds: float, alpha: float = DEFAULT_STYLE.alpha
+) -> Answer:
     """Segment an image (H, W, 3) for one task, and return what was found after each step.
 
     Instances of a score below the request's `object_threshold` are left out, too. After so many seconds the request is
@@ -97,7 +109,8 @@ def segment(predictor: Predictor, image: UInt8, request: Request, seconds: float
         start = time.monotonic()
         for step in predictor.steps([small], request=request):
             segments = result_segments(step.results[0], task, request.object_threshold)
-            stages.append(Stage(step.t, segments, draw_segments(small, segments, predictor.class_names, alpha)))
+            picture = draw_segments(small, segments, predictor.class_names, Style(alpha))
+            stages.append(Stage(step.t, segments, picture))
             if time.monotonic() - start > seconds and len(stages) < request.steps:
                 raise UserError(
                     f"given up after {seconds:g} seconds, with {len(stages)} of {request.steps} sampling steps done; "

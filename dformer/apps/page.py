@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dformer.apps.interactive import MAX_MEGAPIXELS, MAX_STEPS, Entry, as_json, legend, load_model, open_image, segment
 from dformer.d2.modeling.meta_arch import Request
 from dformer.utils.errors import UserError
-from dformer.visualize import ALPHA
+from dformer.visualize import DEFAULT_STYLE
 from dformer.visualize.files import save_picture
 
 MAX_UPLOAD = "32mb"
@@ -90,7 +90,7 @@ def build(weights: Sequence[str], examples: Sequence[str], folder: Path, seconds
                     numbers = [gr.Slider(**first["steps"]), gr.Slider(**first["proposals"]), gr.Number(**first["seed"])]
                 with gr.Accordion("Thresholds and drawing", open=False):
                     thresholds = [gr.Slider(**first["object_threshold"]), gr.Slider(**first["overlap_threshold"])]
-                    alpha = gr.Slider(0, 1, ALPHA, step=0.05, label="Opacity")
+                    alpha = gr.Slider(0, 1, DEFAULT_STYLE.alpha, step=0.05, label="Opacity")
                 button = gr.Button("Segment", variant="primary", elem_id="segment")
             with gr.Column(scale=3):
                 picture = gr.Image(label="Result", interactive=False, buttons=["fullscreen"], elem_id="picture")

@@ -12,6 +12,7 @@ R = TypeVar("R")
 
 USER_ERROR = 2  # exit code
 INTERRUPTED = 130  # exit code of shells for SIGINT
+NO_DETECTRON2 = "Detectron2 is not installed: run `python tools/install_detectron2.py`, which needs no compiler"
 
 
 class UserError(ValueError):
@@ -25,7 +26,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a tool's `main` to print a `UserError` as one paragraph, with exit code 2, and ^C as one line."""
+    """Decorate a tool's `main` to print a `UserError` as one paragraph, with exit code 2, and ^C as one line.
+
+    Detectron2 is not a requirement that pip installs: where it is missing, the error says how to get it.
+    """
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -33,6 +37,11 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
             return main(*args, **kwargs)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(USER_ERROR)
+        except ModuleNotFoundError as error:
+            if error.name != "detectron2":
+                raise
+            print(f"error: {NO_DETECTRON2}", file=sys.stderr)
             sys.exit(USER_ERROR)
         except KeyboardInterrupt:
             if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes of a group receive it

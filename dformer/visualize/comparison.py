@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from dformer.visualize.arrays import Bools, Color, Ints, UInt8, tight_box
-from dformer.visualize.overlay import ALPHA, Region, draw_regions, draw_segments
+from dformer.visualize.overlay import DEFAULT_STYLE, Region, Style, draw_regions, draw_segments
 from dformer.visualize.panels import draw_panels
 from dformer.visualize.segments import Segment, semantic_segments
 
 # Colours that the colour-blind can distinguish (Okabe and Ito, "Color universal design", 2008), and slopes of stripes.
-STYLE: dict[str, tuple[Color, int]] = {
+ERRORS: dict[str, tuple[Color, int]] = {
     "missed": ((213, 94, 0), 1),
     "false": ((0, 114, 178), -1),
     "wrong class": ((240, 228, 66), 0),
@@ -42,34 +42,41 @@ def draw_comparison(
     prediction: Iterable[Segment],
     class_names: Sequence[str],
     void: Bools | None = None,
+    style: Style = DEFAULT_STYLE,
 ) -> UInt8:
     """Draw ground truth, prediction and errors side by side, for panoptic results and instances.
 
     For the arguments, see `draw_segments` and `match_segments`.
     """
     truth, prediction = list(truth), list(prediction)
-    pictures = [draw_segments(image, segments, class_names) for segments in (truth, prediction)]
+    pictures = [draw_segments(image, segments, class_names, style) for segments in (truth, prediction)]
     matches = match_segments(truth, prediction, void)
-    pictures.append(draw_errors(image, matches, class_names))
+    pictures.append(draw_errors(image, matches, class_names, style))
     counts = Counter(match.error for match in matches)
-    summary = ", ".join(f"{counts[error]} {error}" for error in STYLE if counts[error]) or "none"
+    summary = ", ".join(f"{counts[error]} {error}" for error in ERRORS if counts[error]) or "none"
     return draw_panels(pictures, ["ground truth", "prediction", f"errors: {summary}"])
 
 
-def draw_semantic_comparison(image: UInt8, truth: Ints, prediction: Ints, class_names: Sequence[str]) -> UInt8:
+def draw_semantic_comparison(
+    image: UInt8, truth: Ints, prediction: Ints, class_names: Sequence[str], style: Style = DEFAULT_STYLE
+) -> UInt8:
     """Draw ground truth, prediction and errors side by side, for label maps (H, W)."""
     num_classes = len(class_names)
     segments = (semantic_segments(labels, num_classes) for labels in (truth, prediction))
-    pictures = [draw_segments(image, found, class_names) for found in segments]
+    pictures = [draw_segments(image, found, class_names, style) for found in segments]
     known = (truth >= 0) & (truth < num_classes)
     share = 100 * (known & (truth != prediction)).sum() / max(1, known.sum())
     errors = find_label_errors(truth, prediction, num_classes)
-    pictures.append(draw_errors(image, errors, class_names, min_labelled=0.01))  # no labels along outlines
+    pictures.append(draw_errors(image, errors, class_names, style, min_labelled=0.01))  # no labels along outlines
     return draw_panels(pictures, ["ground truth", "prediction", f"errors: {share:.1f} % of the pixels"])
 
 
 def draw_errors(
-    image: UInt8, matches: Iterable[Match], class_names: Sequence[str], alpha: float = ALPHA, min_labelled: float = 0.0
+    image: UInt8,
+    matches: Iterable[Match],
+    class_names: Sequence[str],
+    style: Style = DEFAULT_STYLE,
+    min_labelled: float = 0.0,
 ) -> UInt8:
     """Draw errors on the image in grey: missed (red, rising stripes), false (blue, falling), wrong class (yellow).
 
@@ -77,7 +84,7 @@ def draw_errors(
     """
     grey = image if image.ndim == 2 else image.mean(axis=2)
     regions = (_region(match, class_names, min_labelled) for match in matches if match.error)
-    return draw_regions((0.6 * grey + 50).astype(np.uint8), regions, alpha)
+    return draw_regions((0.6 * grey + 50).astype(np.uint8), regions, style)
 
 
 def match_segments(truth: Sequence[Segment], prediction: Sequence[Segment], void: Bools | None = None) -> list[Match]:
@@ -142,6 +149,6 @@ def _region(match: Match, class_names: Sequence[str], min_labelled: float) -> Re
     found = [segment for segment in (match.truth, match.predicted) if segment is not None]
     names = [class_names[segment.category_id] for segment in found]
     text = f"{names[0]} as {names[1]}" if len(names) == 2 else f"{match.error}: {names[0]}"
-    color, slope = STYLE[match.error]
+    color, slope = ERRORS[match.error]
     mask = found[0].mask
     return Region(mask, text if mask.mean() >= min_labelled else "", color, slope=slope)

@@ -3,18 +3,38 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from dformer.utils.errors import UserError
 from dformer.visualize.arrays import Bools, Color, UInt8, tight_box
 from dformer.visualize.color import class_color, lighten
 from dformer.visualize.labels import Patch, draw_labels
 from dformer.visualize.segments import Segment
 
-ALPHA = 0.55  # default opacity of a segment's colour
+COLOR_BY = ("class", "instance")
+
+
+@dataclass(frozen=True)
+class Style:
+    """Hold how segments are drawn; a wrong value is a UserError."""
+
+    alpha: float = 0.55  # opacity of the colours, 0 to 1
+    labels: bool = True  # write class and score on each segment
+    color_by: str = "class"  # or "instance": each thing has a hue of its own; stuff keeps that of its class
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"alpha must be in 0..1, got {self.alpha:g}")
+        if self.color_by not in COLOR_BY:
+            raise UserError(f'color_by must be one of {", ".join(COLOR_BY)}, got "{self.color_by}"')
+
+
+DEFAULT_STYLE = Style()  # the default
 
 
 class Region(NamedTuple):
@@ -27,42 +47,48 @@ class Region(NamedTuple):
     slope: int = 0  # 0 fills the region; 1 and -1 draw stripes that rise or fall to the right
 
 
-def draw_segments(image: UInt8, segments: Iterable[Segment], class_names: Sequence[str], alpha: float = ALPHA) -> UInt8:
+def draw_segments(
+    image: UInt8, segments: Iterable[Segment], class_names: Sequence[str], style: Style = DEFAULT_STYLE
+) -> UInt8:
     """Draw segments, labelled with the name of their class and, if known, their score.
 
     Args:
         image: (H, W, 3) RGB or (H, W) grey.
         segments: they may overlap; smaller ones are drawn on top.
         class_names: K names; a class without one is a ValueError.
-        alpha: opacity of the colours, 0 to 1.
+        style: opacity, labels and colours.
 
     Returns:
         The picture, (H * s, W * s, 3), see `enlargement`.
     """
-    return draw_regions(image, _regions(segments, class_names), alpha)
+    return draw_regions(image, _regions(segments, class_names, style.color_by), style)
 
 
-def _regions(segments: Iterable[Segment], class_names: Sequence[str]) -> Iterator[Region]:
+def _regions(segments: Iterable[Segment], class_names: Sequence[str], color_by: str) -> Iterator[Region]:
     instances: Counter[int] = Counter()  # of each class, so far
     for segment in segments:
         category_id = segment.category_id
         if not 0 <= category_id < len(class_names):
             raise ValueError(f"category_id {category_id} has no name: there are {len(class_names)}")
         text = class_names[category_id] + ("" if segment.score is None else f" {100 * segment.score:.0f}%")
-        yield Region(segment.mask, text, class_color(category_id, instances[category_id]), segment.is_thing)
+        by_instance = color_by == "instance" and segment.is_thing
+        color = class_color(instances.total()) if by_instance else class_color(category_id, instances[category_id])
+        yield Region(segment.mask, text, color, segment.is_thing)
         instances[category_id] += bool(segment.mask.any())
 
 
-def draw_regions(image: UInt8, regions: Iterable[Region], alpha: float = ALPHA) -> UInt8:
+def draw_regions(image: UInt8, regions: Iterable[Region], style: Style = DEFAULT_STYLE) -> UInt8:
     """Draw regions as `draw_segments`: areas from the largest to the smallest, then outlines, then labels."""
     canvas = enlarge(image)
     font_size = min(40, max(10, round(math.sqrt(canvas.shape[0] * canvas.shape[1]) / 42)))  # pixels
     patches = [patch for region in regions if (patch := _patch(region, image.shape[:2])) is not None]
     patches.sort(key=lambda patch: -patch.area)
     for patch in patches:
-        _fill(canvas, patch, alpha, stripe=max(2, font_size // 4))
+        _fill(canvas, patch, style.alpha, stripe=max(2, font_size // 4))
     for patch in patches:
         _draw_outline(canvas, patch, width=max(1, round(font_size / 12)))
+    if not style.labels:
+        return canvas
     picture = Image.fromarray(canvas)
     draw_labels(picture, patches, font_size)
     return np.array(picture)

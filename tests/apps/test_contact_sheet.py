@@ -60,5 +60,8 @@ def test_command_line(cfg: CfgNode, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert run("--output", output, "--seed", seed) == 0
     a, b, c = (np.asarray(Image.open(output)) for output in outputs)
     assert np.array_equal(a, b) and not np.array_equal(a, c)
+    assert run("--output", outputs[1], "--seed", 1, "--no-labels") == 0
+    bare = np.asarray(Image.open(outputs[1]))
+    assert np.array_equal(a[:, 360:720], bare[:, 360:720]) and not np.array_equal(a, bare)
     for wrong, named in ((["--images", 0], "--images"), (["--output", tmp_path / "a.nothing"], "a.nothing")):
         assert run(*wrong) == 2 and named in capsys.readouterr().err

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from dformer.apps.demo.inputs import find_inputs, output_files
 from dformer.utils.errors import UserError
 from dformer.visualize import enlargement
 from dformer.visualize.files import VideoReader, VideoWriter
-from tests import run_script
+from tests import ROOT, run_script
 from tests.d2.tiny import random_model
 
 RANDOM = np.random.default_rng(0)
@@ -111,7 +113,8 @@ def test_unreadable_files_are_named_and_skipped(cfg, tmp_path, capsys):
     (tmp_path / "text.mp4").write_text("not a video")
     (tmp_path / "cut.avi").write_bytes(save_video(tmp_path / "whole.avi", 40).read_bytes()[:9000])
     names = ["good.jpg", "text.jpg", "cut.png", "empty.bmp", "text.mp4", "cut.avi", "missing.jpg", "none*.jpg"]
-    inputs = [tmp_path / name for name in names]
+    inputs = ["https://example.org/a.jpg", *(tmp_path / name for name in names)]
+    names.append(inputs[0])
     assert run("--weights", cfg.MODEL.WEIGHTS, "--output", tmp_path / "out", "--input", *inputs) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
     assert all(any(name in line for line in errors) for name in names[1:]) and len(errors) == len(names) - 1
@@ -121,7 +124,6 @@ def test_unreadable_files_are_named_and_skipped(cfg, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--input", "https://example.org/a.jpg"], "https://example.org/a.jpg"),
         (["--task", "video"], "'video'"),
         (["--steps", "0"], "DIFFUSION.SAMPLING_STEPS"),
         (["--threshold", "1.5"], "threshold"),
@@ -188,6 +190,56 @@ def test_inputs_may_be_files_folders_and_patterns(tmp_path):
     assert names("[1].jpg") == ["[1].jpg"], "a file may be named like a pattern"
     files, (problem,) = find_inputs([str(tmp_path / "bare")])
     assert files == [] and str(tmp_path / "bare") in problem
+
+
+def test_folders_in_a_folder_on_request(cfg, tmp_path):
+    for name in ("a.jpg", "deep/b.jpg", "deep/deeper/c.jpg", "out/d.jpg"):
+        save_image(tmp_path / name)
+    flat, deep, elsewhere = (
+        [file.name for file in find_inputs([str(tmp_path)], recursive, output)[0]]
+        for recursive, output in ((False, None), (True, tmp_path / "out"), (True, tmp_path / "other"))
+    )
+    assert flat == ["a.jpg"] and elsewhere == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert deep == ["a.jpg", "b.jpg", "c.jpg"], "not the results of a run before"
+    arguments = ["--weights", cfg.MODEL.WEIGHTS, "--input", tmp_path, "--output", tmp_path / "out"]
+    assert run(*arguments, "--recursive") == 0
+    assert [Path(record["file"]).name for record in records(tmp_path / "out")] == deep
+
+
+def test_a_batch_of_images_has_the_results_of_each(cfg, tmp_path):
+    inputs = [save_image(tmp_path / f"{k}.png", *size) for k, size in enumerate([(48, 80), (70, 40), (48, 80)])]
+    inputs.insert(1, tmp_path / "missing.jpg")
+    inputs += [save_video(tmp_path / "v.mp4", 2), save_image(tmp_path / "last.png")]
+    found = []
+    for batch in (1, 3):
+        problems = segment_files(cfg, [str(file) for file in inputs], tmp_path / f"by {batch}", Settings(batch=batch))
+        assert len(problems) == 1 and "missing.jpg" in problems[0]
+        found.append(records(tmp_path / f"by {batch}"))
+    assert [Path(record["file"]).stem for record in found[0]] == ["0", "1", "2", "v", "v", "last"]
+    for one, other in zip(*found, strict=True):
+        assert (one["file"], one["picture"]) == (other["file"], other["picture"])
+        areas = [[segment["area"] for segment in record["segments"]] for record in (one, other)]
+        assert areas[0] == pytest.approx(areas[1], abs=3) and areas[0], "but for rounding"
+
+
+def test_labels_and_colours_on_request(cfg, tmp_path):
+    image = save_image(tmp_path / "a.png", 64, 64)
+    usual = ["--weights", cfg.MODEL.WEIGHTS, "--input", image, "--task", "instance", "--threshold", 0, "--alpha", 1]
+    assert run(*usual, "--output", tmp_path / "usual") == 0
+    assert run(*usual, "--output", tmp_path / "bare", "--no-labels", "--color-by", "instance") == 0
+    usual, bare = (np.asarray(Image.open(tmp_path / name / "a.png")) for name in ("usual", "bare"))
+    black = [(picture == 0).all(axis=2).any() for picture in (usual, bare)]
+    assert black == [True, False], "of the letters" and (usual != bare).any(axis=2).mean() > 0.5
+
+
+def test_without_detectron2_it_says_how_to_install_it(tmp_path):
+    (tmp_path / "detectron2.py").write_text("raise ModuleNotFoundError(name='detectron2')")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    load = "import dformer; dformer.load('dformer://shapes')"
+    for command in (["tools/demo.py", "--input", "a.jpg", "--output", str(tmp_path / "out")], ["-c", load]):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode and "tools/install_detectron2.py" in done.stderr.splitlines()[-1]
+        assert command[0] == "-c" or "Traceback" not in done.stderr
 
 
 def test_frames_of_a_video_have_the_results_of_images(cfg, tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dformer.apps.report import analysis, read_run
 from dformer.d2.config import get_cfg
+from dformer.visualize import Style
 from tests import run_script
 from tests.d2.evaluation.oracle import (
     CAT,
@@ -110,6 +111,9 @@ def test_tasks_alone(animals, tmp_path, task, best):
     assert list(found.qualities.values()) == pytest.approx(best)
     height, width, _ = found.draw(next(iter(found.qualities))).shape
     assert height > 8 * SIZE[0] and width > 3 * 8 * SIZE[1], "three pictures, enlarged"
+    bare = analysis.analyze(read_run(tmp_path / "run"), "animals", Style(labels=False))
+    labelled, without = (each.draw(next(iter(found.qualities))) for each in (found, bare))
+    assert labelled.shape == without.shape and (labelled != without).any()
     if task == "semantic":
         assert found.confusion[DOG, CAT] == 100 and found.confusion.sum() == 2 * 800
         assert not found.calibrations and not found.by_size
@@ -122,7 +126,7 @@ def test_a_page_of_two_runs(animals, tmp_path):
     curve = ['{"iteration": 19, "total_loss": 9.5, "lr": 0.1}', '{"iteration": 39, "total_loss": 7.5, "lr": 0.1}']
     (tmp_path / "first" / "metrics.json").write_text("\n".join([*curve, '{"iteration": 59, "tot']))
     runs = [tmp_path / "first", "--compare", tmp_path / "second" / "inference"]
-    assert run_script("tools/analyze.py", *runs, "--output", tmp_path / "report.html") == 0
+    assert run_script("tools/analyze.py", *runs, "--output", tmp_path / "report.html", "--no-labels") == 0
     page = (tmp_path / "report.html").read_text()
     pq = first["panoptic_seg"]["PQ"]
     assert f"<td>PQ (panoptic)</td><td>{pq:.1f}</td><td>100.0</td><td>{100 - pq:+.1f}</td>" in page
@@ -142,6 +146,7 @@ def test_a_page_of_two_runs(animals, tmp_path):
         (["foreign"], "--config-file"),
         (["run", "--compare", "other"], "animals.*plants"),
         (["run", "--output", "no/where.html"], "where.html"),
+        (["run", "--alpha", "2"], "alpha"),
     ],
 )
 def test_errors_name_their_cause(animals, tmp_path, monkeypatch, capsys, arguments, named):

@@ -8,9 +8,10 @@ from hypothesis.extra import numpy as arrays
 
 from dformer.visualize import (
     Segment,
+    Style,
     match_segments,
 )
-from dformer.visualize.comparison import STYLE, draw_errors, find_label_errors
+from dformer.visualize.comparison import ERRORS, draw_errors, find_label_errors
 
 NAMES = ["cat", "dog", "sky", "grass"]
 
@@ -92,7 +93,7 @@ def test_label_errors_are_the_pixels_that_differ(truth, prediction):
 def test_errors_are_drawn_in_their_place_and_style():
     image = np.random.default_rng(0).integers(0, 256, (10, 20, 3), np.uint8)
     prediction = [Segment(columns(0, 6), 1), Segment(columns(13, 16), 3)]
-    picture = draw_errors(image, match_segments(TRUTH[:2], prediction), NAMES, alpha=1.0)
+    picture = draw_errors(image, match_segments(TRUTH[:2], prediction), NAMES, Style(alpha=1.0))
     plain = draw_errors(image, [], NAMES)
     assert (plain == plain[:, :, :1]).all(), "the image's colours are gone"
     scale = len(plain) // 10
@@ -100,5 +101,5 @@ def test_errors_are_drawn_in_their_place_and_style():
     assert not drawn[: 3 * scale, 17 * scale :].any()
     for kind, start, stop in [("wrong class", 0, 6), ("missed", 6, 12), ("false", 13, 16)]:
         inside = picture[:, start * scale : stop * scale]
-        share = (inside == STYLE[kind][0]).all(axis=2).mean()
+        share = (inside == ERRORS[kind][0]).all(axis=2).mean()
         assert share > 0.5 if kind == "wrong class" else 0.25 < share < 0.55, "filled, or half of it in stripes"

@@ -1,13 +1,17 @@
 """Pictures: what is drawn where."""
 
+import colorsys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from dformer.utils.errors import UserError
 from dformer.visualize import (
     Segment,
+    Style,
     class_color,
     draw_segments,
     enlargement,
@@ -22,7 +26,7 @@ ONES = np.ones((480, 640), int)
 
 
 def draw_panoptic(image, segment_map, infos, alpha=0.55) -> np.ndarray:
-    return draw_segments(image, panoptic_segments(segment_map, infos), NAMES, alpha)
+    return draw_segments(image, panoptic_segments(segment_map, infos), NAMES, Style(alpha))
 
 
 def draw_semantic(image, labels) -> np.ndarray:
@@ -60,6 +64,37 @@ def test_stuff_is_paler_than_things():
 def test_alpha_is_the_opacity():
     clear, opaque = (draw_panoptic(GREY, ONES, [{"id": 1, "category_id": 0}], alpha) for alpha in (0.0, 1.0))
     assert (clear[5, 5] == 128).all() and tuple(opaque[5, 5]) == class_color(0)
+
+
+def test_without_labels_all_of_a_segment_has_its_colour():
+    labelled, bare = (
+        draw_segments(GREY, [Segment(ONES > 0, 0, 0.9)], NAMES, Style(1.0, labels)) for labels in (True, False)
+    )
+    assert (bare[4:-4, 4:-4] == class_color(0)).all() and (labelled[4:-4, 4:-4] != class_color(0)).any()
+
+
+def test_instances_of_one_class_have_hues_of_their_own():
+    masks = np.zeros((12, 480, 640), bool)
+    for k, mask in enumerate(masks):
+        mask[:, 50 * k : 50 * k + 40] = True
+
+    def hues(color_by: str) -> np.ndarray:
+        style = Style(1.0, labels=False, color_by=color_by)
+        picture = draw_segments(GREY, instance_segments(masks, [0] * 12), NAMES, style)
+        return np.array([colorsys.rgb_to_hsv(*color / 255)[0] for color in picture[240, 20:620:50]])
+
+    assert np.ptp(hues("class")) < 0.1
+    assert np.diff(np.sort(hues("instance"))).min() > 0.01 and np.ptp(hues("instance")) > 0.8
+    stuff = [Segment(masks[0], 4, is_thing=False)]
+    by_class, by_instance = (draw_segments(GREY, stuff, NAMES, Style(color_by=by)) for by in ("class", "instance"))
+    assert (by_class == by_instance).all()
+
+
+def test_wrong_styles_are_named():
+    with pytest.raises(UserError, match="alpha"):
+        Style(alpha=1.5)
+    with pytest.raises(UserError, match="color_by"):
+        Style(color_by="score")
 
 
 def test_overlapping_instances_are_both_visible():

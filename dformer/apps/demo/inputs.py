@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dformer.utils.errors import UserError
-
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".avif"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 
@@ -16,16 +14,27 @@ def is_video(file: Path) -> bool:
     return file.suffix.lower() in VIDEOS
 
 
-def find_inputs(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Return the files that `inputs` (files, folders, patterns) name, each once, and problems of those without any."""
+def _is_input(file: Path) -> bool:
+    return file.suffix.lower() in IMAGES | VIDEOS and file.is_file()
+
+
+def find_inputs(
+    inputs: Sequence[str], recursive: bool = False, output: Path | None = None
+) -> tuple[list[Path], list[str]]:
+    """Return the files that `inputs` (files, folders, patterns) name, each once, and problems of those without any.
+
+    With `recursive`, the folders in a folder are searched, too, except `output`.
+    """
     found: dict[Path, Path] = {}  # by resolved path, as a file may be named in many ways
     problems = []
     for name in inputs:
-        if "://" in name:
-            raise UserError(f"{name} is a URL; download it, and give the file")
         path = Path(name)
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES | VIDEOS and file.is_file())
+        if "://" in name:
+            files, missing = [], f"{name} is a URL; download it, and give the file"
+        elif path.is_dir():
+            files = sorted(file for file in (path.rglob if recursive else path.glob)("*") if _is_input(file))
+            if output and output.resolve() != path.resolve():
+                files = [file for file in files if output.resolve() not in file.resolve().parents]
             missing = f"folder {name} has no images or videos ({', '.join(sorted(IMAGES | VIDEOS))})"
         elif path.exists() or not glob.has_magic(name):
             files, missing = [path], ""

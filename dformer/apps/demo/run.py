@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from dformer.d2.engine.predictor import Predictor
 from dformer.postprocess import TASKS
 from dformer.utils.errors import UserError
 from dformer.visualize import (
-    ALPHA,
+    DEFAULT_STYLE,
     INSTANCE_THRESHOLD,
     Segment,
+    Style,
     UInt8,
     draw_panels,
     draw_segments,
@@ -39,9 +40,10 @@ class Settings:
 
     task: str | None = None  # one of TASKS; by default INPUT.TASK, for which the model was trained
     threshold: float | None = None  # min. score, 0 to 1; default: panoptic TEST.OBJECT_THRESHOLD, instance 0.5
-    alpha: float = ALPHA  # opacity of the colours, 0 to 1
+    style: Style = DEFAULT_STYLE  # of the pictures
     every: int = 1  # segment each n-th frame of a video only
-    batch: int = 4  # frames of a video in a batch
+    batch: int = 4  # images, or frames of a video, in a batch
+    recursive: bool = False  # also search the folders in a folder
     coco: bool = False  # also write coco.json
 
 
@@ -72,7 +74,7 @@ def segment_files(
     """
     task = settings.task or cfg.INPUT.TASK
     _check(task, settings)
-    files, problems = find_inputs(inputs)
+    files, problems = find_inputs(inputs, settings.recursive, Path(output))
     if not files and camera is None:
         return problems
     sources: list[Path | int] = [*files] if camera is None else [*files, camera]
@@ -92,12 +94,12 @@ def segment_files(
             coco = coco_file(output / "coco.json", models[0].class_names, models[0].things)
             writers[0].append(stack.enter_context(coco))
         demo = Demo(models, settings, writers)
-        progress = tqdm(sources, unit="file", disable=len(sources) == 1)
-        for source, result in zip(progress, output_files(names, output), strict=True):
-            if isinstance(source, int) or is_video(source):
-                problems += demo.video(source, result)
-            else:
-                problems += demo.image(source, result)
+        jobs = iter(zip(sources, output_files(names, output), strict=True))
+        with tqdm(total=len(sources), unit="file", disable=len(sources) == 1) as progress:
+            for is_image, group in groupby(jobs, key=lambda job: isinstance(job[0], Path) and not is_video(job[0])):
+                while batch := list(islice(group, settings.batch if is_image else 1)):
+                    problems += demo.images(batch) if is_image else demo.video(*batch[0])
+                    progress.update(len(batch))
     return problems
 
 
@@ -109,16 +111,19 @@ class Demo:
     settings: Settings
     writers: list[list[Callable[[dict[str, Any]], None]]]
 
-    def image(self, file: Path, result: Path) -> list[str]:
-        """Segment an image file, and return its problems."""
-        try:
-            image = read_image(file)
-        except UserError as error:
-            return [str(error)]
-        picture, found = self.segment([image])[0]
-        save_picture(picture, result)
-        self.record(found, image, {"file": str(file), "picture": result.name})
-        return []
+    def images(self, files: Sequence[tuple[Any, Path]]) -> list[str]:
+        """Segment a batch of image files, each with the file of its result, and return their problems."""
+        read, problems = [], []
+        for file, result in files:
+            try:
+                read.append((file, result, read_image(file)))
+            except UserError as error:
+                problems.append(str(error))
+        segmented = self.segment([image for *_, image in read]) if read else []
+        for (file, result, image), (picture, found) in zip(read, segmented, strict=True):
+            save_picture(picture, result)
+            self.record(found, image, {"file": str(file), "picture": result.name})
+        return problems
 
     def video(self, source: Path | int, result: Path) -> list[str]:
         """Segment a video file or the video of a camera, and return its problems."""
@@ -148,7 +153,7 @@ class Demo:
         drawn = []
         for image, size, by_model in zip(images, sizes, found, strict=True):
             pictures = [
-                draw_segments(resize(image, size), segments, model.class_names, self.settings.alpha)
+                draw_segments(resize(image, size), segments, model.class_names, self.settings.style)
                 for model, segments in zip(self.models, by_model, strict=True)
             ]
             captions = [model.weights for model in self.models]
@@ -191,9 +196,8 @@ def _check(task: str, settings: Settings) -> None:
         raise UserError(f'task "{task}" does not exist; choose one of {", ".join(TASKS)}')
     if threshold is not None and task == "semantic":
         raise UserError("threshold: semantic results have no scores; leave it out")
-    for name, share in (("threshold", threshold), ("alpha", settings.alpha)):
-        if share is not None and not 0 <= share <= 1:
-            raise UserError(f"{name} must be in 0..1, got {share:g}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"threshold must be in 0..1, got {threshold:g}")
     for name, count in (("every", settings.every), ("batch", settings.batch)):
         if count < 1:
             raise UserError(f"{name} must be 1 or more, got {count}")

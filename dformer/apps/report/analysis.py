@@ -19,7 +19,7 @@ from dformer.data.images import read_image
 from dformer.metrics.calibration import Calibration, detection_calibration, segment_calibration
 from dformer.metrics.segments import MatchedSegment, image_quality, quality_by_size, segment_confusion
 from dformer.metrics.semantic import confusion_matrix, semantic_metrics
-from dformer.visualize import UInt8, draw_comparison, draw_semantic_comparison, match_segments
+from dformer.visualize import DEFAULT_STYLE, Style, UInt8, draw_comparison, draw_semantic_comparison, match_segments
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Analysis:
     draw: Callable[[str], UInt8]  # returns a picture of an image file's ground truth, prediction and errors
 
 
-def analyze(run: Run, dataset_name: str) -> Analysis:
+def analyze(run: Run, dataset_name: str, style: Style = DEFAULT_STYLE) -> Analysis:
     """Evaluate the predictions for a data set and compare each segment; return what the report shows."""
     folder = run.predictions[dataset_name]
     evaluators = task_evaluators(run.cfg, dataset_name, folder)
@@ -63,8 +63,8 @@ def analyze(run: Run, dataset_name: str) -> Analysis:
     def draw(file: str) -> UInt8:
         image, pair = read_image(file), read(records[file])
         if isinstance(pair, LabelPair):
-            return draw_semantic_comparison(image, pair.truth, pair.prediction, names)
-        return draw_comparison(image, pair.truth, pair.prediction, names, pair.void)
+            return draw_semantic_comparison(image, pair.truth, pair.prediction, names, style)
+        return draw_comparison(image, pair.truth, pair.prediction, names, pair.void, style)
 
     calibrations = {"segments": segment_calibration(segments)}
     instance = evaluators.get("instance")

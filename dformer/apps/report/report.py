@@ -14,6 +14,7 @@ from dformer.apps.report.plots import calibration_svg, curves_svg
 from dformer.apps.report.run import CURVES, Run
 from dformer.metrics.summary import SUMMARY, format_value
 from dformer.utils.errors import UserError
+from dformer.visualize import DEFAULT_STYLE, Style
 from dformer.visualize.html import bars, chart, figure, fold, jpeg, table, write_page
 
 # The most telling metric of each class, and its task in the evaluators' results.
@@ -22,18 +23,19 @@ MAX_CLASSES = 30  # of the confusion matrix
 MAX_CONFUSIONS = 12
 
 
-def write_report(runs: Sequence[Run], file: str | Path, images: int = 4) -> None:
+def write_report(runs: Sequence[Run], file: str | Path, images: int = 4, style: Style = DEFAULT_STYLE) -> None:
     """Write the page, whole or not at all.
 
     Args:
         runs: one, or two that are compared, on the data sets that both have predictions for.
         images: pictures of each kind: the best, the median, the worst.
+        style: of the pictures.
     """
     names = [name for name in runs[0].predictions if all(name in run.predictions for run in runs)]
     if not names:
         predicted = " and ".join(f"{run.name} for {', '.join(run.predictions)}" for run in runs)
         raise UserError(f"the predictions have no data set in common: {predicted}")
-    body = "".join(_dataset(name, runs, images) for name in names)
+    body = "".join(_dataset(name, runs, images, style) for name in names)
     title = " and ".join(run.name for run in runs)
     write_page(file, title, _key(runs) + body + _curves(runs) + "".join(map(_settings, runs)) + _differences(runs))
 
@@ -46,8 +48,8 @@ def _key(runs: Sequence[Run]) -> str:
     return f"<p class=key><span><i></i>{first}</span><span class=second><i></i>{second}</span></p>"
 
 
-def _dataset(name: str, runs: Sequence[Run], images: int) -> str:
-    analyses = [analyze(run, name) for run in runs]
+def _dataset(name: str, runs: Sequence[Run], images: int, style: Style) -> str:
+    analyses = [analyze(run, name, style) for run in runs]
     first = analyses[0]
     if any((a.task, a.class_names) != (first.task, first.class_names) for a in analyses):
         raise UserError(f"the predictions for {name} are of different tasks or classes and cannot be compared")

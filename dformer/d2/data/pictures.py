@@ -10,12 +10,12 @@ from dformer.d2.data.datasets import class_names, get_metadata, num_classes, thi
 from dformer.data.annotations import annotation_reader
 from dformer.data.images import read_image
 from dformer.data.types import Record
-from dformer.visualize import Segment, UInt8, draw_segments, fit_size
+from dformer.visualize import DEFAULT_STYLE, Segment, Style, UInt8, draw_segments, fit_size
 
 MAX_SIDE = 480  # pixels; smaller pictures would have no readable names
 
 
-def draw_record(record: Record, name: str, task: str, max_side: int = MAX_SIDE) -> UInt8:
+def draw_record(record: Record, name: str, task: str, max_side: int = MAX_SIDE, style: Style = DEFAULT_STYLE) -> UInt8:
     """Draw the image of a record of data set `name`, at most `max_side` pixels long, with its annotation for `task`.
 
     Raises:
@@ -28,11 +28,13 @@ def draw_record(record: Record, name: str, task: str, max_side: int = MAX_SIDE) 
     size = fit_size(height, width, max_side)
     resize = T.ResizeTransform(height, width, *size)
     classes, masks = annotation.targets(T.TransformList([resize]), size)
-    return draw_targets(resize.apply_image(image), classes, masks.numpy(), name, task)
+    return draw_targets(resize.apply_image(image), classes, masks.numpy(), name, task, style)
 
 
-def draw_targets(image: UInt8, classes: Sequence[int], masks: NDArray[np.bool_], name: str, task: str) -> UInt8:
+def draw_targets(
+    image: UInt8, classes: Sequence[int], masks: NDArray[np.bool_], name: str, task: str, style: Style = DEFAULT_STYLE
+) -> UInt8:
     """Draw training targets, classes (G,) and masks (G, H, W), on an RGB image (H, W, 3)."""
     things = () if task == "semantic" else thing_ids(name, task)
     segments = (Segment(mask, cls, is_thing=cls in things) for cls, mask in zip(classes, masks, strict=True))
-    return draw_segments(image, segments, class_names(name, task))
+    return draw_segments(image, segments, class_names(name, task), style)
