@@ -99,7 +99,7 @@ class _WithoutValues(FakeTensorMode):
     avoid_device_init = True  # also where PyTorch is told that there is a GPU
 
 
-class _Generator(torch.Generator):
+class HostGenerator(torch.Generator):
     """Make generators; those for "cuda" are on the CPU, but say that they are not: others need a driver."""
 
     def __new__(cls, device: torch.device | str = "cpu") -> torch.Generator:
@@ -121,7 +121,7 @@ def fake_cuda() -> Iterator[FakeCuda]:
     """Give the device "cuda" within this context, whether or not there is a GPU."""
     without_values = _WithoutValues(allow_non_fake_inputs=True)
     with (
-        mock.patch.object(torch, "Generator", _Generator),
+        mock.patch.object(torch, "Generator", HostGenerator),
         mock.patch.object(torch.cuda, "is_available", lambda: True),
         mock.patch.object(torch.cuda, "is_bf16_supported", lambda: True),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),

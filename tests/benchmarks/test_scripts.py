@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dformer.d2.checkpoint.checkpointer import ASSETS
-from tests import ROOT
+from tests import ROOT, run_script
 
 SMALL = ["--device", "cpu", "--rounds", "1", "--sizes", "64x50", "--masks", "12", "--opts"]
 SMALL += ["MODEL.MASK_DECODER.NUM_LAYERS", "1", "MODEL.PIXEL_DECODER.NUM_LAYERS", "1"]
@@ -68,6 +69,16 @@ def test_demo(tmp_path: Path) -> None:
     (row,) = run(tmp_path, "demo.py", "--weights", "dformer://shapes", "--input", str(ASSETS / "examples"))
     assert row["frames"] == 6 and len(row["MiB"]) == 4
     assert all(row[part] > 0 for part in ("model", "drawing", "reading and writing"))
+
+
+def test_all_that_needs_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without one, it is refused; the commands are those of this checkout."""
+    assert run_script("benchmarks/gpu.py", "--dry-run", "--output", tmp_path) == 0
+    commands = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert all((ROOT / command[1]).exists() or command[1:5] == ["-m", "pytest", "-m", "gpu"] for command in commands)
+    assert len(commands) == 3 and all(Path(command[-1]).parent == tmp_path for command in commands)
+    if not torch.cuda.is_available():
+        assert run_script("benchmarks/gpu.py") == 2
 
 
 def test_deformable_attention(tmp_path: Path) -> None:
