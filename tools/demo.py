@@ -6,6 +6,7 @@ python tools/demo.py --weights model.pth --input dir --recursive --no-labels --c
 python tools/demo.py --weights model.pth --input video.mp4 --every 2 --output out
 python tools/demo.py --weights model.pth --camera 0 --output out         # until Ctrl-C
 python tools/demo.py --weights model.pth --compare other.pth --input a.jpg --output out
+python tools/demo.py --weights ldmseg.pth --input a.jpg --inpaint known.png --output out
 """
 
 import argparse
@@ -29,6 +30,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--input", nargs="+", metavar="PATH", default=[], help="images, videos, folders, 'patterns'")
     parser.add_argument("--camera", type=int, metavar="N", help="segment what camera N sees, until Ctrl-C")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder for pictures, videos and segments.json")
+    parser.add_argument(
+        "--inpaint", metavar="PNG", help="LDMSeg: complete this map of ids of segments (0: unknown) of the one input"
+    )
     parser.add_argument("--coco", action="store_true", help="also write coco.json, as COCO has annotations")
     parser.add_argument("--task", choices=TASKS, help="default: what the model was trained for")
     parser.add_argument("--steps", type=int, metavar="K", help="sampling steps (DIFFUSION.SAMPLING_STEPS)")
@@ -55,7 +59,9 @@ def main() -> None:
     cfg = inference_config(args.weights, args.config_file, args.opts, args.steps, args.seed)
     compare = args.compare and inference_config(args.compare, None, args.opts, args.steps, args.seed)
     style = style_of(args)
-    settings = Settings(args.task, args.threshold, style, args.every, args.batch, args.recursive, args.coco)
+    settings = Settings(
+        args.task, args.threshold, style, args.every, args.batch, args.recursive, args.coco, args.inpaint
+    )
     try:
         problems = segment_files(cfg, args.input, args.output, settings, compare, args.camera)
     except KeyboardInterrupt:

@@ -59,7 +59,9 @@ def convert(
         write_checkpoint(target, {"model": checkpoint["model"], "config": cfg.dump(), **kept})
     else:
         _check_settings(cfg, checkpoint["model"])
-        write_checkpoint(target, {"model": to_published(checkpoint["model"], checkpoint.get("left_out"))})
+        system = our_system(checkpoint["model"])
+        assert system is not None
+        write_checkpoint(target, system.content(to_published(checkpoint["model"], checkpoint.get("left_out"))))
     return f"{table(fit)}\nwritten    {target}"
 
 

@@ -47,7 +47,7 @@ def id_map_losses(
             totals = totals + torch.stack(
                 [*_classification(image, target, points, generator), *_shapes(image, target, points, generator)]
             )
-        ce, bce, dice, valid, segments = totals[[0, 2, 3, 1, 4]]
+        ce, valid, bce, dice, segments = totals.unbind()
         valid, segments = mean_over_processes(torch.stack([valid, segments])).clamp(min=1)
         return {"loss_ce": ce / valid, "loss_mask": bce / segments, "loss_dice": dice / segments}
 

@@ -3,10 +3,11 @@
 Shapes: B images of H x W, n bits and N = 2^n ids, mask latents (B, Z, h, w), image latents (B, C, h, w).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dformer.diffusion.prediction import x0_from_eps
@@ -24,7 +25,7 @@ class LatentDiffusion(NamedTuple):
         timesteps: T.
         scale: by which the mask latents are multiplied.
         prediction: what the U-Net predicts, "eps" or "x0".
-        max_snr: the loss of eps is weighted by min(SNR, max_snr) / SNR (min-SNR, Hang et al. 2023).
+        max_snr: the loss of eps is weighted by min(SNR, max_snr) / SNR (min-SNR, Hang et al. 2023); 0: no weights.
         self_condition: share of the training images that are conditioned on a first prediction (Analog Bits).
     """
 
@@ -104,6 +105,8 @@ class LDMSegHead(nn.Module):
 
     def loss_weight(self, t: Tensor) -> Tensor:
         """Return the weight (B,) of the loss at times t: min-SNR, and for x_0 the same in its units, min(SNR, max)."""
+        if self.diffusion.max_snr == 0:
+            return torch.ones_like(t, dtype=torch.float64)
         alpha_bar_t = self.diffusion.alpha_bar(t)
         snr = alpha_bar_t / (1 - alpha_bar_t)
         clamped = snr.clamp(max=self.diffusion.max_snr)
@@ -132,3 +135,55 @@ class LDMSegHead(nn.Module):
 
         times = time_pairs(self.diffusion.timesteps, steps)
         return sample(denoise, draw_noise, times, alpha_bar, renew=None if known is None else paste_known)
+
+
+def ids_near_noise(noise: Tensor, panoptic_map: Tensor, count: int, codes: Tensor) -> Tensor:
+    """Return the cost (count, N - 1) of giving id 1 + i to object k: the less, the more its noise is like the latents.
+
+    Noise and latents may be paired in training as one likes. If near ones are, paths from noise to latents cross less,
+    and one step says more (optimal transport within a batch; Tong et al. 2024). Here each object's id can be chosen.
+
+    Args:
+        noise: (Z, h, w).
+        panoptic_map: (h, w), k + 1 in object k, 0 elsewhere.
+        codes: (N, Z), the latents of a map of one id.
+    """
+    sums = noise.new_zeros(len(noise), count + 1).index_add(1, panoptic_map.flatten(), noise.flatten(1))
+    return -(sums[:, 1:].T @ codes[1:].T)
+
+
+class FeatureLatents(nn.Module):
+    """Compute image latents from a backbone's maps, without a pretrained image autoencoder (not in the paper)."""
+
+    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList([nn.Conv2d(c, channels, 1) for c in in_channels])
+        self.norm = nn.GroupNorm(1, channels)
+
+    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Return image latents (B, C, *size) of maps (B, C_i, h_i, w_i)."""
+        resized = [F.interpolate(x, size, mode="bilinear") for x in maps]
+        return self.norm(sum(project(x) for project, x in zip(self.projections, resized, strict=True)))
+
+
+class SegmentClassifier(nn.Module):
+    """Classify segments by the mean of image features inside them (the paper's own classifier is not public)."""
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int, hidden_dim: int = 256) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(sum(in_channels), hidden_dim)
+        self.class_embed = nn.Linear(hidden_dim, num_classes)
+
+    def forward(self, maps: Sequence[Tensor], masks: Tensor) -> Tensor:
+        """Return class logits (G, K) of the segments of an image.
+
+        Args:
+            maps: features (C_i, h_i, w_i) of the image.
+            masks: (G, H, W) in [0, 1], over the same canvas.
+        """
+        pooled = []
+        for x in maps:
+            weights = F.interpolate(masks[:, None].float(), x.shape[-2:], mode="area").flatten(1)  # (G, h_i w_i)
+            weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
+            pooled.append(weights @ x.float().flatten(1).T)
+        return self.class_embed(F.relu(self.linear1(torch.cat(pooled, dim=1))))

@@ -25,12 +25,17 @@ from dformer.utils.errors import UserError
 from dformer.utils.files import atomic_write
 from dformer.weights.names import from_old_names
 from dformer.weights.published.convert import from_published, published_system
+from dformer.weights.published.ldmseg import joined
 
 logger = logging.getLogger(__name__)
 
 # Keys under which files hold a state dict (the first one found counts), and a moving average of the weights.
 STATE_DICTS = ("model", "state_dict", "model_state_dict")
 AVERAGES = ("ema_state", "model_ema", "state_dict_ema", "ema_state_dict", "ema")
+# Beside tensors, what files may hold: numbers of NumPy's, such as the PQ of a best model (LDMSeg).
+_scalar = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS: list[Any] = [(_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+NUMPY_SCALARS += [np.dtype, *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64"))]
 
 
 def read_checkpoint(path: str | Path, averaged: bool = False) -> dict[str, Any]:
@@ -92,7 +97,8 @@ def _read(path: Path) -> Any:
         if path.suffix == ".pkl":
             return _read_model_zoo(path)
         _check_sums(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a reader that meets arbitrary bytes raises nearly anything
         raise UserError(f"weights file {path} cannot be read: {_explain(path, error)}") from error
 
@@ -110,6 +116,8 @@ def _check_sums(path: Path) -> None:
 def _unwrapped(path: Path, content: Any, averaged: bool) -> dict[str, Any]:
     """`content` with the state dict at "model"."""
     entries = dict(content) if isinstance(content, dict) else {}
+    if parts := joined(entries):
+        return {"model": parts}
     average = next((key for key in AVERAGES if isinstance(entries.get(key), dict)), None)
     plain = next((key for key in STATE_DICTS if key in entries), None)
     if averaged and average is None:

@@ -29,6 +29,8 @@ SYSTEMS: dict[str, Callable[[], CfgNode]] = {
     "DFormer": partial(tiny_cfg, "DFormer"),
     "Mask2Former": partial(tiny_cfg, "Mask2Former"),
     "Pix2SeqD": pix2seqd_cfg,
+    "MaskAutoencoder": partial(tiny_cfg, "MaskAutoencoder"),
+    "LDMSeg": partial(tiny_cfg, "LDMSeg"),
 }
 
 

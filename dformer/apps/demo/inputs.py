@@ -5,6 +5,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from dformer.data.images import read_labels
+from dformer.utils.errors import UserError
+
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".avif"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 
@@ -12,6 +18,14 @@ VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wm
 def is_video(file: Path) -> bool:
     """Return whether a file is a video, by its suffix."""
     return file.suffix.lower() in VIDEOS
+
+
+def read_known(file: str) -> NDArray[np.uint8]:
+    """Read a map of ids of segments (H, W), 1 to 255, and 0 where nothing is known."""
+    ids = read_labels(file)
+    if ids.max(initial=0) > 255:
+        raise UserError(f"{file} holds the id {ids.max()}; ids of segments are 1 to 255, and 0 where nothing is known")
+    return ids.astype(np.uint8)
 
 
 def _is_input(file: Path) -> bool:

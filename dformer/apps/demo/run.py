@@ -10,10 +10,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from dformer.apps.demo.inputs import find_inputs, is_video, output_files
+from dformer.apps.demo.inputs import find_inputs, is_video, output_files, read_known
 from dformer.apps.demo.records import Size, coco_file, json_list, resize, segment_record
 from dformer.d2.data import read_image
-from dformer.d2.engine.predictor import Predictor
+from dformer.d2.engine.predictor import IdMap, Predictor
 from dformer.postprocess import TASKS
 from dformer.utils.errors import UserError
 from dformer.visualize import (
@@ -45,6 +45,8 @@ class Settings:
     batch: int = 4  # images, or frames of a video, in a batch
     recursive: bool = False  # also search the folders in a folder
     coco: bool = False  # also write coco.json
+    # A PNG of what is known of the one input: 0 where nothing is, and else ids of segments (see `Predictor.predict`).
+    inpaint: str | None = None
 
 
 def segment_files(
@@ -77,10 +79,15 @@ def segment_files(
     files, problems = find_inputs(inputs, settings.recursive, Path(output))
     if not files and camera is None:
         return problems
+    known = None
+    if settings.inpaint is not None:
+        if len(files) != 1 or camera is not None or is_video(files[0]):
+            raise UserError(f"inpaint: {settings.inpaint} says what is known of one image; give one with --input")
+        known = read_known(settings.inpaint)
     sources: list[Path | int] = [*files] if camera is None else [*files, camera]
     names = [Path(f"camera-{source}.mp4") if isinstance(source, int) else source for source in sources]
     cfgs, output = [cfg] if compare is None else [cfg, compare], Path(output)
-    models = [Model(cfg, task, settings.threshold) for cfg in cfgs]
+    models = [Model(cfg, task, settings.threshold, known) for cfg in cfgs]
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -170,15 +177,18 @@ class Demo:
 
 
 class Model:
-    """Segment images with a trained model, for one task; `weights` is the end of its checkpoint's path."""
+    """Segment images with a trained model, for one task; `weights` is the end of its checkpoint's path.
 
-    def __init__(self, cfg: CfgNode, task: str, threshold: float | None) -> None:
+    What is `known` of the only image, it completes.
+    """
+
+    def __init__(self, cfg: CfgNode, task: str, threshold: float | None, known: IdMap | None = None) -> None:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.TEST.TASKS = (task,)
         if task == "panoptic" and threshold is not None:
             cfg.TEST.OBJECT_THRESHOLD = threshold
-        self.task = task
+        self.task, self.known = task, known
         self.threshold = INSTANCE_THRESHOLD if threshold is None else threshold
         self.predictor = Predictor(cfg)
         self.class_names, self.things = self.predictor.class_names, self.predictor.things
@@ -186,7 +196,7 @@ class Model:
 
     def __call__(self, images: Sequence[UInt8], sizes: Sequence[Size]) -> list[list[Segment]]:
         """Return the segments of each image, their masks of the size asked for."""
-        results = self.predictor.predict(images, sizes)
+        results = self.predictor.predict(images, sizes, known=None if self.known is None else [self.known])
         return [result_segments(result, self.task, self.threshold) for result in results]
 
 

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 from dformer.d2.config.diffusioninst import DIFFUSIONINST_RANGES, add_diffusioninst_config
+from dformer.d2.config.ldmseg import add_ldmseg_config
 from dformer.d2.config.pix2seqd import PIX2SEQD_RANGES, add_pix2seqd_config
 
 _registered: list[Callable[[CN], None]] = []
@@ -123,7 +124,8 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.INPUT.TARGET = "masks"
     # "lsj": large-scale jitter, scaled by MIN_SCALE..MAX_SCALE of IMAGE_SIZE, then cropped or padded to that square;
     # "crop": short side from MIN_SIZE_TRAIN, then a crop of CROP.SIZE (as for ADE20K); "resize": short side only;
-    # "detr": half of the images are cropped to 384..600 pixels a side first, then "resize".
+    # "detr": half of the images are cropped to 384..600 pixels a side first, then "resize"; "square":
+    # IMAGE_SIZE x IMAGE_SIZE whatever the aspect, in tests too (as LDMSeg).
     cfg.INPUT.AUGMENTATION = "lsj"
     cfg.INPUT.IMAGE_SIZE = 1024
     cfg.INPUT.MIN_SCALE = 0.1
@@ -174,6 +176,7 @@ def add_dformer_config(cfg: CN) -> None:
 
     add_diffusioninst_config(cfg)
     add_pix2seqd_config(cfg)
+    add_ldmseg_config(cfg)
     for add_keys in _registered:
         add_keys(cfg)
 

@@ -19,7 +19,7 @@ def train_augmentations(cfg: CfgNode, ignore_label: int = 255) -> Augmentations:
     Raises:
         UserError: a value that does not exist, or keys that contradict each other.
     """
-    kinds = {"lsj": _large_scale_jitter, "crop": _resize_and_crop, "resize": _resize, "detr": _detr}
+    kinds = {"lsj": _large_scale_jitter, "crop": _resize_and_crop, "resize": _resize, "detr": _detr, "square": _square}
     kind, flip = cfg.INPUT.AUGMENTATION, cfg.INPUT.RANDOM_FLIP
     if kind not in kinds:
         raise UserError(f'INPUT.AUGMENTATION is "{kind}"; choose one of {", ".join(kinds)}')
@@ -38,10 +38,12 @@ def train_augmentations(cfg: CfgNode, ignore_label: int = 255) -> Augmentations:
 def test_augmentations(cfg: CfgNode) -> Augmentations:
     """Build the resizing of images at inference: short side `INPUT.MIN_SIZE_TEST` (0: none), at most `MAX_SIZE_TEST`.
 
-    With TEST.AUG, which has its own sizes, there is none.
+    With INPUT.AUGMENTATION "square" it is that square. With TEST.AUG, which has its own sizes, there is none.
     """
     if cfg.TEST.AUG.ENABLED:
         return []
+    if cfg.INPUT.AUGMENTATION == "square":
+        return _square(cfg, 0)
     short = cfg.INPUT.MIN_SIZE_TEST
     return [KeepOnePixel(T.ResizeShortestEdge([short, short], cfg.INPUT.MAX_SIZE_TEST, "choice"))]
 
@@ -144,3 +146,7 @@ def _detr(cfg: CfgNode, ignore_label: int) -> Augmentations:
     enlarge = KeepOnePixel(T.ResizeShortestEdge([400, 500, 600], sample_style="choice"))
     part = T.AugmentationList([enlarge, _Crop("absolute_range", (384, 600))])
     return [T.RandomApply(part, prob=0.5), *_resize(cfg, ignore_label)]
+
+
+def _square(cfg: CfgNode, _: int) -> Augmentations:
+    return [T.Resize((cfg.INPUT.IMAGE_SIZE, cfg.INPUT.IMAGE_SIZE), Image.Resampling.BICUBIC)]

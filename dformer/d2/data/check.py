@@ -82,7 +82,8 @@ def _check_classes(cfg: CfgNode, training: Sequence[str], testing: Sequence[str]
                 f'data set "{name}" has {count} classes for {task} segmentation, but {origin} says {expected}; set '
                 "MODEL.NUM_CLASSES to 0 to take it from the data set, or name another data set"
             )
-        if cfg.MODEL.CLASSES and class_names(name, task) != list(cfg.MODEL.CLASSES):
+        # A model of one class is class-agnostic.
+        if len(cfg.MODEL.CLASSES) > 1 and class_names(name, task) != list(cfg.MODEL.CLASSES):
             raise UserError(
                 f'MODEL.CLASSES is {", ".join(cfg.MODEL.CLASSES[:3])}, ..., but the classes of data set "{name}" are '
                 f"{', '.join(class_names(name, task)[:3])}, ...; this config is of a run on other data: override with "

@@ -73,12 +73,15 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
 def build_test_loader(cfg: CfgNode, name: str) -> Iterable[Batch]:
     """Build the loader of this process's share of a data set, one image a batch; see `TestMapper`.
 
+    With TEST.WITH_TARGETS the targets of training come with the images, see `TrainMapper`.
+
     Raises:
         UserError: the data set is not registered or cannot be loaded.
     """
+    mapper = TrainMapper.for_test(cfg) if cfg.TEST.WITH_TARGETS else TestMapper.from_config(cfg)
     loader = build_detection_test_loader(
         get_records(name, partial(get_detection_dataset_dicts, filter_empty=False)),
-        mapper=partial(map_or_stop, mapper=TestMapper.from_config(cfg)),
+        mapper=partial(map_or_stop, mapper=mapper),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     loader.worker_init_fn = _obey_parent_only

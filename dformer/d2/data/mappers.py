@@ -2,7 +2,7 @@
 are varied, the target what the model gets of the annotation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,12 @@ class TrainMapper:
         if self.target not in TARGETS:
             nearest = did_you_mean(self.target, TARGETS)
             raise UserError(f'INPUT.TARGET is "{self.target}"{nearest} (choose one of {", ".join(TARGETS)})')
+
+    @classmethod
+    def for_test(cls, cfg: CfgNode) -> "TrainMapper":
+        """Build the mapper that augments as for inference and delivers the targets, too."""
+        mapper, augmentations = cls.from_config(cfg), test_augmentations(cfg)
+        return replace(mapper, augmentations=augmentations, pad_to=None, needs_labels=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "TrainMapper":

@@ -19,6 +19,7 @@ from dformer.d2.modeling.meta_arch import Request, Segmenter, Step
 from dformer.utils.errors import UserError
 from dformer.utils.memory import keep_pages
 
+IdMap = NDArray[np.uint8]  # (H, W), ids of segments; 0 where nothing is known
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
 Size = tuple[int, int]  # height, width
 
@@ -56,7 +57,11 @@ class Predictor:
 
     @torch.no_grad()
     def predict(
-        self, images: Sequence[Image], sizes: Sequence[Size] | None = None, request: Request | None = None
+        self,
+        images: Sequence[Image],
+        sizes: Sequence[Size] | None = None,
+        request: Request | None = None,
+        known: Sequence[IdMap | None] | None = None,
     ) -> list[dict[str, Any]]:
         """Return the results of a batch of images.
 
@@ -64,19 +69,24 @@ class Predictor:
             images: each (H, W, 3) RGB.
             sizes: height and width of each result; by default those of the image.
             request: by default what the cfg asks for; a `UserError` if the model cannot do it.
+            known: for models that complete masks (`model.completes`), what is known of each image's, of its size.
         """
-        if self._augmented is not self.model:
+        if self._augmented is not self.model and known is None:
             with self._autocast:
                 return self._augmented(self._batch(images, sizes))
-        for step in self.steps(images, sizes, request):  # noqa: B007
+        for step in self.steps(images, sizes, request, known):  # noqa: B007
             pass
         return step.results
 
     def steps(
-        self, images: Sequence[Image], sizes: Sequence[Size] | None = None, request: Request | None = None
+        self,
+        images: Sequence[Image],
+        sizes: Sequence[Size] | None = None,
+        request: Request | None = None,
+        known: Sequence[IdMap | None] | None = None,
     ) -> Iterator[Step]:
         """Yield what is known after each step, without test-time augmentation; arguments and errors as of `predict`."""
-        steps = self.model.steps(self._batch(images, sizes), request)
+        steps = self.model.steps(self._batch(images, sizes, known), request)
         while True:
             with self._autocast:  # not while the caller has a step
                 step = next(steps, None)
@@ -84,12 +94,21 @@ class Predictor:
                 return
             yield step
 
-    def _batch(self, images: Sequence[Image], sizes: Sequence[Size] | None) -> list[dict[str, Any]]:
+    def _batch(
+        self, images: Sequence[Image], sizes: Sequence[Size] | None, known: Sequence[IdMap | None] | None = None
+    ) -> list[dict[str, Any]]:
+        if known is not None and not self.model.completes:
+            raise UserError(f"{type(self.model).__name__} cannot complete masks; LDMSeg can")
         sizes = sizes or [(image.shape[0], image.shape[1]) for image in images]
         batch = []
-        for image, (height, width) in zip(images, sizes, strict=True):
-            augmented = T.AugInput(image[:, :, ::-1] if self._is_bgr else image)
+        for image, (height, width), ids in zip(images, sizes, known or [None] * len(images), strict=True):
+            augmented = T.AugInput(image[:, :, ::-1] if self._is_bgr else image, sem_seg=ids)
             self._augmentations(augmented)
             resized = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-            batch.append({"image": resized, "height": height, "width": width})
+            item = {"image": resized, "height": height, "width": width}
+            if ids is not None:
+                if ids.shape != image.shape[:2]:
+                    raise UserError(f"known: the map is {ids.shape}, but the image {image.shape[:2]}; give one size")
+                item["known_map"] = torch.from_numpy(augmented.sem_seg.astype(np.int64))
+            batch.append(item)
         return batch

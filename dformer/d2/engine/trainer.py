@@ -89,6 +89,8 @@ class Trainer(TrainerBase):
         path = self.checkpointer.newest() if resume else ""
         if resume and not path:
             self.writers.restart()
+        if not path:
+            self.model.initialize()
         checkpoint = self.checkpointer.load(path or self.cfg.MODEL.WEIGHTS, checkpointables=None if path else [])
         if self.average and not (path and "model_ema" in checkpoint):
             self.average.restart(self.model)

@@ -68,7 +68,8 @@ def _with_panoptic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
         return semantic_from_panoptic(segment_ids, annotation["segments_info"], metadata)
 
     ids = _dataset_ids(metadata)
-    panoptic = PanopticEvaluator(folder, truth, ids, cfg.TEST.CLASS_AGNOSTIC)
+    class_aware = len(cfg.MODEL.CLASSES) != 1 or len(ids) == 1
+    panoptic = PanopticEvaluator(folder, truth, ids, cfg.TEST.CLASS_AGNOSTIC or not class_aware, class_aware)
     evaluators: dict[str, TaskEvaluator] = {"panoptic": panoptic}
     if metadata.get("json_file") and PathManager.isfile(metadata.json_file):
         evaluators |= _with_instance_annotations(cfg, metadata, folder)

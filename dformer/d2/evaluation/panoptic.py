@@ -46,11 +46,13 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
 
     With `class_agnostic` also of segments whatever their class (`_agnostic`), as LDMSeg reports it: panopticapi's PQ
     with one category. Of several crowd regions in an image, it then ignores false positives in the last one only.
+    Without `class_aware`, for models that know no classes, there is nothing else.
     """
 
     ground_truth: PanopticGroundTruth
     dataset_ids: Mapping[int, int]  # contiguous class id -> dataset category id
     class_agnostic: bool = False
+    class_aware: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,7 +105,7 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
         if not self.is_saved:
             annotations = list(chain.from_iterable(predictions))
             write_json(self.json_file, {"annotations": annotations, "categories": [*categories.values()]})
-        results = panoptic_quality(reduce(iadd, counts, PQStat()), categories)
+        results = panoptic_quality(reduce(iadd, counts, PQStat()), categories) if self.class_aware else {}
         if self.class_agnostic:
             agnostic = panoptic_quality(reduce(iadd, agnostic_counts, PQStat()), ONE_CLASS)
             results |= {f"{name}_agnostic": agnostic[name] for name in ("PQ", "SQ", "RQ")}

@@ -32,3 +32,5 @@ class PublishedSystem:
     config: Callable[[Mapping[str, Tensor]], str | None]
     settings: Mapping[str, Any]  # keys of the config that are constants in the published code -> their values
     layout: Layout | None = None  # of their tensors, if it is not PyTorch's
+    # From the weights under published names: what a published file holds.
+    content: Callable[[dict[str, Tensor]], dict[str, Any]] = lambda weights: {"model": weights}

@@ -29,12 +29,14 @@ class Segmenter(nn.Module, ABC):
         request: what is asked for by default.
         options: the numbers of a `Request` that the system knows -> lowest and highest value.
         max_time: the time of pure noise; None without diffusion.
+        completes: whether it completes masks that are given in part, `known_map` of an image.
         iteration: training forwards so far; a resumed run sets it.
     """
 
     tasks: Sequence[str] = TASKS
     options: Mapping[str, tuple[int, int]] = {}
     max_time: float | None = None
+    completes: bool = False
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -58,6 +60,9 @@ class Segmenter(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def initialize(self) -> None:
+        """Load parts that were trained before, which the config names; called once, before a training begins."""
 
     @abstractmethod
     def compute_losses(self, images: Tensor, batch: Batch, generators: list[torch.Generator]) -> dict[str, Tensor]:
