@@ -13,11 +13,12 @@ from dformer.utils.errors import UserError
 from dformer.weights.names import rename
 from dformer.weights.published.dformer import DFORMER
 from dformer.weights.published.diffusioninst import DIFFUSIONINST
+from dformer.weights.published.ldmseg import LDMSEG, MASK_AUTOENCODER
 from dformer.weights.published.mask2former import MASK2FORMER
 from dformer.weights.published.pix2seqd import PIX2SEQD
 from dformer.weights.published.system import PublishedSystem
 
-SYSTEMS = (DFORMER, MASK2FORMER, DIFFUSIONINST, PIX2SEQD)  # the first that matches counts
+SYSTEMS = (DFORMER, MASK2FORMER, DIFFUSIONINST, PIX2SEQD, LDMSEG, MASK_AUTOENCODER)  # the first that matches counts
 
 MERGED = re.compile(r"(.*\.attention)\.in_proj_(weight|bias)")
 SPLIT = re.compile(r"(.*\.attention)\.([qkv])_proj\.(weight|bias)")

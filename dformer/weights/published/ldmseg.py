@@ -80,7 +80,7 @@ MASK_AUTOENCODER = PublishedSystem(
     names=[("vae", "mask_autoencoder")],
     dropped=[],
     buffers=lambda published: {},
-    config=lambda weights: "coco/ldmseg/mask_autoencoder_90k.yaml",
+    config=lambda weights: "coco/ldmseg/mask_autoencoder_60k.yaml",
     settings={},
     content=separated,
 )

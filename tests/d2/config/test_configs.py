@@ -12,8 +12,8 @@ from tests import ROOT
 
 CONFIGS = ROOT / "configs"
 ZOO = ROOT / "docs" / "model_zoo.md"
-SMALL = ("quick", "own")  # no part of the model zoo
-PARTS = {"base.yaml", "camvid.yaml", "pennfudan.yaml"}
+SMALL = ("quick", "own", "coco/ldmseg")  # no part of the model zoo's tables
+PARTS = {"base.yaml", "camvid.yaml", "pennfudan.yaml", "stage2.yaml"}
 PARTS |= {path.name for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in SMALL}
 MODELS = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.name not in PARTS)
 
@@ -22,6 +22,12 @@ def load(name, *opts):
     cfg = get_cfg()
     merge_config(cfg, str(CONFIGS / name), ["MODEL.DEVICE", "cpu", *opts])
     return cfg
+
+
+def on_meta(cfg):
+    """Return the model of a cfg, without weights."""
+    with torch.device("meta"):
+        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
 
 
 def millions(model):
@@ -39,9 +45,7 @@ def in_model_zoo(name):
 def test_builds_with_the_size_that_the_model_zoo_says(name, monkeypatch, request):
     if name.startswith("own/"):  # their classes are in the data
         monkeypatch.setenv("DETECTRON2_DATASETS", str(request.getfixturevalue("data_dir")))
-    cfg = load(name)
-    with torch.device("meta"):
-        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    model = on_meta(load(name))
     size = millions(model)
     if not name.startswith(SMALL):
         assert in_model_zoo(name) == pytest.approx(size, abs=0.051)
@@ -82,3 +86,14 @@ def test_recipe_of_diffusioninst(name):
     assert (cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.BACKBONE_MULTIPLIER) == (1e-4, 1e-4, 1.0)
     assert (cfg.INPUT.AUGMENTATION, cfg.INPUT.TARGET, cfg.DIFFUSION.SIGNAL_SCALE) == ("detr", "boxes", 2.0)
     assert (50 if "lvis" in name else 0) == cfg.MODEL.BOX_CRITERION.FEDERATED_CLASSES
+
+
+def test_ldmseg_recipe():
+    """Van Gansbeke and De Brabandere 2024, Sec. 4.1 and App.: numbers of parameters in millions, images seen."""
+    first, second = (load(f"coco/ldmseg/{name}.yaml") for name in ("mask_autoencoder_60k", "ldmseg_sd_200k"))
+    assert millions(on_meta(first)) == pytest.approx(2.02, abs=0.005)
+    assert millions(on_meta(second).head.unet) == pytest.approx(815.6, abs=0.05)
+    assert (first.SOLVER.MAX_ITER, first.SOLVER.IMS_PER_BATCH) == (60000, 16)
+    assert (second.SOLVER.MAX_ITER, second.SOLVER.IMS_PER_BATCH) == (200000, 256)
+    for cfg in (first, second):
+        assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.TEST.MIN_AREA) == (1e-4, 0.05, 512)
