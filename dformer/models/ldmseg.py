@@ -167,7 +167,7 @@ class FeatureLatents(nn.Module):
 
 
 class SegmentClassifier(nn.Module):
-    """Classify segments by the mean of image features inside them (the paper's own classifier is not public)."""
+    """Predict the classes of segments from mean features inside them (the paper's classifier is not public)."""
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, hidden_dim: int = 256) -> None:
         super().__init__()

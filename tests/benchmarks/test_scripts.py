@@ -85,3 +85,10 @@ def test_deformable_attention(tmp_path: Path) -> None:
     arguments = ["--device", "cpu", "--rounds", "1", "--cases", "512x512, batch 1", "--dtypes", "float32"]
     ours, plain = run(tmp_path, "ms_deform_attn.py", *arguments)
     assert ours["implementation"].startswith("dformer") and plain["implementation"] == "reference"
+
+
+def test_ldmseg(tmp_path: Path) -> None:
+    small = ["--device", "cpu", "--rounds", "1", "--sizes", "64", "--steps", "1", "2", "--channels", *["32"] * 4]
+    rows = [row for row in run(tmp_path, "ldmseg.py", *small) if row["implementation"] == "dformer"]
+    assert [(row["part"], row["steps"]) for row in rows] == [("U-Net", 1), ("U-Net", 2), ("decoder", "-")]
+    assert all(row["ms"] > 0 and row["peak_mib"] >= 0 for row in rows)
