@@ -30,8 +30,8 @@ def pyramid_cells(maps: list[Tensor]) -> PyramidCells:
     """Lay the cells of maps (B, C, h, w) of strides 4, 8, ... in one row."""
     values = torch.cat([level.flatten(2).mT for level in maps], dim=1)
     areas = [0, *(level.shape[2] * level.shape[3] for level in maps)]
-    table = torch.tensor([[*areas[:-1]], [x.shape[2] for x in maps], [x.shape[3] for x in maps]], device=values.device)
-    areas, height, width = table
+    table = torch.tensor([[*areas[:-1]], [x.shape[2] for x in maps], [x.shape[3] for x in maps]])
+    areas, height, width = table.to(values.device, non_blocking=True)
     return PyramidCells(values, areas.cumsum(0), height, width)
 
 

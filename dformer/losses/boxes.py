@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss
 
 from dformer.losses.criterion import mean_over_processes
 from dformer.losses.dynamic_k import BoxLossWeights, Matches, assign, matching_cost
@@ -133,7 +133,18 @@ def box_losses(boxes: Tensor, targets: list[BoxTarget], matches: Matches) -> tup
     truth = torch.cat([target.boxes for target in targets])[matches.target]
     extent = torch.stack([target.extent for target in targets])[matches.image]
     l1 = ((predicted - truth) / extent).abs().sum(1)
-    return _per_stage(l1, matches), _per_stage(generalized_box_iou_loss(predicted, truth), matches)
+    return _per_stage(l1, matches), _per_stage(giou_loss(predicted, truth), matches)
+
+
+def giou_loss(boxes: Tensor, truth: Tensor) -> Tensor:
+    """Compute 1 - GIoU (M,) of pairs of boxes (Rezatofighi et al. 2019); torchvision's waits for a GPU."""
+    both = torch.stack([boxes, truth])  # (2, M, 4)
+    low, high = both[..., :2], both[..., 2:]
+    union = (high - low).prod(2).sum(0)
+    overlap = (high.amin(0) - low.amax(0)).clamp(min=0).prod(1)  # (M,)
+    union = union - overlap
+    hull = (high.amax(0) - low.amin(0)).prod(1)
+    return 1 - overlap / (union + 1e-7) + (hull - union) / (hull + 1e-7)
 
 
 def mask_loss(kernels: Tensor, mask_features: Tensor, targets: list[BoxTarget], matches: Matches) -> Tensor:

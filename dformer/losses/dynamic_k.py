@@ -88,7 +88,7 @@ def assign(costs: list[Tensor], ious: list[Tensor]) -> Matches:
         first += shape[2]
     index = torch.cat(found, dim=1)
     counts = torch.bincount(index[0], minlength=shapes[0][0])
-    moved = torch.cat([index.flatten(), counts]).to(device)  # one copy
+    moved = torch.cat([index.flatten(), counts]).to(device, non_blocking=True)  # one copy
     stage, image, box, target = moved[: index.numel()].view(4, -1)
     return Matches([x.shape[1] for x in found], stage, image, box, target, moved[index.numel() :].float())
 

@@ -48,7 +48,10 @@ def suppress(detections: Sequence[Detections], threshold: float, count: int) -> 
     """Join the detections of several steps, and leave out those whose IoU with a better one of their class is larger
     than `threshold`; return at most `count`, by falling score."""
     joined = Detections(*(torch.cat(parts) for parts in zip(*detections, strict=True)))
-    kept = batched_nms(joined.boxes, joined.scores, joined.classes, threshold)[:count]
+    others = torch.stack([joined.scores, joined.classes.to(joined.scores)], dim=1)
+    boxes, scores, classes = torch.cat([joined.boxes, others], dim=1).cpu().split([4, 1, 1], dim=1)  # one copy
+    kept = batched_nms(boxes, scores[:, 0], classes[:, 0], threshold)[:count]
+    kept = kept.to(joined.boxes.device, non_blocking=True)
     return Detections(*(x[kept] for x in joined))
 
 
@@ -59,11 +62,12 @@ def instances(detections: Detections, mask_features: Tensor, view: View) -> Inst
         mask_features: (C, h, w) of the canvas.
     """
     (image_height, image_width), (height, width) = view.image, view.size
-    ends = detections.boxes.new_tensor([width, height, width, height])
-    scale = ends / detections.boxes.new_tensor([image_width, image_height, image_width, image_height])
-    boxes = torch.minimum((detections.boxes * scale).clamp(min=0), ends)
+    on_host = detections.boxes.cpu()  # how many are left decides what is computed
+    ends = on_host.new_tensor([width, height, width, height])
+    scale = ends / on_host.new_tensor([image_width, image_height, image_width, image_height])
+    boxes = torch.minimum((on_host * scale).clamp(min=0), ends)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero()[:, 0]
-    boxes = boxes[kept]
+    boxes, kept = (x.to(detections.boxes.device, non_blocking=True) for x in (boxes[kept], kept))
     masks = masks_in_boxes(detections.kernels[kept], mask_features, boxes, view)
     return InstanceResult(masks, boxes, detections.scores[kept], detections.classes[kept])
 
@@ -82,10 +86,10 @@ def masks_in_boxes(kernels: Tensor, mask_features: Tensor, boxes: Tensor, view: 
     height, width = view.size
     result = torch.zeros(len(kernels), height, width, dtype=torch.bool, device=kernels.device)
     down, across = (_interpolation(mask_features.shape[1 + k], view.image[k], view.size[k]) for k in range(2))
-    rows, columns = (x.weights.to(kernels.device) for x in (down, across))  # (H, h), (W, w)
+    rows, columns = (x.weights.to(kernels.device, non_blocking=True) for x in (down, across))  # (H, h), (W, w)
     corners = boxes.int()
     at_once = max(1, MAX_ELEMENTS.get(kernels.device.type, MAX_ELEMENTS["cpu"]) // (height * width))
-    limits = torch.tensor(corners.tolist()).view(-1, 4)  # one copy
+    limits = corners.cpu()
     with torch.autocast(kernels.device.type, enabled=False):
         for first in range(0, len(kernels), at_once):
             few = slice(first, first + at_once)

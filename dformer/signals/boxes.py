@@ -32,7 +32,7 @@ def pad_boxes(shares: Tensor, normals: Tensor) -> Tensor:
     1/6 in all four numbers, and have at least MIN_SIZE.
     """
     if len(shares) == 0:
-        shares = shares.new_tensor([[0.5, 0.5, 1, 1]])
+        shares = torch.tensor([[0.5, 0.5, 1, 1]]).to(shares, non_blocking=True)
     random = normals / 6 + 0.5
     random = torch.cat([random[:, :2], random[:, 2:].clamp(min=MIN_SIZE)], dim=1)
     return torch.cat([shares, random])

@@ -28,6 +28,7 @@ def pix2seqd_cfg() -> CfgNode:
 SYSTEMS: dict[str, Callable[[], CfgNode]] = {
     "DFormer": partial(tiny_cfg, "DFormer"),
     "Mask2Former": partial(tiny_cfg, "Mask2Former"),
+    "DiffusionInst": partial(tiny_cfg, "DiffusionInst"),
     "Pix2SeqD": pix2seqd_cfg,
     "MaskAutoencoder": partial(tiny_cfg, "MaskAutoencoder"),
     "LDMSeg": partial(tiny_cfg, "LDMSeg"),

@@ -14,7 +14,7 @@ from dformer.losses.points import sample_targets
 from tests import ROOT
 from tests.d2.tiny import tiny_batch
 
-SIZE = 512
+SIZE = 256
 
 
 @pytest.mark.slow

@@ -87,10 +87,7 @@ class DiffusionInst(Segmenter):
         }
 
     def compute_losses(self, images: Tensor, batch: Batch, generators: list[torch.Generator]) -> dict[str, Tensor]:
-        targets = [
-            BoxTarget(found.gt_classes, found.gt_boxes.tensor, found.gt_masks, extent)
-            for found, extent in zip([x["instances"].to(self.device) for x in batch], self.extent(batch), strict=True)
-        ]
+        targets = [self.target(*pair) for pair in zip((x["instances"] for x in batch), self.extent(batch), strict=True)]
         encoded = self.head.encode(self.features(images))
         x_t, t = self.head.corrupt([target.boxes for target in targets], self.extent(batch), generators)
         stages = self.head.denoise(encoded, x_t, t, self.extent(batch))
@@ -130,7 +127,12 @@ class DiffusionInst(Segmenter):
     def extent(self, batch: Batch) -> Tensor:
         """Return width, height, width, height of the unpadded images (B, 4)."""
         sizes = [item["image"].shape[:0:-1] for item in batch]
-        return torch.tensor([[*size, *size] for size in sizes], dtype=torch.float32, device=self.device)
+        return torch.tensor([[*size, *size] for size in sizes]).float().to(self.device, non_blocking=True)
+
+    def target(self, instances: Instances, extent: Tensor) -> BoxTarget:
+        """Return the ground truth of an image."""
+        found = instances.gt_classes, instances.gt_boxes.tensor, instances.gt_masks
+        return BoxTarget(*(x.to(self.device, non_blocking=True) for x in found), extent)
 
     def noisy_targets(self, batch: Batch, t: float) -> list[Tensor]:
         """Return pictures of each image's boxes noised at time `t`, in their order and without padding to N."""
