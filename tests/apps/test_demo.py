@@ -222,14 +222,14 @@ def test_a_batch_of_images_has_the_results_of_each(cfg, tmp_path):
         assert areas[0] == pytest.approx(areas[1], abs=3) and areas[0], "but for rounding"
 
 
-def test_labels_and_colours_on_request(cfg, tmp_path):
-    image = save_image(tmp_path / "a.png", 64, 64)
-    usual = ["--weights", cfg.MODEL.WEIGHTS, "--input", image, "--task", "instance", "--threshold", 0, "--alpha", 1]
-    assert run(*usual, "--output", tmp_path / "usual") == 0
-    assert run(*usual, "--output", tmp_path / "bare", "--no-labels", "--color-by", "instance") == 0
-    usual, bare = (np.asarray(Image.open(tmp_path / name / "a.png")) for name in ("usual", "bare"))
-    black = [(picture == 0).all(axis=2).any() for picture in (usual, bare)]
-    assert black == [True, False], "of the letters" and (usual != bare).any(axis=2).mean() > 0.5
+def test_no_labels_on_request(cfg, tmp_path):
+    Image.new("RGB", (80, 48), "white").save(tmp_path / "a.png")
+    darkest = []
+    for options in ([], ["--no-labels", "--color-by", "instance"]):
+        arguments = ["--input", tmp_path / "a.png", "--threshold", 0, "--output", tmp_path / "out", *options]
+        assert run("--weights", cfg.MODEL.WEIGHTS, *arguments) == 0
+        darkest.append(np.asarray(Image.open(tmp_path / "out" / "a.png")).max(axis=2).min())
+    assert darkest[0] < 60 < darkest[1], "letters are black"
 
 
 def test_without_detectron2_it_says_how_to_install_it(tmp_path):

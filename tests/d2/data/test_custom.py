@@ -248,19 +248,19 @@ def test_paths_are_relative_to_the_file_or_to_the_folder_of_all_data(
     assert len(DatasetCatalog.get("filed")) == len(DatasetCatalog.get("inline")) == 120
 
 
-def test_the_folder_of_all_data_is_written_out_in_files(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(data_dir))
+def test_the_folder_of_all_data_is_written_out_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
-    folders = {key: f"$DETECTRON2_DATASETS/pennfudan/{folder}" for key, folder in FOLDERS.items()}
-    (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"ped": {"form": "instance_ids", **folders}}))
+    (tmp_path / "data" / "masks").mkdir(parents=True)
+    for file in ("data/a.jpg", "data/masks/a.png"):
+        Image.new("L", (4, 4), 1).save(tmp_path / file)
+    folders = {"images": "$DETECTRON2_DATASETS", "annotations": "$DETECTRON2_DATASETS/masks"}
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"mine": {"form": "instance_ids", **folders}}))
     cfg = get_cfg()
     merge_config(cfg, None, ["DATASETS.CUSTOM", "['sets.yaml']"])
-    assert register_custom(cfg) == ["ped"] and len(DatasetCatalog.get("ped")) == 120
+    assert register_custom(cfg) == ["mine"] and len(DatasetCatalog.get("mine")) == 1
 
 
-FOLDERS = {"images": "images", "annotations": "masks"}
 FORM = {"form": "semantic", "images": "val", "annotations": "valannot"}
 
 
