@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dformer.losses.matcher import LossWeights, Pairs, assign, matching_cost
+from dformer.losses.matcher import LossWeights, Pairs, assign, matching_cost, tie_cost
 from dformer.losses.points import (
     MASKS_AT_ONCE,
     random_points,
@@ -24,10 +24,14 @@ from dformer.losses.points import (
 
 
 class Target(NamedTuple):
-    """Hold an image's ground truth: `labels` (G,) int64 in 0..K-1, `masks` (G, H, W) bool on the padded canvas."""
+    """Hold an image's ground truth: `labels` (G,) int64 in 0..K-1, `masks` (G, H, W) bool on the padded canvas.
+
+    With denoising assignment also `owner` (N,), the object that each query has to answer with (`signals/hints.py`).
+    """
 
     labels: Tensor
     masks: Tensor
+    owner: Tensor | None = None
 
 
 class MaskProducts(NamedTuple):
@@ -138,7 +142,8 @@ class Criterion(nn.Module):
             points = random_points((1, self.num_points), generator)
             index = torch.arange(len(target.masks), device=logits.device)
             truth = sample_targets(target.masks, index, points.expand(len(index), -1, -1))
-            costs.append(matching_cost(logits[:, b], masks.at_points(b, points[0]), target.labels, truth, self.weights))
+            cost = matching_cost(logits[:, b], masks.at_points(b, points[0]), target.labels, truth, self.weights)
+            costs.append(cost if target.owner is None else cost + tie_cost(target.owner, len(index)))
         return assign(costs)
 
     def _mask_losses(

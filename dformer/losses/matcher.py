@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from dformer.signals.hints import FREE
+
+TIED = 1e5  # far above any cost
 Pairs = list[tuple[Tensor, Tensor]]  # for each image: indices (L, min(N, G_b)) of predictions and of ground truth
 
 
@@ -41,6 +44,20 @@ def matching_cost(
     overlap = probability @ target_masks.T
     cost_dice = 1 - (2 * overlap + 1) / (probability.sum(-1, keepdim=True) + target_masks.sum(-1) + 1)
     return weights.classes * cost_class + weights.mask * cost_mask + weights.dice * cost_dice
+
+
+def tie_cost(owner: Tensor, num_objects: int) -> Tensor:
+    """Compute what to add to a cost (..., N, G) so that slots with an owner are matched with it, and with no other.
+
+    Args:
+        owner: (N,) object of each slot, NO_OBJECT or FREE (`dformer.signals.hints`). Free slots are matched with the
+            objects that nobody owns.
+        num_objects: G.
+    """
+    objects = torch.arange(num_objects, device=owner.device)
+    is_owner = owner[:, None] == objects  # (N, G)
+    is_tied = (owner != FREE)[:, None] | is_owner.any(0)
+    return TIED * (is_tied.float() - 2 * is_owner.float())
 
 
 def assign(costs: list[Tensor]) -> tuple[Pairs, list[int]]:

@@ -11,29 +11,40 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dformer.diffusion.sampler import SamplingStep, ddim_step, sample, time_pairs
-from dformer.diffusion.schedule import Schedule, alpha_bar_table, table_schedule
+from dformer.diffusion.sampler import SamplingStep, Time, ddim_step, sample, time_pairs
+from dformer.diffusion.schedule import Schedule, add_noise, alpha_bar_table, table_schedule
 from dformer.layers.embedding import TimeModulation
 from dformer.layers.resize import resize
 from dformer.models.mask_decoder import ImageMemory, MaskDecoder, Prediction
 from dformer.models.pixel_decoder import PixelDecoder
+from dformer.signals.hints import FREE, Hints, has_better_duplicate, own_hints, true_hints
 from dformer.signals.masks import downsample, noise_masks, pad_and_shuffle, to_signal, to_unit
+
+# What a slot has to answer with in training: any mask ("free", as published), or the one that it was noised from.
+ASSIGNMENTS = ("free", "denoising")
+OWN_SHARE = 0.5  # of the images whose hints are the model's own
+OWN_TIMES = (0.15, 0.85)  # parts of T
+MIN_SCORE = 0.5  # of the masks that are hints for the next sampling step
 
 
 class MaskDiffusion(NamedTuple):
     """Hold the settings of the diffusion: the schedule over 0..T-1 and T, the signal scale b, the encoding of masks
-    ("binary" or "random"), and how many image pixels wide a noise pixel is."""
+    ("binary" or "random"), how many image pixels wide a noise pixel is, and one of `ASSIGNMENTS`."""
 
     alpha_bar: Schedule
     timesteps: int
     scale: float
     encoding: str
     stride: int
+    assignment: str = "free"
 
     @classmethod
-    def create(cls, schedule: str, timesteps: int, scale: float, encoding: str, stride: int) -> "MaskDiffusion":
+    def create(
+        cls, schedule: str, timesteps: int, scale: float, encoding: str, stride: int, assignment: str = "free"
+    ) -> "MaskDiffusion":
         """Return the settings with the schedule of that name."""
-        return cls(table_schedule(alpha_bar_table(schedule, timesteps)), timesteps, scale, encoding, stride)
+        alpha_bar = table_schedule(alpha_bar_table(schedule, timesteps))
+        return cls(alpha_bar, timesteps, scale, encoding, stride, assignment)
 
 
 class DFormerHead(nn.Module):
@@ -70,7 +81,7 @@ class DFormerHead(nn.Module):
             gt_masks: B times (G, H, W) bool, on the padded canvas. With G > N a random subset of N is noised.
             generators: one an image.
         """
-        alpha_bar, timesteps, scale, encoding, stride = self.diffusion
+        alpha_bar, timesteps, scale, encoding, stride, _ = self.diffusion
         noisy, times = [], []
         for masks, generator in zip(gt_masks, generators, strict=True):
             t = torch.randint(timesteps, (), generator=generator, device=masks.device)
@@ -80,6 +91,41 @@ class DFormerHead(nn.Module):
             )
             times.append(t)
         return torch.stack(noisy), torch.stack(times)
+
+    @torch.no_grad()
+    def corrupt_hints(
+        self, prediction: Prediction, gt_masks: list[Tensor], generators: list[torch.Generator]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return the noisy signal (B, N, h, w) of hints, random times t (B,), and their owners, B times (N,).
+
+        At random, the hints of an image are true masks, or those that the model has predicted itself, with its errors.
+
+        Args:
+            prediction: the model's own, from noise.
+            gt_masks: B times (G, H, W) bool, on the padded canvas.
+            generators: one an image.
+        """
+        height, width = gt_masks[0].shape[1:]
+        probability = resize(prediction.masks.float().sigmoid(), self.noise_shape(height, width)[1:])  # (B, N, h, w)
+        noisy, times, owners = [], [], []
+        for b, (masks, generator) in enumerate(zip(gt_masks, generators, strict=True)):
+            truth = downsample(masks, self.diffusion.stride)
+            is_own, threshold, t = torch.rand(3, generator=generator, device=masks.device)
+            own = own_hints(probability[b], class_scores(prediction.logits[b]), truth, 0.3 + 0.6 * threshold)
+            true = true_hints(truth, len(own.owner), generator)
+            hints = Hints(*(torch.where(is_own < OWN_SHARE, *pair) for pair in zip(own, true, strict=True)))
+            first, last = OWN_TIMES
+            t = torch.where(is_own < OWN_SHARE, first + (last - first) * t, t)
+            times.append((self.diffusion.timesteps * t).long())
+            noisy.append(self.noise_hints(hints, times[-1], generator))
+            owners.append(hints.owner)
+        return torch.stack(noisy), torch.stack(times), owners
+
+    def noise_hints(self, hints: Hints, t: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the noisy signal (N, h, w) of hints at a time, a scalar tensor; free slots are noise alone."""
+        noise = torch.randn(hints.masks.shape, generator=generator, device=hints.masks.device)
+        noisy = add_noise(to_signal(hints.masks, self.diffusion.scale), noise, self.diffusion.alpha_bar(t))
+        return torch.where((hints.owner == FREE)[:, None, None], noise, noisy)
 
     def noise_shape(self, height: int, width: int, num_masks: int | None = None) -> tuple[int, int, int]:
         """Return (N, h, w) of the noise for a padded image of that size; `num_masks` may be fewer than in training."""
@@ -96,16 +142,36 @@ class DFormerHead(nn.Module):
             draw_noise: standard normal noise (B, N, h, w), new at each call.
             steps: 1..T.
             eta: 0 (deterministic after the first noise) to 1 (DDPM).
+
+        With denoising assignment, the masks found are binarised, as the hints of training are, and all slots but those
+        that show something are renewed.
         """
         memory = self.encode(features)
-        alpha_bar, timesteps, scale, _, _ = self.diffusion
+        alpha_bar, timesteps, scale, _, _, assignment = self.diffusion
+        step = partial(ddim_step, eta=eta)
+        renew = partial(renew_masks, draw_noise=draw_noise) if assignment == "denoising" else None
 
         def denoise(x_t: Tensor, t: Tensor, _: Tensor | None) -> tuple[Tensor, list[Prediction]]:
             predictions = self.denoise(memory, x_t, t)
             probability = predictions[-1].masks.float().sigmoid()  # (B, N, H/4, W/4)
-            return to_signal(resize(probability, x_t.shape[-2:]), scale), predictions
+            x0 = resize(probability, x_t.shape[-2:])  # (B, N, h, w)
+            return to_signal((x0 > 0.5).float() if renew else x0, scale), predictions
 
-        return sample(denoise, draw_noise, time_pairs(timesteps, steps), alpha_bar, partial(ddim_step, eta=eta))
+        return sample(denoise, draw_noise, time_pairs(timesteps, steps), alpha_bar, step, renew)
+
+
+def renew_masks(x_t: Tensor, step: SamplingStep[list[Prediction]], t: Time, draw_noise: Callable[[], Tensor]) -> Tensor:
+    """Put fresh noise in the place of masks that are no hints: of low scores, or duplicates of better ones."""
+    keep = []
+    for x0, logits in zip(step.x0, step.output[-1].logits, strict=True):
+        scores = class_scores(logits)
+        keep.append((scores > MIN_SCORE) & ~has_better_duplicate(x0 > 0, scores))
+    return torch.where(torch.stack(keep)[:, :, None, None], x_t, draw_noise())
+
+
+def class_scores(logits: Tensor) -> Tensor:
+    """Return the probability (..., N) of the best class, from class logits (..., N, K + 1)."""
+    return logits.float().softmax(-1)[..., :-1].amax(-1)
 
 
 def pool_queries(mask_features: Tensor, masks: Tensor) -> Tensor:

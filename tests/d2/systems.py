@@ -27,6 +27,7 @@ def pix2seqd_cfg() -> CfgNode:
 # Configs for 64 x 64 images of Shapes on the CPU.
 SYSTEMS: dict[str, Callable[[], CfgNode]] = {
     "DFormer": partial(tiny_cfg, "DFormer"),
+    "DFormer, denoising assignment": partial(tiny_cfg, "DFormer", ["DIFFUSION.ASSIGNMENT", "denoising"]),
     "Mask2Former": partial(tiny_cfg, "Mask2Former"),
     "DiffusionInst": partial(tiny_cfg, "DiffusionInst"),
     "Pix2SeqD": pix2seqd_cfg,

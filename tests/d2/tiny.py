@@ -1,7 +1,7 @@
 """A DFormer that runs in milliseconds, images for it, and order after a run in the tests' own process."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,12 +82,13 @@ class TinyBackbone(Backbone):
         return {name: ShapeSpec(channels=16, stride=2**i) for i, name in enumerate(self.stages, start=2)}
 
 
-def tiny_cfg(meta_architecture: str = "DFormer") -> CfgNode:
+def tiny_cfg(meta_architecture: str = "DFormer", opts: Sequence[str] = ()) -> CfgNode:
     """On Shapes' classes, 64 x 64 images, the CPU."""
     cfg = get_cfg()
     cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(CONFIG)))
     cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(OF_SYSTEM.get(meta_architecture, "{}"))))
     cfg.MODEL.META_ARCHITECTURE = meta_architecture
+    cfg.merge_from_list(list(opts))
     return cfg
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dformer.losses.criterion import Criterion, MaskProducts, Target
-from dformer.losses.matcher import LossWeights, assign
+from dformer.losses.matcher import LossWeights, assign, tie_cost
 from dformer.losses.points import sample_logits
+from dformer.signals.hints import FREE, NO_OBJECT
 
 NUM_CLASSES = 3
 
@@ -40,7 +41,7 @@ def prediction(targets, queries, sure=12.0):
     logits = torch.zeros(len(targets), queries, NUM_CLASSES + 1)
     masks = torch.full((len(targets), queries, 32, 32), -sure)
     logits[..., NUM_CLASSES] = sure
-    for b, (labels, truth) in enumerate(targets):
+    for b, (labels, truth, _) in enumerate(targets):
         for n in range(min(queries, len(labels))):
             logits[b, n] = 0
             logits[b, n, labels[n]] = sure
@@ -174,3 +175,25 @@ def test_matching_and_losses_are_in_float32_under_autocast(criterion, dtype):
     assert all(value.isfinite() for value in found.values())
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3)
+
+
+def test_slots_with_an_owner_are_matched_with_it_and_with_no_other():
+    """Whatever the cost; the objects that nobody owns go to the free slots."""
+    owner = torch.tensor([2, NO_OBJECT, FREE, 0, FREE])
+    for seed in range(5):
+        cost = 100 * torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(seed))
+        ((rows, columns),), _ = assign([cost + tie_cost(owner, 4)])
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            found = dict(zip(row, column, strict=True))
+            assert found[0] == 2 and found[3] == 0 and {found[2], found[4]} == {1, 3}
+
+
+def test_a_tied_slot_pays_for_another_answer(criterion):
+    """The second query shows the first object, and has to answer for the second."""
+    targets = [target(2)]
+    logits, masks = prediction(targets, queries=4)
+    tied = [targets[0]._replace(owner=torch.tensor([0, 1, FREE, FREE]))]
+    swapped = [targets[0]._replace(owner=torch.tensor([1, 0, FREE, FREE]))]
+    free, right, wrong = (loss(criterion, [(logits, masks)], t, generators(1)) for t in (targets, tied, swapped))
+    torch.testing.assert_close(right, free)
+    assert wrong["loss_mask"] > right["loss_mask"] + 1

@@ -100,6 +100,9 @@ def add_dformer_config(cfg: CN) -> None:
     # "cosine", "linear" or "scaled_linear"; of Pix2SeqD those of dformer/diffusion/continuous.py
     cfg.DIFFUSION.SCHEDULE = "cosine"
     cfg.DIFFUSION.SIGNAL_SCALE = 0.1  # b: masks {0, 1} become {-b, b}; DiffusionInst's boxes have 2.0
+    # What a slot answers with in training: any mask ("free", as published), or the one it was noised from ("denoising",
+    # docs/systems/dformer.md).
+    cfg.DIFFUSION.ASSIGNMENT = "free"
     cfg.DIFFUSION.ENCODING = "binary"  # or "random": inside from [0.5, 1], outside from [0, 0.5]
     cfg.DIFFUSION.MASK_STRIDE = 4  # image pixels per noise pixel; 1 as published
     cfg.DIFFUSION.SAMPLING_STEPS = 1

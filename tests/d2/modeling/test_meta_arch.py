@@ -32,7 +32,7 @@ def image(height, width, count=0, image_id=0):
     return {"image": pixels, "image_id": image_id, "height": height, "width": width, "instances": instances}
 
 
-@both
+@pytest.mark.parametrize("system, assignment", [("DFormer", "free"), ("DFormer", "denoising"), ("Mask2Former", "free")])
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -42,8 +42,8 @@ def image(height, width, count=0, image_id=0):
         [(1, 50, 2), (40, 1, 1)],  # one pixel high, one wide
     ],
 )
-def test_awkward_batches_train_and_are_segmented(system, sizes):
-    model = build(system)
+def test_awkward_batches_train_and_are_segmented(system, assignment, sizes):
+    model = build(system, DIFFUSION__ASSIGNMENT=assignment, DIFFUSION__SAMPLING_STEPS=2)
     batch = [image(*size, image_id=i) for i, size in enumerate(sizes)]
     batch[0]["width"] = 100  # of the result
     losses = model.train()(batch)
@@ -67,9 +67,9 @@ def test_an_object_smaller_than_a_stride_is_learned_from(system):
     assert all(loss.isfinite() for loss in losses.values()) and losses["loss_dice"] > 0
 
 
-@pytest.mark.parametrize("steps", [1, 4])
-def test_same_seed_same_output_whatever_the_batch(steps):
-    model = build("DFormer", DIFFUSION__SAMPLING_STEPS=steps).eval()
+@pytest.mark.parametrize("steps, assignment", [(1, "free"), (4, "free"), (4, "denoising")])
+def test_same_seed_same_output_whatever_the_batch(steps, assignment):
+    model = build("DFormer", DIFFUSION__SAMPLING_STEPS=steps, DIFFUSION__ASSIGNMENT=assignment).eval()
     batch = [image(64, 64, image_id=0), image(64, 64, image_id=1), image(40, 90, image_id=2)]
     together, again = model(batch), model(batch)
     for item, a, b in zip(batch, together, again, strict=True):

@@ -30,8 +30,8 @@ class Mask2Former(QuerySegmenter):
 
     def training_predictions(
         self, features: list[Tensor], targets: list[Target], generators: list[torch.Generator]
-    ) -> list[Prediction]:
-        return self.head(features)
+    ) -> tuple[list[list[Prediction]], list[Target]]:
+        return [self.head(features)], targets
 
     def predict(
         self, features: list[Tensor], generators: list[torch.Generator], request: Request

@@ -50,8 +50,14 @@ class QuerySegmenter(Segmenter):
     @abstractmethod
     def training_predictions(
         self, features: list[Tensor], targets: list[Target], generators: list[torch.Generator]
-    ) -> list[Prediction]:
-        """Return the predictions to be supervised, from features of strides 4, 8, 16, 32."""
+    ) -> tuple[list[list[Prediction]], list[Target]]:
+        """Return the predictions to supervise, of all layers, for each time that the batch is decoded, and targets.
+
+        Args:
+            features: of strides 4, 8, 16, 32.
+            targets: one an image. Those returned are as many for each decoding.
+            generators: one an image.
+        """
 
     @abstractmethod
     def predict(
@@ -65,11 +71,13 @@ class QuerySegmenter(Segmenter):
 
     def compute_losses(self, images: Tensor, batch: Batch, generators: list[torch.Generator]) -> dict[str, Tensor]:
         targets = [self.target(item["instances"], images.shape[-2:]) for item in batch]
-        predictions = self.training_predictions(self.features(images), targets, generators)
-        logits = torch.stack([prediction.logits for prediction in predictions])
-        mask_embed = torch.stack([prediction.mask_embed for prediction in predictions])
-        masks = MaskProducts(mask_embed, predictions[0].mask_features.permute(0, 2, 3, 1).unbind())
-        return self.criterion(logits, masks, targets, generators)
+        decodings, targets = self.training_predictions(self.features(images), targets, generators)
+        layers = list(zip(*decodings, strict=True))
+        logits = torch.stack([torch.cat([decoding.logits for decoding in layer]) for layer in layers])
+        mask_embed = torch.stack([torch.cat([decoding.mask_embed for decoding in layer]) for layer in layers])
+        pixels = decodings[0][0].mask_features.permute(0, 2, 3, 1).unbind()
+        masks = MaskProducts(mask_embed, pixels * len(decodings))
+        return self.criterion(logits, masks, targets, generators * len(decodings))
 
     def sample(
         self, images: Tensor, batch: Batch, generators: list[torch.Generator], request: Request
