@@ -1,8 +1,8 @@
 """Hints: masks from which some of the noisy slots are made, so that a denoiser learns to listen to its input.
 
 With free matching nothing ties a slot to the mask that it was noised from, and a model learns to ignore its noise
-(docs/systems/dformer.md). With denoising assignment, after DN-DETR (Li et al. 2022), a slot that carries a hint has to answer
-with the hint's object.
+(docs/systems/dformer.md). With denoising assignment, after DN-DETR (Li et al. 2022), a slot that carries a hint has to
+answer with the hint's object.
 
 Shapes: N slots, G ground-truth masks, noise h x w. No function waits for the device.
 """
