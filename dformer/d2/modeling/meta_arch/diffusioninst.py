@@ -132,7 +132,8 @@ class DiffusionInst(Segmenter):
     def target(self, instances: Instances, extent: Tensor) -> BoxTarget:
         """Return the ground truth of an image."""
         found = instances.gt_classes, instances.gt_boxes.tensor, instances.gt_masks
-        return BoxTarget(*(x.to(self.device, non_blocking=True) for x in found), extent)
+        labels, boxes, masks = (x.to(self.device, non_blocking=True) for x in found)
+        return BoxTarget(labels, boxes, masks, extent)
 
     def noisy_targets(self, batch: Batch, t: float) -> list[Tensor]:
         """Return pictures of each image's boxes noised at time `t`, in their order and without padding to N."""
