@@ -154,7 +154,8 @@ def mask_loss(kernels: Tensor, mask_features: Tensor, targets: list[BoxTarget], 
     losses, first = [], 0
     for features, target, *pairs in zip(mask_features, targets, chosen, index, strict=True):
         truth = at_cell_centres(target.masks, features.shape[1:])  # (G_b, h, w)
-        for heads, rows in zip(*(x.split(MASKS_AT_ONCE) for x in pairs), strict=True):
+        for k in range(0, max(1, len(pairs[0])), MASKS_AT_ONCE):  # once without any: all parameters get a gradient
+            heads, rows = (x[k : k + MASKS_AT_ONCE] for x in pairs)
             # The maps between the layers of a head, 2 M h w numbers for each, are made again for the gradient.
             losses.append(checkpoint(_dice_of_heads, heads, features, truth, rows - first, use_reentrant=False))
         first += len(target.labels)

@@ -46,30 +46,33 @@ def top_detections(logits: Tensor, boxes: Tensor, kernels: Tensor, count: int) -
 
 def suppress(detections: Sequence[Detections], threshold: float, count: int) -> Detections:
     """Join the detections of several steps, and leave out those whose IoU with a better one of their class is larger
-    than `threshold`; return at most `count`, by falling score."""
-    joined = Detections(*(torch.cat(parts) for parts in zip(*detections, strict=True)))
-    others = torch.stack([joined.scores, joined.classes.to(joined.scores)], dim=1)
-    boxes, scores, classes = torch.cat([joined.boxes, others], dim=1).cpu().split([4, 1, 1], dim=1)  # one copy
-    kept = batched_nms(boxes, scores[:, 0], classes[:, 0], threshold)[:count]
-    kept = kept.to(joined.boxes.device, non_blocking=True)
-    return Detections(*(x[kept] for x in joined))
+    than `threshold`; return at most `count`, by falling score.
+
+    How many are left is known on the host only: all but the mask heads is copied there, at once, and stays there.
+    """
+    boxes, scores, classes, kernels = (torch.cat(parts) for parts in zip(*detections, strict=True))
+    table = torch.cat([boxes, scores[:, None], classes[:, None].to(boxes.dtype)], dim=1).cpu()
+    boxes, scores, classes = table[:, :4], table[:, 4], table[:, 5].long()
+    kept = batched_nms(boxes, scores, classes, threshold)[:count]
+    return Detections(boxes[kept], scores[kept], classes[kept], kernels[_moved(kept, kernels.device)])
 
 
 def instances(detections: Detections, mask_features: Tensor, view: View) -> InstanceResult:
     """Return the detections at the size of the result; those whose box is empty there are left out.
 
     Args:
-        mask_features: (C, h, w) of the canvas.
+        detections: as `suppress` returns them.
+        mask_features: (C, h, w) of the canvas, on the device of the result.
     """
     (image_height, image_width), (height, width) = view.image, view.size
-    on_host = detections.boxes.cpu()  # how many are left decides what is computed
-    ends = on_host.new_tensor([width, height, width, height])
-    scale = ends / on_host.new_tensor([image_width, image_height, image_width, image_height])
-    boxes = torch.minimum((on_host * scale).clamp(min=0), ends)
+    ends = detections.boxes.new_tensor([width, height, width, height])
+    scale = ends / detections.boxes.new_tensor([image_width, image_height, image_width, image_height])
+    boxes = torch.minimum((detections.boxes * scale).clamp(min=0), ends)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero()[:, 0]
-    boxes, kept = (x.to(detections.boxes.device, non_blocking=True) for x in (boxes[kept], kept))
-    masks = masks_in_boxes(detections.kernels[kept], mask_features, boxes, view)
-    return InstanceResult(masks, boxes, detections.scores[kept], detections.classes[kept])
+    device = mask_features.device
+    masks = masks_in_boxes(detections.kernels[_moved(kept, device)], mask_features, boxes[kept], view)
+    others = boxes[kept], detections.scores[kept], detections.classes[kept]
+    return InstanceResult(masks, *(_moved(x, device) for x in others))
 
 
 @torch.no_grad()
@@ -81,27 +84,30 @@ def masks_in_boxes(kernels: Tensor, mask_features: Tensor, boxes: Tensor, view: 
 
     Args:
         mask_features: (C, h, w) of the canvas.
-        boxes: (n, 4) in pixels of the result, within it; their corners are rounded down.
+        boxes: (n, 4) in pixels of the result, within it, on the CPU; their corners are rounded down.
     """
     height, width = view.size
     result = torch.zeros(len(kernels), height, width, dtype=torch.bool, device=kernels.device)
     down, across = (_interpolation(mask_features.shape[1 + k], view.image[k], view.size[k]) for k in range(2))
-    rows, columns = (x.weights.to(kernels.device, non_blocking=True) for x in (down, across))  # (H, h), (W, w)
+    rows, columns = (_moved(x.weights, kernels.device) for x in (down, across))  # (H, h), (W, w)
     corners = boxes.int()
     at_once = max(1, MAX_ELEMENTS.get(kernels.device.type, MAX_ELEMENTS["cpu"]) // (height * width))
-    limits = corners.cpu()
     with torch.autocast(kernels.device.type, enabled=False):
         for first in range(0, len(kernels), at_once):
             few = slice(first, first + at_once)
-            (left, top), (right, bottom) = limits[few, :2].amin(0).tolist(), limits[few, 2:].amax(0).tolist()
+            (left, top), (right, bottom) = corners[few, :2].amin(0).tolist(), corners[few, 2:].amax(0).tolist()
             if left >= right or top >= bottom:
                 continue
             y, x = slice(top, bottom), slice(left, right)
             cell_y, cell_x = down.cells(y), across.cells(x)
             masks = dynamic_masks(kernels[few].float(), mask_features[:, cell_y, cell_x].float()).sigmoid()
             masks = rows[y, cell_y] @ masks @ columns[x, cell_x].T  # (few, bottom - top, right - left)
-            result[few, y, x] = (masks > 0.5) & _inside(corners[few], y, x)
+            result[few, y, x] = (masks > 0.5) & _inside(_moved(corners[few], masks.device), y, x)
     return result
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    return x.to(device, non_blocking=True)
 
 
 class _Interpolation(NamedTuple):

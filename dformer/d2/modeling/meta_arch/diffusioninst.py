@@ -87,12 +87,18 @@ class DiffusionInst(Segmenter):
         }
 
     def compute_losses(self, images: Tensor, batch: Batch, generators: list[torch.Generator]) -> dict[str, Tensor]:
-        targets = [self.target(*pair) for pair in zip((x["instances"] for x in batch), self.extent(batch), strict=True)]
+        extent = self.extent(batch)
+        targets = []
+        for item, size in zip(batch, extent, strict=True):
+            found = item["instances"]
+            parts = found.gt_classes, found.gt_boxes.tensor, found.gt_masks
+            labels, boxes, masks = (x.to(self.device, non_blocking=True) for x in parts)
+            targets.append(BoxTarget(labels, boxes, masks, size))
         encoded = self.head.encode(self.features(images))
-        x_t, t = self.head.corrupt([target.boxes for target in targets], self.extent(batch), generators)
-        stages = self.head.denoise(encoded, x_t, t, self.extent(batch))
-        logits, boxes, kernels = (torch.stack(parts) for parts in zip(*stages, strict=True))  # (L, B, N, .)
-        return self.criterion(logits, boxes, kernels, encoded.mask_features, targets, generators)
+        x_t, t = self.head.corrupt([target.boxes for target in targets], extent, generators)
+        stages = self.head.denoise(encoded, x_t, t, extent)
+        logits, predicted, kernels = (torch.stack(parts) for parts in zip(*stages, strict=True))  # (L, B, N, .)
+        return self.criterion(logits, predicted, kernels, encoded.mask_features, targets, generators)
 
     def sample(
         self, images: Tensor, batch: Batch, generators: list[torch.Generator], request: Request
@@ -127,13 +133,7 @@ class DiffusionInst(Segmenter):
     def extent(self, batch: Batch) -> Tensor:
         """Return width, height, width, height of the unpadded images (B, 4)."""
         sizes = [item["image"].shape[:0:-1] for item in batch]
-        return torch.tensor([[*size, *size] for size in sizes]).float().to(self.device, non_blocking=True)
-
-    def target(self, instances: Instances, extent: Tensor) -> BoxTarget:
-        """Return the ground truth of an image."""
-        found = instances.gt_classes, instances.gt_boxes.tensor, instances.gt_masks
-        labels, boxes, masks = (x.to(self.device, non_blocking=True) for x in found)
-        return BoxTarget(labels, boxes, masks, extent)
+        return torch.tensor([[*size, *size] for size in sizes]).to(self.pixel_mean, non_blocking=True)
 
     def noisy_targets(self, batch: Batch, t: float) -> list[Tensor]:
         """Return pictures of each image's boxes noised at time `t`, in their order and without padding to N."""
