@@ -33,7 +33,7 @@ def main() -> None:
     pictures = OUTPUT / "pictures"
 
     step(1, "generate 2,000 training and 100 validation images", ["datasets/shapes.py", "--root", str(data)])
-    train = ["tools/train_net.py", "--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT)]
+    train = ["tools/train_net.py", "--overwrite", "--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT)]
     step(2, "train a small DFormer from scratch and evaluate it on the validation images", train)
     weights = str(OUTPUT / "model_final.pth")
     demo = ["tools/demo.py", "--weights", weights, "--input", *unseen, "--output", str(pictures)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dformer.utils.errors import UserError
+from dformer.utils.memory import gc_paused
 
 PARTIAL = ".partial-"  # prefix of a file that is being written
 MAX_JSON = 8 << 30  # bytes
@@ -82,7 +83,8 @@ def read_json(path: str | Path, remedy: str = "") -> Any:
     try:
         if path.stat().st_size > MAX_JSON:
             raise ValueError(f"it is larger than {MAX_JSON >> 30} GiB")
-        return json.loads(path.read_text())
+        with gc_paused():
+            return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:  # of lists that are nested too deeply
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{path} cannot be read as JSON: {reason}{f'; {remedy}' if remedy else ''}") from error
@@ -91,12 +93,13 @@ def read_json(path: str | Path, remedy: str = "") -> Any:
 def _rename(partial: Path, path: Path) -> None:
     _sync(partial)  # otherwise the name may reach the disk before the content
     os.replace(partial, path)
-    _sync(path.parent)
+    if os.name == "posix":  # elsewhere, folders cannot be opened
+        _sync(path.parent)
 
 
 def _sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # as Windows wants files opened
     try:
         os.fsync(descriptor)
     finally:

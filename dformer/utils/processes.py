@@ -15,9 +15,14 @@ R = TypeVar("R")
 Map = Callable[..., list]  # of a function over a sequence
 
 # Sent by job systems, the keyboard, and (on request) by SLURM before a time limit or pre-emption.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
 FEW = 32  # for fewer items, starting processes costs more than it saves
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may run on, where the system tells, else of all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parallel_map(
@@ -32,8 +37,8 @@ def parallel_map(
         workers: number of processes; by default as many as there are cores. 0 and 1: this process.
     """
     bar = partial(tqdm, total=len(items), desc=what, unit="image", disable=what is None)
-    workers = min(len(os.sched_getaffinity(0)) if workers is None else workers, len(items))
-    if workers <= 1 or len(items) < FEW:
+    workers = min(available_cores() if workers is None else workers, len(items))
+    if workers <= 1 or len(items) < FEW or "fork" not in multiprocessing.get_all_start_methods():
         return list(bar(map(function, items)))
     # Forked, as torch's data loaders are: a new Python would import Detectron2 for seconds.
     with multiprocessing.get_context("fork").Pool(workers, _keep, (function,)) as pool:

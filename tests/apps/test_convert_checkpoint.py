@@ -9,7 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from dformer.apps.convert_checkpoint import convert
 from dformer.d2.checkpoint.checkpointer import fetch_checkpoint, load_weights
-from dformer.d2.checkpoint.zoo import config_of
+from dformer.d2.checkpoint.zoo import config_of, config_of_checkpoint
 from dformer.d2.data import model_classes
 from dformer.utils.errors import UserError
 from dformer.weights.checkpoint import read_checkpoint
@@ -81,7 +81,16 @@ def test_configs_of_larger_models(backbone):
     cfg = load(name)
     with torch.device("meta"):
         weights = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).state_dict()
-    assert our_system(weights).config(weights) == name
+    assert our_system(weights).configs(weights) == [name]
+
+
+def test_weights_that_fit_several_published_models_need_a_config():
+    """ADE20K's semantic and panoptic models have the same 150 classes."""
+    cfg = load("ade20k/panoptic/mask2former_r50_160k.yaml")
+    with torch.device("meta"):
+        weights = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).state_dict()
+    with pytest.raises(UserError, match=r"ade20k\.pth.*--config-file .*ade20k/semantic/.*ade20k/panoptic/"):
+        config_of_checkpoint({"model": weights}, "ade20k.pth")
 
 
 def test_what_the_published_code_has_no_place_for(tmp_path):

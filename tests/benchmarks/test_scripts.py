@@ -65,6 +65,15 @@ def test_loading(data_dir: Path, tmp_path: Path) -> None:
     assert [row["mapper"] for row in rows] == ["dformer", "detectron2"]
 
 
+@pytest.mark.slow
+def test_startup(data_dir: Path, tmp_path: Path) -> None:
+    rows = run(tmp_path, "startup.py", "--processes", "2", DETECTRON2_DATASETS=str(data_dir / "coco_panoptic"))
+    starts = [(row["start"], row["processes"], row["launcher"]) for row in rows]
+    many = [(1, "-"), (2, "--num-gpus"), (2, "torchrun")]
+    assert starts == [*(("train", *x) for x in many), *(("bare", *x) for x in many), ("detectron2", 1, "-")]
+    assert all(row["cpu_s"] > 1 and row["pss_gib"] > 0.1 for row in rows)
+
+
 def test_demo(tmp_path: Path) -> None:
     (row,) = run(tmp_path, "demo.py", "--weights", "dformer://shapes", "--input", str(ASSETS / "examples"))
     assert row["frames"] == 6 and len(row["MiB"]) == 4

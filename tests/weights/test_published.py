@@ -105,7 +105,7 @@ def test_every_name_of_the_published_models(golden_dir, system, monkeypatch):
         name = OURS["/".join(config.split("/")[:2])].format(
             f"swin/{system}_swin_tiny" if "swin" in config else f"{system}_r50"
         )
-        assert our_system(converted).config(converted) == name
+        assert name in our_system(converted).configs(converted)
         with torch.device("meta"):
             model = build_model(load(name))
         expected = {name: tuple(x.shape) for name, x in model.state_dict().items()}

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
+from dformer.utils import groups
 from dformer.utils.env import git_state, versions
 from dformer.utils.errors import UserError, did_you_mean
 from dformer.utils.files import atomic_write
@@ -63,7 +64,7 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             UserError: there are checkpoints, but none can be read.
         """
-        return comm.all_gather(self._find_newest() if comm.is_main_process() else "")[0]
+        return groups.all_gather(self._find_newest() if comm.is_main_process() else "")[0]
 
     def _find_newest(self) -> str:
         final = Path(self.save_dir).glob("model_final.pth")

@@ -51,15 +51,19 @@ def config_of_checkpoint(checkpoint: Mapping[str, Any], path: str) -> CfgNode:
     """Return the config that a fetched checkpoint holds or, for a published model, that of the same model here.
 
     Raises:
-        UserError: the file, `path`, holds none and is not a published model, or holds one of another version.
+        UserError: the file, `path`, holds none, or one of another version, and is not a published model, or may be
+            several.
     """
     cfg = get_cfg()
     if isinstance(checkpoint.get("config"), str):
         merge_text(cfg, checkpoint["config"], f"the config in {path} is not one of this version of dformer")
         return cfg
     system = our_system(checkpoint["model"])
-    name = system.config(checkpoint["model"]) if system else None
-    if name is None or not (CONFIGS / name).is_file():
+    names = [name for name in (system.configs(checkpoint["model"]) if system else ()) if (CONFIGS / name).is_file()]
+    if not names:
         raise UserError(f"{path} holds no config, and configs/ has none for its weights; give a --config-file")
-    merge_config(cfg, str(CONFIGS / name), [])
+    if len(names) > 1:
+        which = " or ".join(f"configs/{name}" for name in names)
+        raise UserError(f"{path} holds no config, and its weights fit several models: give --config-file {which}")
+    merge_config(cfg, str(CONFIGS / names[0]), [])
     return cfg

@@ -14,8 +14,10 @@ from dformer.data.checks.findings import WARNING
 from dformer.data.forms import folder_of
 from dformer.data.prepare import default_root
 from dformer.utils.errors import UserError
+from dformer.utils.processes import available_cores
 
 MAX_SHOWN = 10  # fatal findings
+MAX_WORKERS = 8  # a few images each; more would take longer to start
 # What writes a missing file or folder, by a pattern of a part of its path.
 SCRIPTS = {
     "shapes": "shapes.py",
@@ -28,7 +30,8 @@ SCRIPTS = {
 def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> list[str]:
     """Check names, files, contents and classes of `cfg.DATASETS.TRAIN` (if `train`) and `TEST` (if `test`).
 
-    All json files are checked, and `cfg.DATASETS.CHECK_IMAGES` images with their annotations.
+    Their json files are checked (the instances of a panoptic set only where mask AP is measured), and
+    `cfg.DATASETS.CHECK_IMAGES` images with their annotations.
 
     Returns:
         Warnings, a line each, of what keeps no training from starting but is hardly meant.
@@ -54,7 +57,11 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> list[
 
 def _check_contents(cfg: CfgNode, training: Sequence[str], testing: Sequence[str]) -> list[str]:
     limit, queries = cfg.DATASETS.CHECK_IMAGES, cfg.MODEL.MASK_DECODER.NUM_QUERIES
-    inspections = inspect_datasets(training, testing, queries, limit, progress=False) if limit else []
+    inspections = []
+    if limit:
+        workers = min(MAX_WORKERS, available_cores())
+        instances = testing if "instance" in cfg.TEST.TASKS else ()
+        inspections = inspect_datasets(training, testing, queries, limit, False, workers, instances)
     if fatal := [finding for inspection in inspections for finding in inspection.fatal]:
         shown = "".join(f"\n  {f.file}: {f.what}; {f.remedy}" for f in fatal[:MAX_SHOWN])
         more = f"\n  and {len(fatal) - MAX_SHOWN} more" if len(fatal) > MAX_SHOWN else ""

@@ -22,6 +22,7 @@ from dformer.data.prepare import default_root
 from dformer.postprocess import TASKS
 from dformer.utils.errors import UserError, did_you_mean
 from dformer.utils.files import read_json
+from dformer.utils.memory import gc_paused
 
 Records = list[dict[str, Any]]
 
@@ -74,7 +75,8 @@ def get_records(name: str, load: Callable[[str], Records] = DatasetCatalog.get) 
     """
     has_classes(name)  # raises for an unknown name
     try:
-        return load(name)
+        with gc_paused():
+            return load(name)
     except UserError:
         raise
     except ImportError as error:  # a data set of Detectron2's that is read by a package of its own: LVIS, Cityscapes

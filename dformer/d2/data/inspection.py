@@ -1,6 +1,6 @@
 """Inspections of registered data sets: all checks, reading each file once, on all cores."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from dformer.data.checks.images import check_image
 from dformer.data.types import Metadata
 from dformer.utils.errors import UserError
 from dformer.utils.files import read_json
+from dformer.utils.memory import gc_paused
 from dformer.utils.processes import parallel_map
 
 
@@ -58,6 +59,7 @@ def inspect_datasets(
     limit: int | None = None,
     progress: bool = True,
     workers: int | None = None,
+    instances: Container[str] | None = None,
 ) -> list[Inspection]:
     """Inspect data sets, and compare the first of the training sets with all that are annotated for the same.
 
@@ -68,12 +70,15 @@ def inspect_datasets(
         limit: check this number of images of each, evenly chosen; None: all.
         progress: show a progress bar.
         workers: processes; by default as many as there are cores.
+        instances: the panoptic sets whose COCO instances json, which is for mask AP alone, is checked too; None: all.
 
     Raises:
         UserError: a data set is not registered. What else cannot be read is a finding.
     """
-    names = dict.fromkeys([*training, *testing])
-    found = [_inspect(name, name in training, queries, limit, progress, workers) for name in names]
+    found = []
+    for name in dict.fromkeys([*training, *testing]):
+        with_instances = instances is None or name in instances
+        found.append(_inspect(name, name in training, with_instances, queries, limit, progress, workers))
     first = found[0]
     for other in found[1:]:
         if first.metadata and other.metadata and first.task == other.task:
@@ -84,17 +89,28 @@ def inspect_datasets(
 
 
 def _inspect(
-    name: str, is_trained: bool, queries: int, limit: int | None, progress: bool, workers: int | None
+    name: str,
+    is_trained: bool,
+    instances: bool,
+    queries: int,
+    limit: int | None,
+    progress: bool,
+    workers: int | None,
 ) -> Inspection:
     """Inspect the json files first, then, if they have no fatal fault, the rest."""
     inspection = Inspection(name)
-    contents = {}
-    for form, file in _json_files(name).items():
-        try:
-            contents[form] = read_json(file)
-            inspection.findings += check_json(contents[form], str(file), form)
-        except UserError as error:
-            inspection.findings.append(Finding("json unreadable", str(file), str(error)))
+    sizes: dict[Any, dict[str, int]] = {}
+    for form, file in _json_files(name, instances).items():  # one after the other in memory
+        with gc_paused():
+            try:
+                content = read_json(file)
+                inspection.findings += check_json(content, str(file), form)
+            except UserError as error:
+                inspection.findings.append(Finding("json unreadable", str(file), str(error)))
+            else:
+                if form == "panoptic" and not inspection.fatal:  # Detectron2's records of panoptic sets have no sizes
+                    sizes = {i["id"]: {"height": i["height"], "width": i["width"]} for i in content["images"]}
+                del content
     if inspection.fatal:  # what the json says cannot be relied on
         return inspection
     try:
@@ -112,9 +128,6 @@ def _inspect(
     defaults: dict[str, Any] = {}
     if task == "semantic":
         defaults["label_map"] = {k: k for k in (void, *range(len(metadata.stuff_classes)))}
-    # Detectron2's records of panoptic sets have no sizes.
-    images = contents.get("panoptic", {}).get("images", [])
-    sizes = {image["id"]: {"height": image["height"], "width": image["width"]} for image in images}
     records = [{**sizes.get(r.get("image_id"), {}), **defaults, **r} for r in records]
     check = partial(check_image, task=task, ignore_label=void)
     inspection.images = parallel_map(check, records, name if progress else None, workers)
@@ -123,8 +136,10 @@ def _inspect(
     return inspection
 
 
-def _json_files(name: str) -> dict[str, str | Path]:
+def _json_files(name: str, with_instances: bool) -> dict[str, str | Path]:
     """The COCO json files of a data set that is not necessarily loaded yet, by their form.
+
+    Those of a panoptic set's instances only `with_instances`.
 
     Raises:
         UserError: the data set is not registered.
@@ -137,6 +152,6 @@ def _json_files(name: str) -> dict[str, str | Path]:
         instances = source.annotations if source.form == "coco_instances" else source.instances
     else:
         panoptic, instances = metadata.get("panoptic_json"), metadata.get("json_file")
-    if panoptic and instances and not Path(instances).exists():
-        instances = None  # the instances of a panoptic set are for mask AP only
+    if panoptic and instances and not (with_instances and Path(instances).exists()):
+        instances = None
     return {kind: file for kind, file in (("panoptic", panoptic), ("instance", instances)) if file}

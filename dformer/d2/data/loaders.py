@@ -4,18 +4,23 @@ A training batch depends on `cfg`, its number and the process's rank alone: not 
 loaded before, or on whether the run was resumed.
 """
 
+import gc
 import os
+import random
 import signal
+import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
-from itertools import count, islice
+from itertools import chain, count, islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
@@ -26,11 +31,13 @@ from dformer.d2.data.datasets import get_records
 from dformer.d2.data.mappers import TestMapper, TrainMapper
 from dformer.d2.data.unreadable import map_or_replace, map_or_stop
 from dformer.data.coco_format import image_size
-from dformer.utils import rng
+from dformer.data.packed import PackedList, pack
+from dformer.utils import groups, rng
 from dformer.utils.errors import UserError, did_you_mean
 from dformer.utils.processes import SIGNALS
 
-Batch = list[dict[str, Any]]  # images, or their records
+Batch = list[dict[str, Any]]  # images
+Records = Sequence[dict[str, Any]]
 Draw = tuple[int, int]  # position in the endless stream of images; index of the record drawn there
 
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
@@ -52,9 +59,8 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     Raises:
         UserError: a data set is not registered or cannot be loaded, or there is no such sampler.
     """
-    load = partial(get_detection_dataset_dicts, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    records = [record for name in cfg.DATASETS.TRAIN for record in get_records(name, load)]
-    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    records = share_records(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    seed = cfg.SEED if cfg.SEED >= 0 else groups.all_gather(random.getrandbits(31))[0]
     stream = BatchStream(
         _sampler(cfg, records, seed),
         cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
@@ -66,7 +72,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=PinnableBatch,
         pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
-        worker_init_fn=_obey_parent_only,
+        worker_init_fn=_start_worker,
     )
 
 
@@ -84,8 +90,35 @@ def build_test_loader(cfg: CfgNode, name: str) -> Iterable[Batch]:
         mapper=partial(map_or_stop, mapper=mapper),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    loader.worker_init_fn = _obey_parent_only
+    loader.worker_init_fn = _start_worker
     return loader
+
+
+def share_records(names: Sequence[str], filter_empty: bool) -> Records:
+    """Load the records of data sets once a node, and return them in memory that all processes of the node share.
+
+    `filter_empty` drops images of instance sets without objects.
+
+    Raises:
+        UserError: a data set is not registered or cannot be loaded.
+    """
+    load = partial(get_detection_dataset_dicts, filter_empty=filter_empty)
+
+    def to_file() -> str:
+        block = pack(chain.from_iterable(get_records(name, load) for name in names))
+        try:
+            with tempfile.NamedTemporaryFile(prefix="dformer-records-", delete=False) as file:
+                file.write(block.data)
+        except OSError as error:
+            where = f"{tempfile.gettempdir()} (TMPDIR)"
+            raise UserError(f"{where} has no {len(block) >> 20} MiB for the records: {error.strerror}") from error
+        return file.name
+
+    file = groups.once_a_node(to_file)
+    records: Records = PackedList(np.memmap(file, np.uint8, mode="r"))  # stays mapped without its name
+    groups.wait_for_all()
+    Path(file).unlink(missing_ok=True)
+    return records
 
 
 class BatchStream(Sampler[list[Draw]]):
@@ -121,8 +154,8 @@ class BatchStream(Sampler[list[Draw]]):
 class SeededImages(Dataset[dict[str, Any]]):
     """Map records, with random augmentations seeded by `seed` and the position in the stream."""
 
-    def __init__(self, records: Batch, cfg: CfgNode, seed: int) -> None:
-        self.records = DatasetFromList(records, copy=False)  # in one block of memory, which workers share
+    def __init__(self, records: Records, cfg: CfgNode, seed: int) -> None:
+        self.records = records
         self.mapper = TrainMapper.from_config(cfg)
         self.max_unreadable = cfg.DATALOADER.MAX_UNREADABLE
         self.seed = seed
@@ -136,7 +169,7 @@ class SeededImages(Dataset[dict[str, Any]]):
             return map_or_replace(self.records[index], self.mapper, self.records, self.max_unreadable)
 
 
-def _sampler(cfg: CfgNode, records: Batch, seed: int) -> Iterable[int]:
+def _sampler(cfg: CfgNode, records: Records, seed: int) -> Iterable[int]:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
         return TrainingSampler(len(records), seed=seed)
@@ -150,14 +183,13 @@ def _sampler(cfg: CfgNode, records: Batch, seed: int) -> Iterable[int]:
     )
 
 
-def _orientation(records: Batch) -> Callable[[int], bool]:
+def _orientation(records: Records) -> Callable[[int], bool]:
     """Whether an image is wider than high, by its index. Sizes not in the record are read from the file, once each."""
-    shapes: Batch = [{key: r[key] for key in ("file_name", "height", "width") if key in r} for r in records]
 
     @cache
     def is_wide(index: int) -> bool:
         try:
-            height, width = image_size(shapes[index])
+            height, width = image_size(records[index])
         except UserError:  # an unreadable image is handled where it is mapped
             return False
         return width > height
@@ -184,11 +216,12 @@ def _pinned(x: Any) -> Any:
     return x
 
 
-def _obey_parent_only(_: int) -> None:
+def _start_worker(_: int) -> None:
     """In a worker, ignore signals to all processes: the training process still needs its step's batches.
 
     SIGTERM ends the worker if it comes from the training process.
     """
+    gc.freeze()  # a collection would write to, and so copy, the memory that is shared with the training process
     for number in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -3,11 +3,12 @@
 import contextlib
 import gc
 import hashlib
+import multiprocessing
 import os
 import signal
 import socket
 import sys
-import warnings
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,8 +23,11 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from dformer.d2.engine.interruption import RESUME_ME
+from dformer.utils import groups
 from dformer.utils.errors import USER_ERROR, UserError, exit_on_user_error
 from dformer.utils.processes import SIGNALS
+
+METHOD: Any = "forkserver"  # of starting processes
 
 
 def launch(
@@ -39,9 +43,9 @@ def launch(
 ) -> None:
     """Run `main(*args)` in this process, or in each process of a group (NCCL on GPUs, gloo on CPUs).
 
-    In a process that torchrun has started (RANK, WORLD_SIZE and LOCAL_RANK are set), the group is torchrun's and the
-    numbers here are ignored. Otherwise this starts `num_processes` on this machine, and the same call has to be made
-    on each of `num_machines`. The first failure ends all processes.
+    In a process that torchrun or srun has started (RANK, WORLD_SIZE and LOCAL_RANK are set), the group is theirs and
+    the numbers here are ignored. Otherwise this starts `num_processes` on this machine, and the same call has to be
+    made on each of `num_machines`. The first failure ends all processes.
 
     Args:
         main: an importable function; in a group, `detectron2.utils.comm` is set up when it runs.
@@ -60,15 +64,17 @@ def launch(
             with socket.create_server(("127.0.0.1", 0)) as free:
                 dist_url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         first_rank, world_size = machine_rank * num_processes, num_machines * num_processes
-        _spawn(num_processes, (first_rank, num_processes, world_size, main, args, device, dist_url, timeout))
+        _spawn(num_processes, main, (first_rank, num_processes, world_size, main, args, device, dist_url, timeout))
 
 
-def _spawn(num_processes: int, args: tuple[Any, ...]) -> None:
+def _spawn(num_processes: int, main: Callable[..., object], args: tuple[Any, ...]) -> None:
     """Start `_spawned` in processes, forward signals to them, and exit with their exit code."""
     # The terminal sends ^C to all processes; until the new ones have a handler, only this one may react to it.
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    context = mp.spawn(_spawned, args, nprocs=num_processes, join=False)
+    # Forked from one process that has imported everything, and has neither threads nor a GPU yet.
+    multiprocessing.get_context(METHOD).set_forkserver_preload([__name__, main.__module__])
+    context = mp.start_processes(_spawned, args, nprocs=num_processes, join=False, start_method=METHOD)
     received: list[int] = []
 
     def forward(number: int, _: FrameType | None) -> None:
@@ -95,10 +101,20 @@ def _spawn(num_processes: int, args: tuple[Any, ...]) -> None:
 
 def _spawned(local_rank: int, first_rank: int, local_size: int, world_size: int, *args: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers; else each would import everything anew
     ranks = {"RANK": first_rank + local_rank, "LOCAL_RANK": local_rank}
     sizes = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": local_size}
     os.environ |= {name: str(value) for name, value in (ranks | sizes).items()}
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     _run(*args)
+
+
+def _end_with_launcher() -> None:
+    """Ask this process to stop if the one that has started it is killed; else it would run on, unseen."""
+    launcher = multiprocessing.parent_process()
+    if launcher:
+        launcher.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @exit_on_user_error
@@ -107,24 +123,38 @@ def _run(main: Callable[..., object], args: tuple[Any, ...], device: str, init_m
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     is_gpu = torch.device(device).type == "cuda"
     if is_gpu:
-        if local_size > (found := torch.cuda.device_count()):
-            raise UserError(f"MODEL.DEVICE {device}: {local_size} processes need a GPU each, found {found}")
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(own_gpu(local_rank, local_size, torch.cuda.device_count()))
     limit = timedelta(minutes=timeout)
     store = _torchrun_store()
     place: dict[str, Any] = {"store": store} if store else {"init_method": init_method}
     dist.init_process_group("nccl" if is_gpu else "gloo", world_size=world_size, rank=rank, timeout=limit, **place)
     # As Detectron2's own launcher does; all its versions have this name.
     comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size, timeout=limit)
-    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # at each exchange of objects by Detectron2 0.5
     try:
         with raise_once():
             main(*args)
-            dist.barrier()  # none leaves while another still needs it
+            groups.wait_for_all()  # none leaves while another still needs it
     except SystemExit:
         _leave_group()
         raise
     _leave_group()
+
+
+def own_gpu(local_rank: int, local_size: int, found: int) -> int:
+    """Return the index of the GPU of a process: its rank on the machine, or 0 where it was given one of its own.
+
+    Args:
+        local_rank, local_size: rank and number of processes on this machine.
+        found: number of GPUs that the process sees. SLURM shows each task one with `srun --gpus-per-task=1`.
+
+    Raises:
+        UserError: there are fewer GPUs than processes.
+    """
+    if found == 1 and "SLURM_PROCID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0
+    if local_size > found:
+        raise UserError(f"MODEL.DEVICE cuda: {local_size} processes need a GPU each, found {found}")
+    return local_rank
 
 
 @contextmanager
@@ -163,4 +193,5 @@ def _leave_group() -> None:
     # Detectron2's globals and reference cycles of a parallel model keep groups alive.
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
+    groups.close_group()
     gc.collect()

@@ -1,6 +1,5 @@
 """Lock of an output folder: one run at a time."""
 
-import fcntl
 import logging
 import os
 import socket
@@ -20,6 +19,8 @@ def locked(folder: str | Path) -> Iterator[None]:
 
     The lock ends with the process, however that ends. If another process holds it, that is a `UserError`.
     """
+    import fcntl  # not on Windows, where this module is imported too
+
     path = Path(folder) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:

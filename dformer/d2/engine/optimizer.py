@@ -9,11 +9,12 @@ from detectron2.config import CfgNode
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler, ParamScheduler
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from dformer.utils.errors import UserError
 
-NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+RUNNING_NORMS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # with running statistics
+NORMS = (*RUNNING_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 # Embeddings that are bare parameters, by the last part of their name: those of timm's backbones and of our models.
 EMBEDDINGS = {"relative_position_bias_table", "absolute_pos_embed", "pos_embed", "cls_token"}
 EMBEDDINGS |= {"level_embed", "query_embed", "query_feat"}

@@ -4,14 +4,18 @@ import errno
 import logging
 import math
 import os
+import random
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -23,12 +27,13 @@ from dformer.d2.data import check_datasets, model_classes, register_custom
 from dformer.d2.data.datasets import images_per_class
 from dformer.d2.data.unreadable import workers_explained
 from dformer.d2.engine.lock import locked
+from dformer.d2.engine.output import refuse_used, remove_training
 from dformer.d2.engine.trainer import Trainer
 from dformer.d2.evaluation import build_evaluators, evaluate_saved
 from dformer.d2.evaluation.evaluate import HEADLINE, Results, evaluate, headline
 from dformer.d2.evaluation.test_time_augmentation import check_augmentation
 from dformer.metrics.summary import class_table, summary_table, write_csv
-from dformer.utils import rng
+from dformer.utils import groups, rng
 from dformer.utils.errors import UserError
 from dformer.utils.files import atomic_write, write_json
 from dformer.utils.memory import keep_pages
@@ -37,13 +42,27 @@ logger = logging.getLogger(__name__)
 
 
 def check(cfg: CfgNode, eval_only: bool = False) -> list[str]:
-    """Check data sets, annotations and OUTPUT_DIR before anything heavy begins; return warnings for `run`."""
+    """Check data sets, annotations and OUTPUT_DIR before anything heavy begins, once a node; return warnings.
+
+    The other processes learn the classes of the data sets from the one that has loaded them.
+    """
+    if not eval_only and sys.platform != "linux":
+        raise UserError(f"training needs Linux, and this is {sys.platform}; inference, the demo and evaluation do not")
     if eval_only and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name at least one data set to evaluate on")
-    warnings = check_datasets(cfg, train=not eval_only)
-    check_augmentation(cfg)
-    for name in cfg.DATASETS.TEST:
-        build_evaluators(cfg, name, cfg.OUTPUT_DIR)  # does not write yet
+    register_custom(cfg)
+    names = {*cfg.DATASETS.TEST, *(() if eval_only else cfg.DATASETS.TRAIN)}
+
+    def checked() -> tuple[list[str], dict[str, dict[str, Any]]]:
+        warnings = check_datasets(cfg, train=not eval_only)
+        check_augmentation(cfg)
+        for name in cfg.DATASETS.TEST:
+            build_evaluators(cfg, name, cfg.OUTPUT_DIR)  # does not write yet
+        return warnings, {name: MetadataCatalog.get(name).as_dict() for name in names}
+
+    warnings, found = groups.once_a_node(checked)
+    for name, metadata in found.items():
+        MetadataCatalog.get(name).set(**metadata)
     try:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR).close()
@@ -58,7 +77,7 @@ def run(
     resume: bool = False,
     eval_only: bool = False,
     predictions: str | None = None,
-    warnings: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> None:
     """Train and evaluate, or evaluate only; write logs, checkpoints, metrics and results to OUTPUT_DIR.
 
@@ -67,14 +86,21 @@ def run(
             when torchrun has restarted this process after a failure.
         eval_only: evaluate MODEL.WEIGHTS (with `resume`, the last checkpoint).
         predictions: with `eval_only`, evaluate the predictions in this folder instead, see `evaluate_saved`.
-        warnings: of `check`, for the log.
+        overwrite: remove what another training has written to OUTPUT_DIR, which is otherwise refused without `resume`.
 
     Raises:
+        UserError: of `check` or `refuse_used`, or of what is built.
         FloatingPointError: see `Trainer.run_step`.
         SystemExit: with code `RESUME_ME` after a signal; a resumed run loses nothing.
     """
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    is_new = not (resume or eval_only)
+    if is_new and not overwrite:
+        groups.once_a_node(partial(refuse_used, cfg.OUTPUT_DIR))
+    warnings = check(cfg, eval_only)
     with locked(cfg.OUTPUT_DIR) if comm.is_main_process() and not eval_only else nullcontext():
+        if is_new and overwrite and comm.is_main_process():
+            remove_training(cfg.OUTPUT_DIR)
         try:
             _run(cfg, resume, eval_only, predictions, warnings)
         except OSError as error:
@@ -90,7 +116,6 @@ def _run(cfg: CfgNode, resume: bool, eval_only: bool, predictions: str | None, w
     cfg = set_up(cfg, write_config=not eval_only, resume=resume)
     for warning in warnings:
         logger.warning(warning)
-    register_custom(cfg)
     train_seconds = None
     if eval_only and predictions:
         results: Results = {name: evaluate_saved(cfg, name, predictions) for name in cfg.DATASETS.TEST}
@@ -126,12 +151,12 @@ def set_up(cfg: CfgNode, write_config: bool, resume: bool = False) -> CfgNode:
     cfg.defrost()
     if cfg.SEED < 0:
         drawn = _seed_of_last_run(cfg) if resume and comm.is_main_process() else None
-        drawn = comm.all_gather(drawn)[0]
-        cfg.SEED = comm.shared_random_seed() if drawn is None else drawn
+        cfg.SEED = groups.all_gather(random.getrandbits(31) if drawn is None else drawn)[0]
     if write_config:
         cfg.MODEL.CLASSES, cfg.MODEL.THINGS = (list(each) for each in model_classes(cfg))
         if cfg.MODEL.BOX_CRITERION.FEDERATED_CLASSES and not cfg.MODEL.BOX_CRITERION.CLASS_IMAGES:
-            cfg.MODEL.BOX_CRITERION.CLASS_IMAGES = images_per_class(cfg.DATASETS.TRAIN, len(cfg.MODEL.CLASSES))
+            count = partial(images_per_class, cfg.DATASETS.TRAIN, len(cfg.MODEL.CLASSES))
+            cfg.MODEL.BOX_CRITERION.CLASS_IMAGES = groups.once_a_node(count)
     slow_amp = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu"
     if slow_amp:
         cfg.SOLVER.AMP.ENABLED = False

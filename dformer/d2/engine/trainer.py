@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
@@ -30,7 +31,7 @@ from dformer.d2.engine.nonfinite import nonfinite_gradients, running_statistics,
 from dformer.d2.engine.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
 from dformer.d2.engine.provenance import write_provenance
 from dformer.d2.evaluation.evaluate import Results, evaluate, headline
-from dformer.utils import rng
+from dformer.utils import groups, rng
 from dformer.utils.ema import MovingAverage
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Trainer(TrainerBase):
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
         self.replica = self.model
         if comm.get_world_size() > 1:
-            device_ids = [comm.get_local_rank()] if self.device.type == "cuda" else None
+            device_ids = [torch.cuda.current_device()] if self.device.type == "cuda" else None
             self.replica = DistributedDataParallel(self.model, device_ids=device_ids, broadcast_buffers=False)
         self.average = MovingAverage(self.model, cfg.MODEL.EMA_DECAY) if cfg.MODEL.EMA_DECAY > 0 else None
         averaged = {"model_ema": self.average} if self.average else {}
@@ -78,6 +79,7 @@ class Trainer(TrainerBase):
         self.results: Results = {}
         self.train_seconds = 0.0
         self.bad_steps = 0
+        self.patience = timedelta(minutes=cfg.COLLECTIVE_TIMEOUT)
         self.running_statistics = running_statistics(self.model)
         self.register_hooks([hooks.IterationTimer(), hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)])
         if cfg.VIS_PERIOD and comm.is_main_process():
@@ -133,7 +135,7 @@ class Trainer(TrainerBase):
     def _stop(self) -> NoReturn:
         if self.checkpoints.saved != self.iter and self.iter + 1 < self.max_iter:
             self.checkpoints.save()
-        comm.synchronize()  # the first process that exits may end the others
+        groups.wait_for_all()  # the first process that exits may end the others
         sys.exit(RESUME_ME)
 
     def _evaluate(self) -> Mapping[str, Any]:
@@ -143,7 +145,7 @@ class Trainer(TrainerBase):
             self.checkpoints.try_to_save()
             if self.is_stopping:
                 self._stop()
-        comm.synchronize()
+        groups.wait_for_all()
         if comm.get_world_size() > 1:
             for buffer in self.model.buffers():
                 if buffer.is_floating_point():  # batch norms differ by process; those of process 0 are saved
@@ -175,6 +177,8 @@ class Trainer(TrainerBase):
         rng.seed_all("step", self.cfg.SEED, comm.get_rank(), self.iter)
         statistics = [x.clone() for x in self.running_statistics]
         batch = next(self.batches)
+        # Data are what a process hangs on most. Here it is named, while NCCL's collectives would abort without a word.
+        groups.wait_for_all(self.patience)
         data_time = time.perf_counter() - start
         lr = set_learning_rate(self.optimizer, self.schedule(self.iter / self.max_iter))
         self.storage.put_scalar("lr", lr, smoothing_hint=False)
@@ -221,12 +225,13 @@ class Trainer(TrainerBase):
         """Log where the numbers arise, and stop after MAX_BAD_STEPS; all processes do so at the same step."""
         self.bad_steps += 1
         names = nonfinite_gradients(self.model) if nonfinite == ["grad_norm"] else ""  # already means over processes
-        found = [f"rank {comm.get_rank()}, {sentence}" for sentence in trace(self.cfg, self.model, batch)]
+        rank = comm.get_rank()
+        found = [f"rank {rank}, {sentence}" for sentence in trace(self.cfg, self.model, batch, rank)]
         what = f"not finite at iteration {self.iter}: {', '.join(nonfinite)}"
         what += f" (gradients of {names})" if names else ""
         logger.warning(
             f"{what}; step skipped ({self.bad_steps} in a row, training stops at {MAX_BAD_STEPS})\n  "
-            + "\n  ".join(sum(comm.all_gather(found), []))
+            + "\n  ".join(sum(groups.all_gather(found), []))
         )
         if self.bad_steps == MAX_BAD_STEPS:
             file = save_for_replay(self.cfg, self.model, batch, self.iter)

@@ -16,6 +16,7 @@ from dformer.d2.data import build_test_loader
 from dformer.d2.data.datasets import get_records
 from dformer.d2.evaluation.build import build_evaluators, task_evaluators
 from dformer.d2.evaluation.test_time_augmentation import augment
+from dformer.utils import groups
 from dformer.utils.errors import UserError
 from dformer.utils.files import PARTIAL, atomic_folder
 
@@ -79,6 +80,6 @@ def headline(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
 def _shared_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder for all processes to write to; the first one renames it to `folder` once it is complete."""
     with atomic_folder(folder) if comm.is_main_process() else nullcontext():
-        comm.synchronize()
+        groups.wait_for_all()
         yield folder.with_name(f"{PARTIAL}{folder.name}")
-        comm.synchronize()
+        groups.wait_for_all()  # for the first one's metrics

@@ -15,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from dformer.d2.evaluation.evaluator import REMEDY, TaskEvaluator
 from dformer.metrics.boundary import BoundaryEvaluation
 from dformer.metrics.instance import Detections, check_detection, coco_evaluation, mask_average_precision
+from dformer.utils import groups
 from dformer.utils.errors import UserError
 from dformer.utils.files import read_json, write_json
 
@@ -75,7 +76,7 @@ class InstanceEvaluator(TaskEvaluator[Detections]):
         self._predictions += prediction
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        gathered = comm.gather((self._image_ids, self._predictions))
+        gathered = groups.gather((self._image_ids, self._predictions))
         if not comm.is_main_process():
             return {}
         image_ids, predictions = (list(chain.from_iterable(parts)) for parts in zip(*gathered, strict=True))

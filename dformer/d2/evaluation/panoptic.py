@@ -15,6 +15,7 @@ from PIL import Image
 
 from dformer.d2.evaluation.evaluator import REMEDY, TaskEvaluator, check_complete
 from dformer.metrics.panoptic import ONE_CLASS, Annotation, Categories, count_segments, panoptic_quality, to_one_class
+from dformer.utils import groups
 from dformer.utils.errors import UserError
 from dformer.utils.files import read_json, write_json
 
@@ -97,7 +98,7 @@ class PanopticEvaluator(TaskEvaluator[Annotation]):
         self._predictions.append(prediction)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        gathered = comm.gather((self._counts, self._agnostic_counts, self._predictions))
+        gathered = groups.gather((self._counts, self._agnostic_counts, self._predictions))
         if not comm.is_main_process():
             return {}
         counts, agnostic_counts, predictions = zip(*gathered, strict=True)

@@ -14,6 +14,7 @@ from PIL import Image
 from dformer.d2.evaluation.evaluator import TaskEvaluator, check_complete
 from dformer.data.images import read_labels
 from dformer.metrics.semantic import Labels, boundary_counts, boundary_metrics, confusion_matrix, semantic_metrics
+from dformer.utils import groups
 from dformer.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class SemanticEvaluator(TaskEvaluator[Labels]):
             self._boundary_counts += boundary_counts(annotated, prediction, num_classes, ignore_label)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        gathered = comm.gather((self.confusion, self._boundary_counts))
+        gathered = groups.gather((self.confusion, self._boundary_counts))
         if not comm.is_main_process():
             return {}
         confusion, counts = (np.sum(parts, axis=0) for parts in zip(*gathered, strict=True))

@@ -48,6 +48,6 @@ DFORMER = PublishedSystem(
     names=NAMES,
     dropped=[*mask2former.DROPPED, (r"betas|\w*alphas_cumprod\w*|posterior_\w+", "the noise schedule is a setting")],
     buffers=buffers,
-    config=partial(mask2former.find_config, "dformer"),
+    configs=partial(mask2former.find_configs, "dformer"),
     settings={"DIFFUSION.SCHEDULE": "cosine", "DIFFUSION.TIMESTEPS": 1000},
 )

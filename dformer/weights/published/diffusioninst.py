@@ -50,16 +50,16 @@ DATA_SETS = {80: ("coco/instance", "5x"), 1203: ("lvis/instance", "3x")}
 COUNTER = r".*\.num_batches_tracked"  # of the mask branch's batch norms, which both models have
 
 
-def find_config(weights: Mapping[str, Tensor]) -> str | None:
-    """Find the config of the published model that has these weights."""
+def find_configs(weights: Mapping[str, Tensor]) -> list[str]:
+    """List the config of the published model that has such weights, if there is one."""
     bias = weights.get("head.roi_decoder.stages.0.class_embed.bias")
     folder, schedule = DATA_SETS.get(0 if bias is None else len(bias), (None, None))
     backbone = mask2former.find_backbone(weights)
     if folder is None or backbone is None:
-        return None
+        return []
     if backbone.startswith("swin"):  # all published ones were pretrained on ImageNet-22k, with windows of 7
-        return f"{folder}/swin/diffusioninst_{backbone.removesuffix('_22k')}_w7_22k_{schedule}.yaml"
-    return f"{folder}/diffusioninst_{backbone}_{schedule}.yaml"
+        return [f"{folder}/swin/diffusioninst_{backbone.removesuffix('_22k')}_w7_22k_{schedule}.yaml"]
+    return [f"{folder}/diffusioninst_{backbone}_{schedule}.yaml"]
 
 
 DIFFUSIONINST = PublishedSystem(
@@ -69,6 +69,6 @@ DIFFUSIONINST = PublishedSystem(
     names=NAMES,
     dropped=[row for row in dformer.DFORMER.dropped if row[0] != COUNTER],
     buffers=dformer.buffers,
-    config=find_config,
+    configs=find_configs,
     settings={**dformer.DFORMER.settings, "MODEL.MASK_BRANCH.NORM": "BN"},
 )

@@ -57,9 +57,9 @@ def first_convolution(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"unet.new_conv.{kind}": published[f"unet.conv_in.{kind}"] for kind in ("weight", "bias")}
 
 
-def find_config(weights: Mapping[str, Tensor]) -> str:
+def find_configs(weights: Mapping[str, Tensor]) -> list[str]:
     """Return the config of the published model."""
-    return "coco/ldmseg/ldmseg_sd_200k.yaml"
+    return ["coco/ldmseg/ldmseg_sd_200k.yaml"]
 
 
 LDMSEG = PublishedSystem(
@@ -69,7 +69,7 @@ LDMSEG = PublishedSystem(
     names=NAMES,
     dropped=DROPPED,
     buffers=first_convolution,
-    config=find_config,
+    configs=find_configs,
     settings={"DIFFUSION.SCHEDULE": "scaled_linear", "DIFFUSION.TIMESTEPS": 1000},
     content=separated,
 )
@@ -80,7 +80,7 @@ MASK_AUTOENCODER = PublishedSystem(
     names=[("vae", "mask_autoencoder")],
     dropped=[],
     buffers=lambda published: {},
-    config=lambda weights: "coco/ldmseg/mask_autoencoder_60k.yaml",
+    configs=lambda weights: ["coco/ldmseg/mask_autoencoder_60k.yaml"],
     settings={},
     content=separated,
 )

@@ -65,12 +65,12 @@ NAMES: Table = [
     *((f"backbone.norm{i}", f"backbone.norms.res{i + 2}") for i in range(4)),
 ]
 
-# Number of classes -> folder and schedule. With 150 classes, ADE20K's semantic and panoptic models look the same.
+# Number of classes -> folders of configs.
 DATA_SETS = {
-    133: ("coco/panoptic", "50ep"),
-    80: ("coco/instance", "50ep"),
-    150: ("ade20k/semantic", "160k"),
-    100: ("ade20k/instance", "160k"),
+    133: ("coco/panoptic",),
+    80: ("coco/instance",),
+    150: ("ade20k/semantic", "ade20k/panoptic"),
+    100: ("ade20k/instance",),
 }
 # Channels of the first stage and blocks of the third -> backbone. Weights do not show what it was pretrained on.
 SWINS = {(96, 6): "swin_tiny", (96, 18): "swin_small", (128, 18): "swin_base", (192, 18): "swin_large_22k"}
@@ -104,17 +104,17 @@ def _relative_position_index(window: int) -> Tensor:
     return (y[:, None] - y + window - 1) * (2 * window - 1) + (x[:, None] - x + window - 1)
 
 
-def find_config(system: str, weights: Mapping[str, Tensor]) -> str | None:
-    """Find the config of the published model of a `system`, "dformer" or "mask2former", that has these weights."""
+def find_configs(system: str, weights: Mapping[str, Tensor]) -> list[str]:
+    """List the configs of a `system`, "dformer" or "mask2former", whose published models have such weights."""
     bias = weights.get("head.mask_decoder.class_embed.bias")
-    folder, schedule = DATA_SETS.get(len(bias) - 1 if bias is not None else 0, (None, None))
+    folders = DATA_SETS.get(len(bias) - 1 if bias is not None else 0, ())
     backbone = find_backbone(weights)
-    if folder is None or backbone is None:
-        return None
-    if backbone == "swin_large_22k" and folder.startswith("coco"):
-        schedule = "100ep"
+    if backbone is None:
+        return []
     subfolder = "swin/" if backbone.startswith("swin") else ""
-    return f"{folder}/{subfolder}{system}_{backbone}_{schedule}.yaml"
+    schedules = {"coco": "100ep" if backbone == "swin_large_22k" else "50ep", "ade20k": "160k"}
+    stem = f"{subfolder}{system}_{backbone}"
+    return [f"{folder}/{stem}_{schedules[folder.partition('/')[0]]}.yaml" for folder in folders]
 
 
 def find_backbone(weights: Mapping[str, Tensor]) -> str | None:
@@ -136,6 +136,6 @@ MASK2FORMER = PublishedSystem(
     names=NAMES,
     dropped=DROPPED,
     buffers=window_indices,
-    config=partial(find_config, "mask2former"),
+    configs=partial(find_configs, "mask2former"),
     settings={},
 )

@@ -124,11 +124,11 @@ def _from_torch(name: str, tensor: Tensor) -> tuple[str, Tensor]:
     return f"{module}.{theirs.get(suffix, suffix)}".replace(".", "/"), tensor.contiguous()
 
 
-def _find_config(weights: Mapping[str, Tensor]) -> str | None:
+def _find_configs(weights: Mapping[str, Tensor]) -> list[str]:
     conv_out, layers = weights.get(f"{_UNET}.conv_out.weight"), {n for n in weights if n.startswith("backbone.res4.")}
     r50 = len({name.split(".")[2] for name in layers}) == 6
     published = conv_out is not None and conv_out.shape[:2] == (512, 128) and r50
-    return "coco/panoptic/pix2seqd_r50_low_resolution.yaml" if published else None
+    return ["coco/panoptic/pix2seqd_r50_low_resolution.yaml"] if published else []
 
 
 PIX2SEQD = PublishedSystem(
@@ -138,7 +138,7 @@ PIX2SEQD = PublishedSystem(
     names=NAMES,
     dropped=[],
     buffers=lambda published: {},
-    config=_find_config,
+    configs=_find_configs,
     settings={"MODEL.PIX2SEQD.ENCODER_HEADS": _HEADS["encoder"], "MODEL.PIX2SEQD.DECODER_HEADS": _HEADS["denoiser"]},
     layout=Layout(_to_torch, _from_torch),
 )

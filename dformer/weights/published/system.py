@@ -28,8 +28,8 @@ class PublishedSystem:
     dropped: list[tuple[str, str]]  # pattern for published names without a counterpart here, why
     # From the weights under published names: what is saved with them, but follows from settings.
     buffers: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-    # From the weights under our names: the config of that published model, relative to configs/.
-    config: Callable[[Mapping[str, Tensor]], str | None]
+    # From the weights under our names: the configs of the published models that have such, relative to configs/.
+    configs: Callable[[Mapping[str, Tensor]], list[str]]
     settings: Mapping[str, Any]  # keys of the config that are constants in the published code -> their values
     layout: Layout | None = None  # of their tensors, if it is not PyTorch's
     # From the weights under published names: what a published file holds.

@@ -343,3 +343,18 @@ def test_a_part_of_the_images(data_dir: Path, tmp_path: Path) -> None:
         check_datasets(cfg)
     cfg.DATASETS.CHECK_IMAGES = 0
     check_datasets(cfg)
+
+
+def test_the_instances_of_a_panoptic_set_are_read_only_for_mask_ap(data_dir: Path, tmp_path: Path) -> None:
+    """At COCO's size, they are half a gigabyte."""
+    folder, instances = copy_of(data_dir, "panoptic", tmp_path / "a"), tmp_path / "instances.json"
+    instances.write_text("broken")
+    register_declarations({"a": {**declaration(folder), "instances": str(instances)}}, folder)
+    check_datasets(config("a", "panoptic"))
+    assert inspect_datasets(["a"], limit=2, progress=False)[0].fatal  # as tools/check_dataset.py does
+    cfg = config("a", "panoptic", ("a",))
+    cfg.TEST.TASKS = ("panoptic", "semantic")
+    check_datasets(cfg)
+    cfg.TEST.TASKS = ("panoptic", "instance")
+    with pytest.raises(UserError, match=r"instances\.json"):
+        check_datasets(cfg)

@@ -91,6 +91,7 @@ class Scores(DatasetEvaluator):
 def data(monkeypatch):
     """In place of data sets on the disk, for training and evaluation."""
     data = Data()
+    monkeypatch.setattr("dformer.d2.engine.run.check", lambda cfg, eval_only: [])
     monkeypatch.setattr(trainer, "build_train_loader", lambda cfg: data)
     monkeypatch.setattr("dformer.d2.evaluation.evaluate.build_test_loader", lambda cfg, name: [[{}]] * 3)
     monkeypatch.setattr(

@@ -2,10 +2,12 @@
 
 import io
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,15 +15,20 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from dformer.d2.data.loaders import share_records
 from dformer.d2.engine.interruption import RESUME_ME
 from dformer.d2.engine.launch import launch
 from dformer.d2.engine.run import run
 from dformer.d2.engine.trainer import MAX_BAD_STEPS, Trainer
+from dformer.d2.evaluation.evaluate import evaluate
 from dformer.losses import criterion
+from dformer.utils import groups
 from dformer.utils.errors import UserError
 from tests.d2.engine.interrupt import damage, signalled
 from tests.d2.tiny import tiny_batch, tiny_cfg
@@ -117,7 +124,7 @@ def measure(folder: Path) -> None:
     """Save what the tests compare."""
     content = {name: gradients(folder, name) for name in ("DFormer", "Mask2Former")}
     content |= {fault: bad_step(folder, fault) for fault in FAULTS}
-    content |= {"stop": stop(folder), "loss_names": losses_without_objects(folder)}
+    content |= {"stop": stop(folder), "loss_names": losses_without_objects(folder), "once": once_a_node(folder)}
     assert comm.all_gather((comm.get_local_rank(), comm.get_local_size())) == [(0, 2), (1, 2)]
     if comm.is_main_process():
         torch.save(content, folder / "measured.pth")
@@ -142,11 +149,56 @@ def fail_of_all(folder: Path) -> None:
     raise UserError("all of them cannot read it")
 
 
+class Slow(DatasetEvaluator):
+    """Takes 4 seconds in the first process."""
+
+    def evaluate(self):
+        time.sleep(4 if comm.is_main_process() else 0)
+
+
 def hang(folder: Path) -> None:
-    """The last process does not come to a collective."""
-    if comm.get_rank() == comm.get_world_size() - 1:
-        time.sleep(600)
+    """An evaluation takes longer than processes wait for each other in a step; then the last one finds no more data."""
+    assert not torch.cuda._is_in_bad_fork()  # a process that --num-gpus has started could use a GPU
+    trainer = _trainer(folder, "DFormer", [_share(tiny_batch(COUNTS))])
+    trainer.cfg.DATASETS.TEST, trainer.patience = ("shapes_val",), timedelta(seconds=3)
+    evaluators = {"build_test_loader": lambda cfg, name: [], "build_evaluators": lambda cfg, name, folder: Slow()}
+    with patch.multiple("dformer.d2.evaluation.evaluate", **evaluators):
+        evaluate(trainer.cfg, trainer.model)
     comm.synchronize()
+    print(f"evaluated by {comm.get_rank()}", flush=True)
+    if comm.get_rank() == comm.get_world_size() - 1:
+        trainer.data_loader = _Hanging()
+    trainer.train()
+
+
+class _Hanging(Loader):
+    def __iter__(self):
+        signal.pause()
+
+
+def once_a_node(folder: Path) -> dict[str, Any]:
+    """What the first process of a node does for all: calls, values, errors, records."""
+    calls: list[str] = []
+    value = groups.once_a_node(lambda: calls.append("first") or {"classes": comm.get_rank()})
+
+    def refuse() -> None:
+        raise UserError(f"refused by {comm.get_rank()}")
+
+    with pytest.raises(UserError) as error:
+        groups.once_a_node(refuse)
+    loaded: list[str] = []
+    DatasetCatalog.register(
+        "counted", lambda: loaded.append("records") or [{"file_name": f"{k}.jpg"} for k in range(9)]
+    )
+    records = [*share_records(("counted",), filter_empty=True)]
+    return {
+        "calls": groups.all_gather(calls),
+        "values": groups.all_gather(value),
+        "errors": groups.all_gather(str(error.value)),
+        "loaded": groups.all_gather(loaded),
+        "records": groups.all_gather(records),
+        "gathered": groups.gather(comm.get_rank()),
+    }
 
 
 def resume(folder: Path) -> None:

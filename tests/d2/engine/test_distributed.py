@@ -1,14 +1,16 @@
 """Two real processes do what one does, under torchrun and under our own launcher, with gloo."""
 
 import os
+import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from dformer.d2.engine.launch import launch
+from dformer.d2.engine.launch import launch, own_gpu
 from dformer.d2.engine.trainer import MAX_BAD_STEPS
 from dformer.utils.errors import UserError
 from tests import ROOT, load_script
@@ -99,7 +101,6 @@ def test_losses_have_the_same_names_with_and_without_objects(measured):
         ("--num-gpus", "fail_of_user", "error: one of 2 processes cannot read it"),
         ("torchrun", "fail_of_all", "error: all of them cannot read it"),
         pytest.param("--num-gpus", "fail_of_all", "error: all of them cannot read it", marks=pytest.mark.slow),
-        pytest.param("--num-gpus", "hang", "RuntimeError", marks=pytest.mark.slow),
         pytest.param(
             "torchrun", "fail_of_ours", "RuntimeError: one of 2 processes cannot read it", marks=pytest.mark.slow
         ),
@@ -110,6 +111,47 @@ def test_a_failure_of_one_process_ends_all_and_is_printed(tmp_path, launcher, ta
     is_user_error = task in ("fail_of_user", "fail_of_all") and launcher != "torchrun"
     assert process.returncode == (2 if is_user_error else 1)
     assert process.stderr.count(message) == 1 or not message.startswith("error: ") and message in process.stderr
+
+
+def test_a_long_evaluation_is_waited_for_and_a_process_that_hangs_in_training_is_named(tmp_path):
+    """Waiting for each other is limited to 3 s in the steps; the evaluation takes 4 s."""
+    process = start("--num-gpus", "hang", tmp_path)
+    assert process.returncode == 1
+    assert "evaluated by 0" in process.stdout and "evaluated by 1" in process.stdout
+    assert "Ranks 1 failed to pass" in process.stderr
+
+
+def test_the_first_process_of_a_node_works_for_all(measured):
+    once = measured["once"]
+    assert once["calls"] == [["first"], []] and once["values"] == [{"classes": 0}] * 2
+    assert once["errors"] == ["refused by 0"] * 2
+    assert once["loaded"] == [["records"], []]
+    assert once["records"] == [[{"file_name": f"{k}.jpg"} for k in range(9)]] * 2
+    assert once["gathered"] == [0, 1]
+
+
+@pytest.mark.parametrize("environment, gpu", [({"SLURM_PROCID": "3"}, 0), ({"TORCHELASTIC_RUN_ID": "1"}, None)])
+def test_a_task_of_slurm_with_one_gpu_takes_that(monkeypatch, environment, gpu):
+    """Of torchrun's processes, each sees all; so one is too few."""
+    for name in ("SLURM_PROCID", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert own_gpu(local_rank=3, local_size=8, found=8) == 3
+    with pytest.raises(UserError, match=r"MODEL\.DEVICE") if gpu is None else nullcontext():
+        assert own_gpu(local_rank=3, local_size=8, found=1) == gpu
+
+
+@pytest.mark.slow
+def test_processes_that_srun_starts_find_each_other(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "tests.d2.engine.distributed", "measure", str(tmp_path), "1"]
+    environments = [os.environ | common | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"} for rank in "01"]
+    processes = [subprocess.Popen(command, cwd=ROOT, env=environment) for environment in environments]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    assert (tmp_path / "measured.pth").is_file()
 
 
 def test_many_machines_need_a_place_to_meet():

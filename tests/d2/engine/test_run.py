@@ -46,6 +46,44 @@ def test_files_and_output_of_a_run(cfg, data, capsys):
     assert "42.0" in printed and str(output / "results.json") in printed
 
 
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.mark.parametrize("stop", [None, 3])
+def test_a_new_training_leaves_an_earlier_one_alone(cfg, data, stop):
+    """Be that finished, or stopped and to be resumed."""
+    with signalled(stop), pytest.raises(SystemExit) if stop else nullcontext():
+        run(cfg)
+    before = contents(Path(cfg.OUTPUT_DIR))
+    with pytest.raises(UserError, match=r"OUTPUT_DIR.*model_(final|0000003)\.pth.*--resume.*--overwrite"):
+        run(cfg)
+    assert contents(Path(cfg.OUTPUT_DIR)) == before
+
+
+def test_a_new_training_replaces_an_earlier_one_if_asked_to(cfg, data):
+    output = Path(cfg.OUTPUT_DIR)
+    run(cfg)
+    lines = len((output / "metrics.json").read_text().splitlines())
+    (output / "model_0009999.pth").touch()
+    (output / "mine.txt").touch()
+    cfg.SOLVER.BASE_LR = 0.02
+    run(cfg, overwrite=True)
+    assert len((output / "metrics.json").read_text().splitlines()) == lines
+    assert len(json.loads((output / "runs.json").read_text())) == len([*output.glob("events.*")]) == 1
+    assert config(cfg)["SOLVER"]["BASE_LR"] == 0.02
+    assert not (output / "model_0009999.pth").exists() and (output / "mine.txt").exists()
+
+
+def test_what_failed_before_its_first_step_is_no_training(cfg, data):
+    data.stop = 0
+    with pytest.raises(RuntimeError):
+        run(cfg)
+    data.stop = None
+    run(cfg)
+
+
 def test_a_full_disk_is_named(cfg, data):
     Path(cfg.OUTPUT_DIR).mkdir()
     (Path(cfg.OUTPUT_DIR) / "metrics.json").symlink_to("/dev/full")

@@ -3,7 +3,6 @@
 import datetime
 import logging
 import os
-import resource
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -120,6 +119,8 @@ class LogLine(EventWriter):
         if self.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.device)
         else:
+            import resource  # not on Windows, where this module is imported too
+
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         storage.put_scalar("memory_gib", memory / 2**30, smoothing_hint=False)
         logger.info(_line(storage, seconds_left))
