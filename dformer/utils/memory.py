@@ -30,7 +30,7 @@ def keep_pages() -> None:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Pause the collection of garbage in this context: where millions of objects are made, it halves the speed."""
+    """Keep garbage from being collected in this context: where millions of objects are made, it halves the speed."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -12,7 +12,7 @@ FILES += ["log.txt*", "results.json", "results.csv", "inference", "bad_step_*"]
 
 
 def refuse_used(folder: str) -> None:
-    """Refuse to start a new training in a folder that has checkpoints or logged steps of another one.
+    """Check that a folder has no checkpoints or logged steps of a training, before a new one starts in it.
 
     Raises:
         UserError: it has; the message names that training and the ways on.

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from dformer.d2.config import get_cfg
 from dformer.d2.data import check_datasets, register_declarations
 from dformer.d2.data.inspection import Inspection, inspect_datasets
-from dformer.d2.engine.run import check, run
+from dformer.d2.engine.run import run
 from dformer.data.checks.findings import FATAL, KINDS, NOTE, WARNING
 from dformer.utils.errors import UserError
 from tests.d2.data.real import IMAGES, copy_of, declaration
@@ -249,7 +249,7 @@ def test_a_run_repeats_the_warnings_in_its_log(tmp_path: Path) -> None:
     cfg.INPUT.TASK, cfg.TEST.TASKS, cfg.OUTPUT_DIR = "semantic", ("semantic",), str(tmp_path / "out")
     cfg.SOLVER.MAX_ITER = 2
     with own_loggers():
-        run(cfg, warnings=check(cfg))
+        run(cfg)
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "class without example" in log and "undeclared void" in log
     assert 'masks: all annotated pixels are "a"' in log, "the metrics are of one class"

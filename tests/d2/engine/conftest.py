@@ -35,6 +35,9 @@ class LineModel(nn.Module):
         self.trained: list[int] = []  # iterations
         self.dtypes: list[torch.dtype] = []
 
+    def initialize(self) -> None:
+        """All of its weights are drawn when it is built."""
+
     def forward(self, batch):
         if not self.training:
             self.dtypes.append(self.backbone(torch.zeros(1, 4)).dtype)
