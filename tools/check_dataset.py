@@ -14,6 +14,7 @@ import sys
 from dformer.apps.data_report import text_report, write_html
 from dformer.apps.style import add_style_arguments, style_of
 from dformer.d2.config import get_cfg, merge_config
+from dformer.d2.config.diffusioninst import num_objects
 from dformer.d2.data import find_datasets, register_custom
 from dformer.d2.data.inspection import inspect_datasets
 from dformer.utils.errors import UserError, exit_on_user_error
@@ -45,7 +46,7 @@ def main() -> None:
         training, testing = [first], others
     if not training:
         raise UserError("name a data set, a YAML file that declares one, or a config with --config-file")
-    queries = cfg.MODEL.MASK_DECODER.NUM_QUERIES
+    queries = num_objects(cfg)
     inspections = inspect_datasets(training, testing, queries, workers=args.workers)
     print(text_report(inspections))
     write_html(inspections, args.html, args.workers, style_of(args))

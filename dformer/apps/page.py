@@ -128,7 +128,7 @@ def controls(weights: str) -> dict[str, dict[str, Any]]:
     return {
         "task": {"choices": list(predictor.model.tasks), "value": predictor.task, "label": "Task"},
         "steps": slider("steps", "Sampling steps", request.steps, MAX_STEPS),
-        "proposals": slider("proposals", "Proposals", options.get("proposals", (0, 0))[1]),
+        "proposals": slider("proposals", "Proposals", request.proposals or options.get("proposals", (0, 0))[1]),
         "seed": {"value": request.seed, "precision": 0, "minimum": 0, "label": "Seed", "visible": "seed" in options},
         "object_threshold": {**share, "value": request.object_threshold, "label": "Minimum score"},
         "overlap_threshold": {**share, "value": request.overlap_threshold, "label": "Minimum visible share (panoptic)"},

@@ -101,3 +101,14 @@ def test_ldmseg(tmp_path: Path) -> None:
     rows = [row for row in run(tmp_path, "ldmseg.py", *small) if row["implementation"] == "dformer"]
     assert [(row["part"], row["steps"]) for row in rows] == [("U-Net", 1), ("U-Net", 2), ("decoder", "-")]
     assert all(row["ms"] > 0 and row["peak_mib"] >= 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_diffusioninst_beside_a_plain_build(tmp_path: Path) -> None:
+    """Both find the same instances, with the same masks."""
+    small = ["--sizes", "96x128", "--boxes", "20", "--rounds", "1", "--no-peak"]
+    rows = run(tmp_path, "diffusioninst.py", *small, "--opts", "MODEL.ROI_DECODER.NUM_STAGES", "2")
+    assert [(row["build"], row["steps"]) for row in rows] == [("plain", 1), ("ours", 1), ("plain", 4), ("ours", 4)]
+    assert all(row["instances"] > 0 and row["differing_pixels"] < 1e-4 and row["cpu_ms"] > 0 for row in rows)
+    (row,) = run(tmp_path, "diffusioninst.py", "--memory", "--sizes", "96x128", "--boxes", "100")
+    assert row["decoder_recomputed_mib"] < row["decoder_kept_mib"] / 2

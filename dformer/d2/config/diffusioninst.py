@@ -38,9 +38,15 @@ def add_diffusioninst_config(cfg: CN) -> None:
     cfg.TEST.ENSEMBLE_LAST_STEP = False
 
 
+def num_objects(cfg: CN) -> int:
+    """Return how many objects of an image the model of a cfg can find."""
+    is_ours = cfg.MODEL.META_ARCHITECTURE == "DiffusionInst"
+    return cfg.MODEL.ROI_DECODER.NUM_PROPOSALS if is_ours else cfg.MODEL.MASK_DECODER.NUM_QUERIES
+
+
 # Ranges, as in `dformer.d2.config.defaults`.
 DIFFUSIONINST_RANGES: dict[str, tuple[float, float]] = {
-    "MODEL.ROI_DECODER.NUM_PROPOSALS": (1, 10_000),
+    "MODEL.ROI_DECODER.NUM_PROPOSALS": (1, 2_000),
     "MODEL.ROI_DECODER.NUM_STAGES": (1, 100),
     "MODEL.ROI_DECODER.HIDDEN_DIM": (4, 8192),
     "MODEL.ROI_DECODER.NUM_HEADS": (1, 256),

@@ -7,6 +7,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from dformer.d2.config.diffusioninst import num_objects
 from dformer.d2.data.custom import register_custom
 from dformer.d2.data.datasets import available_tasks, class_names, has_classes, num_classes
 from dformer.d2.data.inspection import inspect_datasets
@@ -56,7 +57,7 @@ def check_datasets(cfg: CfgNode, train: bool = True, test: bool = True) -> list[
 
 
 def _check_contents(cfg: CfgNode, training: Sequence[str], testing: Sequence[str]) -> list[str]:
-    limit, queries = cfg.DATASETS.CHECK_IMAGES, cfg.MODEL.MASK_DECODER.NUM_QUERIES
+    limit, queries = cfg.DATASETS.CHECK_IMAGES, num_objects(cfg)
     inspections = []
     if limit:
         workers = min(MAX_WORKERS, available_cores())

@@ -30,7 +30,10 @@ KINDS = {
     "empty mask": (WARNING, "draw or remove it"),
     # data sets
     "nothing annotated": (FATAL, "are these the annotations of these images?"),
-    "more objects than queries": (WARNING, "raise MODEL.MASK_DECODER.NUM_QUERIES"),
+    "more objects than queries": (
+        WARNING,
+        "raise MODEL.MASK_DECODER.NUM_QUERIES (DiffusionInst: MODEL.ROI_DECODER.NUM_PROPOSALS)",
+    ),
     "class without example": (WARNING, "annotate examples, correct the values in `classes`, or remove the class"),
     "class not tested": (NOTE, "its metrics are not measured here"),
     "undeclared void": (

@@ -1,6 +1,7 @@
 """The meta-architecture "DiffusionInst"."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from dformer.utils import rng
 from dformer.utils.errors import UserError, did_you_mean
 
 FEATURES = ("res2", "res3", "res4", "res5")  # strides 4, 8, 16, 32
-MAX_PROPOSALS = 10_000
+MAX_PROPOSALS = 2_000  # at inference
 
 
 @META_ARCH_REGISTRY.register()
@@ -61,6 +62,7 @@ class DiffusionInst(Segmenter):
         self.nms_threshold = nms_threshold
         self.ensemble_last_step = ensemble_last_step
         self.top_k = top_k
+        self.request = replace(self.request, proposals=head.diffusion.num_boxes)
         timesteps = head.diffusion.timesteps
         self.max_time = timesteps - 1
         self.options = {"proposals": (1, MAX_PROPOSALS), "steps": (1, timesteps), "seed": (0, 2**31 - 1)}

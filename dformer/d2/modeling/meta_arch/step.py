@@ -38,7 +38,7 @@ CONFIG_KEYS = {
     "tasks": "TEST.TASKS",
     "steps": "DIFFUSION.SAMPLING_STEPS",
     "seed": "DIFFUSION.SEED",
-    "proposals": "MODEL.MASK_DECODER.NUM_QUERIES",
+    "proposals": "MODEL.MASK_DECODER.NUM_QUERIES, or MODEL.ROI_DECODER.NUM_PROPOSALS",
     "object_threshold": "TEST.OBJECT_THRESHOLD",
     "overlap_threshold": "TEST.OVERLAP_THRESHOLD",
 }
