@@ -139,24 +139,12 @@ class Pix2SeqDHead(nn.Module):
     def _values(self, output: Tensor) -> tuple[Tensor, ...]:
         return output.split([2**bits for bits in self.diffusion.bits], dim=1)
 
-    def loss(
-        self, memory: ImageMemory, labels: Tensor, generators: list[torch.Generator], past: Tensor | None = None
-    ) -> Tensor:
-        """Return the loss at random times with random noise, for each of the labels (B, 2, h, w).
+    def loss(self, memory: ImageMemory, labels: Tensor, t: Tensor, noise: Tensor, past: Tensor | None = None) -> Tensor:
+        """Return the loss for labels (B, 2, h, w) at times t (B,) with standard normal noise (B, n, h, w).
 
         Args:
-            generators: one an image.
             past: as of `denoise`.
         """
-        x0 = self.to_signal(labels)
-        t = torch.stack([torch.rand((), generator=g, device=x0.device) for g in generators])
-        noise = torch.stack([torch.randn(x0.shape[1:], generator=g, device=x0.device) for g in generators])
-        return self.loss_at(memory, labels, t, noise, past)
-
-    def loss_at(
-        self, memory: ImageMemory, labels: Tensor, t: Tensor, noise: Tensor, past: Tensor | None = None
-    ) -> Tensor:
-        """Return the loss at times t (B,) with standard normal noise (B, n, h, w)."""
         x0 = self.to_signal(labels)
         output = self.denoise(memory, add_noise(x0, noise, self.diffusion.alpha_bar(t)), t, past)
         weights = instance_weights(labels[:, 1], self.num_labels[1], self.weight_power)

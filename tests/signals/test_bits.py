@@ -10,6 +10,9 @@ from dformer.signals import bits as b
 from dformer.signals.masks import to_signal
 
 
+NOISE = torch.zeros(2, 1, 1)
+
+
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -44,7 +47,7 @@ def test_expected_bits():
 
 @pytest.mark.parametrize(("order", "highest"), [("random", 9), ("shuffle", 4)])
 def test_ids_are_drawn_anew_for_each_image(order, highest):
-    drawn = [b.draw_ids(torch.zeros(1, 1), 4, 10, order, generator(seed)).tolist() for seed in range(60)]
+    drawn = [b.draw_ids(torch.zeros(1, 1), 4, 10, order, generator(seed), NOISE).tolist() for seed in range(60)]
     assert all(len(set(ids)) == 4 for ids in drawn)
     assert {i for ids in drawn for i in ids} == set(range(1, highest + 1))
     assert len(set(map(tuple, drawn))) > 10
@@ -52,13 +55,27 @@ def test_ids_are_drawn_anew_for_each_image(order, highest):
 
 def test_ids_in_the_order_of_the_centres():
     panoptic_map = torch.tensor([[0, 2, 2], [3, 3, 0], [0, 1, 1]])
-    assert b.draw_ids(panoptic_map, 3, 8, "raster", generator()).tolist() == [3, 1, 2]
+    assert b.draw_ids(panoptic_map, 3, 8, "raster", generator(), NOISE).tolist() == [3, 1, 2]
+
+
+def test_ids_nearest_to_the_noise():
+    """The largest object has the signs of the noise's sums over it; another one with these the next best."""
+    panoptic_map = torch.tensor([[1, 1, 1, 2, 2, 3]])
+    noise = torch.tensor([[[1.0, 1, 1, 3, 1, -2]], [[-1, -1, 1, -1, -2, -2]], [[2, 0, 0, 0, 0.1, 3]]])
+    assert b.draw_ids(panoptic_map, 3, 8, "noise", generator(), noise).tolist() == [5, 1, 4]
+    noise = torch.randn(6, 20, 20, generator=generator())
+    panoptic_map = torch.randint(5, (20, 20), generator=generator())
+    ids = b.draw_ids(panoptic_map, 4, 64, "noise", generator(), noise)
+    assert ids.tolist() == b.draw_ids(panoptic_map, 4, 64, "noise", generator(1), noise).tolist()
+    for k, i in enumerate(ids.tolist()):
+        sums = noise[:, panoptic_map == k + 1].sum(1)
+        assert b.int_to_bits(torch.tensor([[i]]), 6).flatten().tolist() == (sums > 0).float().tolist()
 
 
 @pytest.mark.parametrize("order", b.ID_ORDERS)
 def test_objects_beyond_the_ids_are_left_out(order):
     panoptic_map = torch.arange(6).view(2, 3)
-    ids = b.draw_ids(panoptic_map, 5, 4, order, generator())
+    ids = b.draw_ids(panoptic_map, 5, 4, order, generator(), torch.randn(2, 2, 3, generator=generator()))
     assert sorted(ids.tolist()) == [0, 0, 1, 2, 3]
     labels = b.label_map(panoptic_map, torch.tensor([7, 8, 9, 7, 8]), ids)
     assert torch.equal(labels[1].flatten()[1:], ids)
@@ -66,7 +83,7 @@ def test_objects_beyond_the_ids_are_left_out(order):
 
 
 def test_an_image_without_objects():
-    ids = b.draw_ids(torch.zeros(2, 2, dtype=torch.int64), 0, 4, "random", generator())
+    ids = b.draw_ids(torch.zeros(2, 2, dtype=torch.int64), 0, 4, "random", generator(), NOISE)
     assert not b.label_map(torch.zeros(2, 2, dtype=torch.int64), ids, ids).any()
 
 

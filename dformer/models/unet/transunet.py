@@ -18,9 +18,10 @@ from dformer.layers.mlp import xavier_linear
 from dformer.layers.pre_norm import PreNormLayer
 
 
-def group_norm(channels: int, num_groups: int | None = None) -> nn.GroupNorm:
-    """Build a group norm of four channels a group, in at most 32 groups."""
-    return nn.GroupNorm(num_groups or min(channels // 4, 32), channels, eps=1e-5)
+def group_norm(channels: int, max_groups: int | None = None) -> nn.GroupNorm:
+    """Build a group norm of four channels a group, or more: at most 32 groups, and those that divide the channels."""
+    groups = max_groups or min(max(channels // 4, 1), 32)
+    return nn.GroupNorm(next(g for g in range(groups, 0, -1) if channels % g == 0), channels, eps=1e-5)
 
 
 def xavier_conv(

@@ -24,11 +24,10 @@ def model_with(**keys):
 
 def oracle(model, item):
     """The output of a model that knows the ground truth."""
-    labels = model.labels(item, torch.Generator())
-    grid = model.to_grid(labels, labels.shape[1:])
+    _, _, grid, _ = model.draw(item, item["image"][None], torch.Generator())
     x0, sizes = model.head.to_signal(grid), [2**bits for bits in model.head.diffusion.bits]
     logits = [20.0 * F.one_hot(x, size).movedim(2, 0) for x, size in zip(grid, sizes, strict=True)]
-    return LabelMapOutput(model, model.request, x0, x0, torch.cat(logits)), labels
+    return LabelMapOutput(model, model.request, x0, x0, torch.cat(logits))
 
 
 @pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
@@ -41,7 +40,7 @@ def test_the_truth_as_bits_and_back(upsampling, stride, shift, lowest):
     for number, left in enumerate((4, 16, 40), start=1):  # the first two touch
         panoptic_map[10 + shift : 30 + shift, left + shift : left + shift + 12] = number
     item |= {"panoptic_map": panoptic_map}
-    output, _ = oracle(model, item)
+    output = oracle(model, item)
     panoptic, segments = output.result(View((64, 64), (64, 64), (64, 64)))["panoptic_seg"]
     assert len(segments) == 3
     for number, category in enumerate(item["instances"].gt_classes.tolist(), start=1):
@@ -53,9 +52,7 @@ def test_the_truth_as_bits_and_back(upsampling, stride, shift, lowest):
 
 def test_all_results_agree():
     model = build("Pix2SeqD")
-    output, labels = oracle(model, tiny_batch((4,))[0])
-    size = tuple(labels.shape[1:])
-    result = output.result(View(size, size, (50, 70)))
+    result = oracle(model, tiny_batch((4,))[0]).result(View((64, 64), (64, 64), (50, 70)))
     panoptic, segments = result["panoptic_seg"]
     things = [s for s in segments if s["isthing"]]
     instances = result["instances"]
@@ -89,11 +86,11 @@ def test_noisy_copies_share_the_encoded_image():
     assert len(images) == 2 and len(noisy) == 6 and len(alpha_bar.unique()) == 6
 
     memory = model.encode(images)
-    labels = torch.stack([model.to_grid(model.labels(item, torch.Generator()), images.shape[-2:]) for item in batch])
+    labels = torch.stack([model.draw(item, images, torch.Generator())[2] for item in batch])
     noise = torch.randn(6, 7, 32, 32, generator=torch.Generator().manual_seed(0))
     t = torch.linspace(0.1, 0.9, 6)
-    together = model.head.loss_at(memory.repeat(3), labels.repeat_interleave(3, dim=0), t, noise)
-    alone = [model.head.loss_at(memory, labels, t[i::3], noise[i::3]) for i in range(3)]
+    together = model.head.loss(memory.repeat(3), labels.repeat_interleave(3, dim=0), t, noise)
+    alone = [model.head.loss(memory, labels, t[i::3], noise[i::3]) for i in range(3)]
     torch.testing.assert_close(torch.stack(alone).mean(), together, rtol=1e-5, atol=1e-5)
 
 
@@ -144,24 +141,30 @@ def test_an_image_checkpoint_widens_to_a_video_one():
     batch = tiny_batch((2,))
     expected = image(batch)[0]["sem_seg"]
     past = torch.randint(5, (2, 2, 64, 64), generator=torch.Generator().manual_seed(0))
-    for item in (batch[0], {**batch[0], "past_maps": past}):
+    for item in (batch[0], {**batch[0], "past_labels": past}):
         torch.testing.assert_close(video([item])[0]["sem_seg"], expected, rtol=0, atol=1e-5)
 
 
-def test_dropped_past_maps_are_as_none():
-    batch = tiny_batch((2,))
-    past = torch.randint(5, (2, 2, 64, 64), generator=torch.Generator().manual_seed(0))
-    with_past = [{**batch[0], "past_maps": past}]
+def test_past_maps_have_the_ids_of_the_frame():
+    item = tiny_batch((3,))[0]
+    item["past_maps"] = torch.stack([item["panoptic_map"].roll(-4, 0), item["panoptic_map"]])
+    _, _, labels, past = video_model(MODEL__PIX2SEQD__PAST_DROPOUT=0.0).draw(
+        item, item["image"][None], torch.Generator()
+    )
+    assert past.shape == (2, 2, 32, 32) and torch.equal(past[1], labels)
+    assert torch.equal(past[0][:, :30], labels[:, 2:])
 
-    def loss(model, batch):
-        torch.nn.init.normal_(model.head.decoder.conv_out.weight, generator=torch.Generator().manual_seed(1))
-        return model.losses(batch)["loss_bits"].item()
 
-    dropped = video_model(MODEL__PIX2SEQD__PAST_DROPOUT=1.0)
-    nothing = [{**batch[0], "past_maps": torch.zeros_like(past)}]
-    assert loss(dropped, with_past) == loss(video_model(MODEL__PIX2SEQD__PAST_DROPOUT=1.0), nothing)
-    kept = loss(video_model(MODEL__PIX2SEQD__PAST_DROPOUT=0.0), with_past)
-    assert kept != loss(video_model(MODEL__PIX2SEQD__PAST_DROPOUT=0.0), nothing)
+def test_past_maps_are_dropped_one_by_one():
+    item = tiny_batch((3,))[0]
+    item["past_maps"] = item["panoptic_map"].expand(2, -1, -1)
+    model = video_model(MODEL__PIX2SEQD__PAST_DROPOUT=0.5)
+    past = [model.draw(item, item["image"][None], torch.Generator().manual_seed(i))[3] for i in range(40)]
+    dropped = torch.stack([(x == 0).all((1, 2, 3)) for x in past])  # (40, 2)
+    assert len(dropped.int().unique(dim=0)) == 4 and 0.25 < dropped.float().mean() < 0.75
+    model.past_dropout = 1.0
+    del item["past_maps"]
+    assert not model.draw(item, item["image"][None], torch.Generator())[3].any()
 
 
 def test_a_video_is_segmented_as_its_frames_come():

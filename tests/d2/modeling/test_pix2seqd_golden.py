@@ -134,7 +134,7 @@ def test_image_model(golden_dir):
     close(model.head.to_signal(labels), nchw(golden["train.bits"]))
     logits = model.head.denoise(memory, nchw(golden["train.x_t"]), t)
     close(logits, nchw(golden["train.logits"].flatten(3)))
-    close(model.head.loss_at(memory, labels, t, noise), golden["train.loss"].squeeze())
+    close(model.head.loss(memory, labels, t, noise), golden["train.loss"].squeeze())
 
     drawn = (nchw(golden[f"infer.noise.{i}"]) for i in range(99))
     steps = list(model.head.sample(memory, lambda: next(drawn), config["iterations"], config["td"]))
@@ -157,7 +157,7 @@ def test_video_model(golden_dir):
     past = nchw(golden["cond_map"]).unflatten(1, (past_maps, 2)).long()
     t, noise = golden["train.t"].view(-1), nchw(golden["train.noise"])
     labels = nchw(golden["label_map"][:, 2]).long()
-    close(model.head.loss_at(frames[2], labels, t, noise, past), golden["train.loss"].squeeze())
+    close(model.head.loss(frames[2], labels, t, noise, past), golden["train.loss"].squeeze())
 
     drawn = (nchw(golden[f"infer.noise.{i}"]) for i in range(99))
     steps = config["iterations"], config["iterations_2"]

@@ -149,24 +149,32 @@ class Pix2SeqD(Segmenter):
         return self.head.encode([maps[key] for key in FEATURES])
 
     def compute_losses(self, images: Tensor, batch: Batch, generators: list[torch.Generator]) -> dict[str, Tensor]:
-        canvas, pairs = images.shape[-2:], list(zip(batch, generators, strict=True))
-        labels = torch.stack([self.to_grid(self.labels(*pair), canvas) for pair in pairs])
-        past = self.past(batch, canvas)
-        if past is not None:
-            kept = [torch.rand(past.shape[1], generator=g, device=self.device) >= self.past_dropout for g in generators]
-            past = past * torch.stack(kept)[:, :, None, None, None]
-        memory, copies = self.encode(images), self.noisy_copies
-        if copies > 1:
-            memory, labels = memory.repeat(copies), labels.repeat_interleave(copies, dim=0)
-            past = None if past is None else past.repeat_interleave(copies, dim=0)
-        # The copies of an image draw one after the other.
-        each = [generator for generator in generators for _ in range(copies)]
-        return {"loss_bits": self.head.loss(memory, labels, each, past)}
+        copies = self.noisy_copies
+        # The copies of an image draw one after the other: a time, noise, and ids.
+        drawn = [self.draw(item, images, g) for item, g in zip(batch, generators, strict=True) for _ in range(copies)]
+        t, noise, labels = (torch.stack([each[i] for each in drawn]) for i in range(3))
+        past = torch.stack([each[3] for each in drawn]) if self.head.past_maps else None
+        return {"loss_bits": self.head.loss(self.encode(images).repeat(copies), labels, t, noise, past)}
+
+    def draw(self, item: dict[str, Any], images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw for an image a time, noise (n, h, w), and labels (2, h, w); return these and the past labels."""
+        t = torch.rand((), generator=generator, device=self.device)
+        noise = self.noise(images.shape[-2:], [generator])()[0]
+        objects = self.to_grid(item["panoptic_map"].to(self.device, non_blocking=True), images.shape[-2:])
+        classes = item["instances"].gt_classes.to(self.device, non_blocking=True)
+        num_ids, bits = self.head.num_labels[1], self.head.diffusion.bits[1]
+        ids = draw_ids(objects, len(classes), num_ids, self.id_order, generator, noise[-bits:])
+        past = objects.new_zeros(self.head.past_maps, *objects.shape)
+        if self.head.past_maps and "past_maps" in item:
+            past = self.to_grid(item["past_maps"].to(self.device, non_blocking=True), images.shape[-2:])
+            kept = torch.rand(len(past), generator=generator, device=self.device) >= self.past_dropout
+            past = past * kept[:, None, None]
+        return t, noise, label_map(objects, classes, ids), label_map(past, classes, ids).transpose(0, 1)
 
     def sample(
         self, images: Tensor, batch: Batch, generators: list[torch.Generator], request: Request
     ) -> Iterator[tuple[float | None, list[Output]]]:
-        memory, past = self.encode(images), self.past(batch, images.shape[-2:])
+        memory, past = self.encode(images), self.past_labels(batch, images.shape[-2:])
         draw_noise = self.noise(images.shape[-2:], generators)
         for step in self.head.sample(memory, draw_noise, request.steps, self.time_difference, self.eta, past):
             parts = zip(step.x_t, step.x0, step.output, strict=True)
@@ -207,18 +215,11 @@ class Pix2SeqD(Segmenter):
         shape = bits, canvas[0] // stride, canvas[1] // stride
         return lambda: torch.stack([torch.randn(shape, generator=g, device=self.device) for g in generators])
 
-    def labels(self, item: dict[str, Any], generator: torch.Generator) -> Tensor:
-        """Return classes and newly drawn ids (2, H, W) of an image's ground truth."""
-        panoptic_map = item["panoptic_map"].to(self.device, non_blocking=True)
-        classes = item["instances"].gt_classes.to(self.device, non_blocking=True)
-        ids = draw_ids(panoptic_map, len(classes), self.head.num_labels[1], self.id_order, generator)
-        return label_map(panoptic_map, classes, ids)
-
-    def past(self, batch: Batch, canvas: torch.Size) -> Tensor | None:
-        """Return the labels (B, F, 2, h, w) of the `past_maps` (F, 2, H, W) of each item, if the model takes any."""
-        if not self.head.past_maps or not any("past_maps" in item for item in batch):
+    def past_labels(self, batch: Batch, canvas: torch.Size) -> Tensor | None:
+        """Return the items' `past_labels` (F, 2, H, W) as (B, F, 2, h, w), if the model takes any and they have them."""
+        if not self.head.past_maps or "past_labels" not in batch[0]:
             return None
-        maps = [item["past_maps"].to(self.device, non_blocking=True) for item in batch]
+        maps = [item["past_labels"].to(self.device, non_blocking=True) for item in batch]
         return torch.stack([self.to_grid(x, canvas) for x in maps])
 
     def to_grid(self, labels: Tensor, canvas: torch.Size) -> Tensor:
@@ -234,9 +235,8 @@ class Pix2SeqD(Segmenter):
         noisy, alpha_bar = [], self.head.diffusion.alpha_bar(torch.tensor(t, device=self.device))
         for item in batch:
             generator = rng.generator(self.device, self.request.seed)
-            labels = self.labels(item, generator)
-            x0 = self.head.to_signal(self.to_grid(labels, labels.shape[-2:]))
-            noise = torch.randn(x0.shape, generator=generator, device=self.device)
+            _, noise, labels, _ = self.draw(item, item["panoptic_map"][None, None], generator)
+            x0 = self.head.to_signal(labels)
             noisy.append(to_unit(add_noise(x0, noise, alpha_bar), self.head.diffusion.scale))
         return noisy
 
