@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from dformer.signals import bits as b
 from dformer.signals.masks import to_signal
 
-
 NOISE = torch.zeros(2, 1, 1)
 
 

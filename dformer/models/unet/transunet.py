@@ -113,10 +113,10 @@ class MiddleTransformer(nn.Module):
         self.layers = nn.ModuleList(
             PreNormLayer(dim, num_heads, 4 * dim, cross_attention=cross_attention) for _ in range(num_layers)
         )
-        self.norm_out, self.conv_out = group_norm(dim, groups), xavier_conv(dim, channels, 1)
+        self.norm_out, self.conv_out = group_norm(dim, groups), xavier_conv(dim, dim, 1)
 
     def forward(self, x: Tensor, emb: Tensor, memories: Sequence[Memory | None]) -> Tensor:
-        """Transform (B, C, h, w); `memories` are those of each layer."""
+        """Transform (B, C, h, w) into (B, D, h, w); `memories` are those of each layer."""
         height, width = x.shape[-2:]
         tokens = self.conv_in(self.norm_in(x)).flatten(2).mT  # (B, h w, D)
         tokens = tokens + sine_token_position(height, width, self.dim, x.device).to(tokens.dtype)
@@ -172,6 +172,7 @@ class TransUNet(nn.Module):
         self.transformer = MiddleTransformer(
             channels, transformer_dim, emb_channels, num_layers, num_heads, cross_attention=cross_attention
         )
+        channels = transformer_dim
         for level, multiplier in reversed(list(enumerate(multipliers))):
             before, channels = channels, dim * multiplier
             taken = [laterals.pop() for _ in range(num_blocks + 1)]

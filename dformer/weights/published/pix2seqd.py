@@ -128,7 +128,7 @@ def _find_configs(weights: Mapping[str, Tensor]) -> list[str]:
     conv_out, layers = weights.get(f"{_UNET}.conv_out.weight"), {n for n in weights if n.startswith("backbone.res4.")}
     r50 = len({name.split(".")[2] for name in layers}) == 6
     published = conv_out is not None and conv_out.shape[:2] == (512, 128) and r50
-    return ["coco/panoptic/pix2seqd_r50_low_resolution.yaml"] if published else []
+    return ["coco/panoptic/pix2seqd_r50_tensorflow.yaml"] if published else []
 
 
 PIX2SEQD = PublishedSystem(
@@ -139,6 +139,12 @@ PIX2SEQD = PublishedSystem(
     dropped=[],
     buffers=lambda published: {},
     configs=_find_configs,
-    settings={"MODEL.PIX2SEQD.ENCODER_HEADS": _HEADS["encoder"], "MODEL.PIX2SEQD.DECODER_HEADS": _HEADS["denoiser"]},
+    settings={
+        "MODEL.BACKBONE.NAME": "build_tensorflow_resnet_backbone",
+        "MODEL.PIXEL_MEAN": [0.0, 0.0, 0.0],
+        "MODEL.PIXEL_STD": [255.0, 255.0, 255.0],
+        "MODEL.PIX2SEQD.ENCODER_HEADS": _HEADS["encoder"],
+        "MODEL.PIX2SEQD.DECODER_HEADS": _HEADS["denoiser"],
+    },
     layout=Layout(_to_torch, _from_torch),
 )

@@ -66,6 +66,8 @@ def test_there_are_configs_for_all_tasks_backbones_and_systems():
     names = "r50_5x", "r101_5x", "swin_base_w7_22k_5x", "swin_large_w7_22k_5x"
     wanted |= {f"coco/instance/{'swin/' if 'swin' in name else ''}diffusioninst_{name}.yaml" for name in names}
     wanted.add("lvis/instance/diffusioninst_r50_3x.yaml")
+    wanted |= {f"coco/panoptic/pix2seqd_r50_{name}.yaml" for name in ("256", "512", "1024", "tensorflow")}
+    wanted.add("cityscapes/panoptic/pix2seqd_r50.yaml")
     assert wanted == {name for name in MODELS if not name.startswith(SMALL)}
 
 
@@ -97,3 +99,12 @@ def test_ldmseg_recipe():
     assert (second.SOLVER.MAX_ITER, second.SOLVER.IMS_PER_BATCH) == (200000, 256)
     for cfg in (first, second):
         assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.TEST.MIN_AREA) == (1e-4, 0.05, 512)
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("256", 800), ("512", 100), ("1024", 15)])
+def test_recipe_of_pix2seqd(name, epochs):
+    cfg = load(f"coco/panoptic/pix2seqd_r50_{name}.yaml")
+    assert pytest.approx(118287 * epochs, rel=2e-3) == cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+    assert int(name) == cfg.INPUT.IMAGE_SIZE == cfg.INPUT.MAX_SIZE_TEST and cfg.DIFFUSION.MASK_STRIDE == 2
+    assert cfg.SOLVER.WEIGHT_DECAY == cfg.SOLVER.WEIGHT_DECAY_NORM == 0.05 and cfg.SOLVER.BACKBONE_MULTIPLIER == 1
+    assert millions(on_meta(cfg)) == pytest.approx(94.5, abs=0.1)  # Pix2Seq-D, Table 1

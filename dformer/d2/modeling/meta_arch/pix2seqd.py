@@ -216,7 +216,7 @@ class Pix2SeqD(Segmenter):
         return lambda: torch.stack([torch.randn(shape, generator=g, device=self.device) for g in generators])
 
     def past_labels(self, batch: Batch, canvas: torch.Size) -> Tensor | None:
-        """Return the items' `past_labels` (F, 2, H, W) as (B, F, 2, h, w), if the model takes any and they have them."""
+        """Return the `past_labels` (F, 2, H, W) of the items as (B, F, 2, h, w), or None without any."""
         if not self.head.past_maps or "past_labels" not in batch[0]:
             return None
         maps = [item["past_labels"].to(self.device, non_blocking=True) for item in batch]
