@@ -46,7 +46,12 @@ def _bit_table(num_bits: int, like: Tensor) -> Tensor:
 
 
 def draw_ids(
-    panoptic_map: Tensor, count: int, num_ids: int, order: str, generator: torch.Generator, noise: Tensor
+    panoptic_map: Tensor,
+    count: int,
+    num_ids: int,
+    order: str,
+    generator: torch.Generator,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """Draw an id for each of the `count` objects of an image: (count,) int64 on the generator's device.
 
@@ -60,6 +65,7 @@ def draw_ids(
     """
     device = generator.device
     if order == "noise":
+        assert noise is not None
         return nearest_ids(panoptic_map, count, num_ids, noise)
     if order == "raster":
         rows = torch.arange(panoptic_map.shape[0], device=device)[:, None].expand_as(panoptic_map)

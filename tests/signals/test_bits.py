@@ -9,8 +9,6 @@ from safetensors.torch import load_file
 from dformer.signals import bits as b
 from dformer.signals.masks import to_signal
 
-NOISE = torch.zeros(2, 1, 1)
-
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -46,7 +44,7 @@ def test_expected_bits():
 
 @pytest.mark.parametrize(("order", "highest"), [("random", 9), ("shuffle", 4)])
 def test_ids_are_drawn_anew_for_each_image(order, highest):
-    drawn = [b.draw_ids(torch.zeros(1, 1), 4, 10, order, generator(seed), NOISE).tolist() for seed in range(60)]
+    drawn = [b.draw_ids(torch.zeros(1, 1), 4, 10, order, generator(seed)).tolist() for seed in range(60)]
     assert all(len(set(ids)) == 4 for ids in drawn)
     assert {i for ids in drawn for i in ids} == set(range(1, highest + 1))
     assert len(set(map(tuple, drawn))) > 10
@@ -54,7 +52,7 @@ def test_ids_are_drawn_anew_for_each_image(order, highest):
 
 def test_ids_in_the_order_of_the_centres():
     panoptic_map = torch.tensor([[0, 2, 2], [3, 3, 0], [0, 1, 1]])
-    assert b.draw_ids(panoptic_map, 3, 8, "raster", generator(), NOISE).tolist() == [3, 1, 2]
+    assert b.draw_ids(panoptic_map, 3, 8, "raster", generator()).tolist() == [3, 1, 2]
 
 
 def test_ids_nearest_to_the_noise():
@@ -82,7 +80,7 @@ def test_objects_beyond_the_ids_are_left_out(order):
 
 
 def test_an_image_without_objects():
-    ids = b.draw_ids(torch.zeros(2, 2, dtype=torch.int64), 0, 4, "random", generator(), NOISE)
+    ids = b.draw_ids(torch.zeros(2, 2, dtype=torch.int64), 0, 4, "random", generator())
     assert not b.label_map(torch.zeros(2, 2, dtype=torch.int64), ids, ids).any()
 
 

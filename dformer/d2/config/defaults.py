@@ -170,6 +170,8 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = True
     cfg.TEST.OBJECT_THRESHOLD = 0.8  # panoptic: masks with a lower class score are dropped
     cfg.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: masks with a smaller visible share are dropped
+    # Segments of fewer pixels, in the result, are dropped: by Pix2SeqD (80 in COCO's images) and LDMSeg (512).
+    cfg.TEST.MIN_AREA = 0
     # Metric on the first of DATASETS.TEST that chooses model_best.pth with EVAL_PERIOD: PQ, PQ_things, PQ_stuff, AP or
     # mIoU. Empty: PQ, AP or mIoU, the first that is measured.
     cfg.TEST.BEST_METRIC = ""
@@ -212,6 +214,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "TEST.OBJECT_THRESHOLD": (0, 1),
     "TEST.OVERLAP_THRESHOLD": (0, 1),
     "TEST.DETECTIONS_PER_IMAGE": (1, 1_000_000),
+    "TEST.MIN_AREA": (0, 1e9),
     **DIFFUSIONINST_RANGES,
     **PIX2SEQD_RANGES,
 }

@@ -42,7 +42,5 @@ def add_ldmseg_config(cfg: CN) -> None:
     cfg.MODEL.LDMSEG.PIXEL_WEIGHT = 0.0
     cfg.MODEL.LDMSEG.CLASS_WEIGHT = 1.0  # of the classifier of segments, which a model of one class does not have
 
-    # Segments of fewer pixels, in the result, are dropped (LDMSeg: 512 in COCO's images).
-    cfg.TEST.MIN_AREA = 0
     # Also give the model INPUT.TARGET of test images: MaskAutoencoder reconstructs it.
     cfg.TEST.WITH_TARGETS = False

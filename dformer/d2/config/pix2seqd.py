@@ -44,7 +44,6 @@ def add_pix2seqd_config(cfg: CN) -> None:
     cfg.MODEL.PIX2SEQD.PAST_DROPOUT = 0.2  # probability that a past map is left out in training
 
     cfg.DIFFUSION.TIME_DIFFERENCE = 0.0  # td: steps jump ahead by so many further steps, of Pix2SeqD only
-    cfg.TEST.MIN_AREA = 0  # segments of fewer pixels, in the result, are dropped
 
 
 # Ranges, as in `dformer.d2.config.defaults`.
@@ -61,5 +60,4 @@ PIX2SEQD_RANGES: dict[str, tuple[float, float]] = {
     "MODEL.PIX2SEQD.PAST_MAPS": (0, 16),
     "MODEL.PIX2SEQD.PAST_DROPOUT": (0, 1),
     "DIFFUSION.TIME_DIFFERENCE": (0, 1000),
-    "TEST.MIN_AREA": (0, 1e9),
 }

@@ -174,11 +174,11 @@ class Trainer(TrainerBase):
             FloatingPointError: MAX_BAD_STEPS steps in a row were without an update.
         """
         start = time.perf_counter()
-        rng.seed_all("step", self.cfg.SEED, comm.get_rank(), self.iter)
-        statistics = [x.clone() for x in self.running_statistics]
         batch = next(self.batches)
         # Data are what a process hangs on most. Here it is named, while NCCL's collectives would abort without a word.
         groups.wait_for_all(self.patience)
+        rng.seed_all("step", self.cfg.SEED, comm.get_rank(), self.iter)  # now: the first batch's loader draws, too
+        statistics = [x.clone() for x in self.running_statistics]
         data_time = time.perf_counter() - start
         lr = set_learning_rate(self.optimizer, self.schedule(self.iter / self.max_iter))
         self.storage.put_scalar("lr", lr, smoothing_hint=False)

@@ -24,7 +24,7 @@ def model_with(**keys):
 
 def oracle(model, item):
     """The output of a model that knows the ground truth."""
-    _, _, grid, _ = model.draw(item, item["image"][None], torch.Generator())
+    _, _, grid, _ = model.draw(item, torch.Generator(), item["image"].shape[1:])
     x0, sizes = model.head.to_signal(grid), [2**bits for bits in model.head.diffusion.bits]
     logits = [20.0 * F.one_hot(x, size).movedim(2, 0) for x, size in zip(grid, sizes, strict=True)]
     return LabelMapOutput(model, model.request, x0, x0, torch.cat(logits))
@@ -86,7 +86,7 @@ def test_noisy_copies_share_the_encoded_image():
     assert len(images) == 2 and len(noisy) == 6 and len(alpha_bar.unique()) == 6
 
     memory = model.encode(images)
-    labels = torch.stack([model.draw(item, images, torch.Generator())[2] for item in batch])
+    labels = torch.stack([model.draw(item, torch.Generator(), images.shape[-2:])[2] for item in batch])
     noise = torch.randn(6, 7, 32, 32, generator=torch.Generator().manual_seed(0))
     t = torch.linspace(0.1, 0.9, 6)
     together = model.head.loss(memory.repeat(3), labels.repeat_interleave(3, dim=0), t, noise)
@@ -149,7 +149,7 @@ def test_past_maps_have_the_ids_of_the_frame():
     item = tiny_batch((3,))[0]
     item["past_maps"] = torch.stack([item["panoptic_map"].roll(-4, 0), item["panoptic_map"]])
     _, _, labels, past = video_model(MODEL__PIX2SEQD__PAST_DROPOUT=0.0).draw(
-        item, item["image"][None], torch.Generator()
+        item, torch.Generator(), item["image"].shape[1:]
     )
     assert past.shape == (2, 2, 32, 32) and torch.equal(past[1], labels)
     assert torch.equal(past[0][:, :30], labels[:, 2:])
@@ -159,12 +159,12 @@ def test_past_maps_are_dropped_one_by_one():
     item = tiny_batch((3,))[0]
     item["past_maps"] = item["panoptic_map"].expand(2, -1, -1)
     model = video_model(MODEL__PIX2SEQD__PAST_DROPOUT=0.5)
-    past = [model.draw(item, item["image"][None], torch.Generator().manual_seed(i))[3] for i in range(40)]
+    past = [model.draw(item, torch.Generator().manual_seed(i), item["image"].shape[1:])[3] for i in range(40)]
     dropped = torch.stack([(x == 0).all((1, 2, 3)) for x in past])  # (40, 2)
     assert len(dropped.int().unique(dim=0)) == 4 and 0.25 < dropped.float().mean() < 0.75
     model.past_dropout = 1.0
     del item["past_maps"]
-    assert not model.draw(item, item["image"][None], torch.Generator())[3].any()
+    assert not model.draw(item, torch.Generator(), item["image"].shape[1:])[3].any()
 
 
 def test_a_video_is_segmented_as_its_frames_come():

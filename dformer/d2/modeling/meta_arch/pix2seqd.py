@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dformer.d2.data.datasets import model_classes
 from dformer.d2.modeling.backbones import fold_frozen_norms
 from dformer.d2.modeling.meta_arch.build import segmenter_settings
+from dformer.d2.modeling.meta_arch.mask_autoencoder import map_of
 from dformer.d2.modeling.meta_arch.segmenter import Batch, Segmenter
 from dformer.d2.modeling.meta_arch.step import Output, Request
 from dformer.diffusion.continuous import continuous_schedule
@@ -151,22 +152,26 @@ class Pix2SeqD(Segmenter):
     def compute_losses(self, images: Tensor, batch: Batch, generators: list[torch.Generator]) -> dict[str, Tensor]:
         copies = self.noisy_copies
         # The copies of an image draw one after the other: a time, noise, and ids.
-        drawn = [self.draw(item, images, g) for item, g in zip(batch, generators, strict=True) for _ in range(copies)]
+        drawn = [
+            self.draw(item, g, images.shape[-2:])
+            for item, g in zip(batch, generators, strict=True)
+            for _ in range(copies)
+        ]
         t, noise, labels = (torch.stack([each[i] for each in drawn]) for i in range(3))
         past = torch.stack([each[3] for each in drawn]) if self.head.past_maps else None
         return {"loss_bits": self.head.loss(self.encode(images).repeat(copies), labels, t, noise, past)}
 
-    def draw(self, item: dict[str, Any], images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def draw(self, item: dict[str, Any], generator: torch.Generator, canvas: torch.Size) -> tuple[Tensor, ...]:
         """Draw for an image a time, noise (n, h, w), and labels (2, h, w); return these and the past labels."""
         t = torch.rand((), generator=generator, device=self.device)
-        noise = self.noise(images.shape[-2:], [generator])()[0]
-        objects = self.to_grid(item["panoptic_map"].to(self.device, non_blocking=True), images.shape[-2:])
+        noise = self.noise(canvas, [generator])()[0]
+        objects = self.to_grid(self.panoptic_map(item).to(self.device, non_blocking=True), canvas)
         classes = item["instances"].gt_classes.to(self.device, non_blocking=True)
         num_ids, bits = self.head.num_labels[1], self.head.diffusion.bits[1]
         ids = draw_ids(objects, len(classes), num_ids, self.id_order, generator, noise[-bits:])
         past = objects.new_zeros(self.head.past_maps, *objects.shape)
         if self.head.past_maps and "past_maps" in item:
-            past = self.to_grid(item["past_maps"].to(self.device, non_blocking=True), images.shape[-2:])
+            past = self.to_grid(item["past_maps"].to(self.device, non_blocking=True), canvas)
             kept = torch.rand(len(past), generator=generator, device=self.device) >= self.past_dropout
             past = past * kept[:, None, None]
         return t, noise, label_map(objects, classes, ids), label_map(past, classes, ids).transpose(0, 1)
@@ -215,6 +220,11 @@ class Pix2SeqD(Segmenter):
         shape = bits, canvas[0] // stride, canvas[1] // stride
         return lambda: torch.stack([torch.randn(shape, generator=g, device=self.device) for g in generators])
 
+    @staticmethod
+    def panoptic_map(item: dict[str, Any]) -> Tensor:
+        """Return the panoptic map (H, W) of an item, which for pictures and figures has masks only."""
+        return item["panoptic_map"] if "panoptic_map" in item else map_of(item["instances"].gt_masks)
+
     def past_labels(self, batch: Batch, canvas: torch.Size) -> Tensor | None:
         """Return the `past_labels` (F, 2, H, W) of the items as (B, F, 2, h, w), or None without any."""
         if not self.head.past_maps or "past_labels" not in batch[0]:
@@ -235,7 +245,7 @@ class Pix2SeqD(Segmenter):
         noisy, alpha_bar = [], self.head.diffusion.alpha_bar(torch.tensor(t, device=self.device))
         for item in batch:
             generator = rng.generator(self.device, self.request.seed)
-            _, noise, labels, _ = self.draw(item, item["panoptic_map"][None, None], generator)
+            _, noise, labels, _ = self.draw(item, generator, self.panoptic_map(item).shape)
             x0 = self.head.to_signal(labels)
             noisy.append(to_unit(add_noise(x0, noise, alpha_bar), self.head.diffusion.scale))
         return noisy
