@@ -1,32 +1,56 @@
 #!/usr/bin/env python3
-"""Measure LDMSeg's U-Net by steps and pixels, and what decodes latents, beside diffusers' with the same weights.
+"""Measure LDMSeg's parts beside diffusers', or how well it completes masks.
 
-python benchmarks/ldmseg.py --sizes 256 512 --steps 1 4 --json benchmarks/results/ldmseg_cpu.json
+python benchmarks/ldmseg.py parts --json benchmarks/results/ldmseg_cpu.json
+python benchmarks/ldmseg.py inpainting --weights model.pth --dataset shapes_val --json inpainting.json
 
-Without diffusers (pip install diffusers), only ours are measured. --channels 320 640 1280 1280 is Stable Diffusion's
-width (815.6 million parameters). diffusers decodes to images by Stable Diffusion's decoder, ours to ids by LDMSeg's.
+parts: time and memory of the U-Net by steps and pixels, and of what decodes latents, with the same weights as
+diffusers' (pip install diffusers; without it, only ours are measured). --channels 320 640 1280 1280 is Stable
+Diffusion's width, 815.6 million parameters. diffusers decodes to images by Stable Diffusion's decoder, ours to ids.
+
+inpainting: blocks of B x B pixels of the annotation are dropped at random (LDMSeg, Fig. 9), and the rest is given.
+Class-agnostic PQ is that of the whole map, of the dropped pixels alone, and of the same pixels where nothing is given.
+A plot is written beside the record.
 """
 
+import argparse
 import multiprocessing
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from measure import environment, medians, milliseconds, parser, peak_memory, report
+from numpy.typing import NDArray
+from panopticapi.evaluation import PQStat
+from panopticapi.utils import id2rgb, rgb2id
+from PIL import Image
 from torch import Tensor, nn
 
+from dformer.d2.checkpoint.zoo import inference_config
+from dformer.d2.data.datasets import get_records
+from dformer.d2.engine.predictor import Predictor
+from dformer.data.images import read_image, read_panoptic_png
 from dformer.diffusion.prediction import x0_from_eps
 from dformer.diffusion.sampler import sample, time_pairs
 from dformer.diffusion.schedule import alpha_bar_table, table_schedule
+from dformer.metrics.panoptic import ONE_CLASS, count_segments, panoptic_quality
 from dformer.models.unet.mask_autoencoder import MaskAutoencoderModel
 from dformer.models.unet.unet2d import UNet2DConditionModel
-from dformer.utils.errors import exit_on_user_error
+from dformer.signals.bits import draw_ids
+from dformer.utils import rng
+from dformer.utils.errors import UserError, exit_on_user_error
 
 ATTENTION = (True, True, True, False)
 STRIDE = 8  # pixels of a cell of the latents
 Run = Callable[[], Any]
+Map = NDArray[np.int64]  # (H, W), numbers of segments from 1, 0 for none
 
 
 def our_unet(channels: list[int]) -> UNet2DConditionModel:
@@ -89,17 +113,9 @@ def peak(run: Run, device: str) -> float:
     return float(receive.recv())
 
 
-@exit_on_user_error
 @torch.no_grad()
-def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="sides of the image, pixels")
-    arguments.add_argument("--steps", type=int, nargs="+", default=[1, 4])
-    arguments.add_argument("--channels", type=int, nargs=4, default=[64, 128, 256, 256], help="of the U-Net's levels")
-    arguments.add_argument("--rounds", type=int, default=3)
-    args = arguments.parse_args()
-
+def measure_parts(args: argparse.Namespace) -> None:
+    """Report time and memory of the U-Net and of the decoder."""
     ours = our_unet(args.channels).to(args.device)
     unets: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {"dformer": (ours, 0)}
     if find_spec("diffusers"):
@@ -129,6 +145,114 @@ def main() -> None:
         for (part, name, size, steps), (run, count) in cases.items()
     ]
     report(rows, environment(args.device), args.json)
+
+
+def numbered(record: dict[str, Any]) -> Map:
+    """Read an annotation; its segments are numbered from 1, from top to bottom, and crowds are none.
+
+    A model that was trained with random ids takes any numbers; one with ID_ORDER "raster" needs these.
+    """
+    ids = rgb2id(read_panoptic_png(record["pan_seg_file_name"]))
+    numbers = np.zeros(ids.shape, np.int64)
+    segments = [segment for segment in record["segments_info"] if not segment.get("iscrowd")]
+    for number, segment in enumerate(segments, start=1):
+        numbers[ids == segment["id"]] = number
+    ids = draw_ids(torch.from_numpy(numbers), len(segments), 256, "raster", torch.Generator())
+    return np.concatenate([[0], ids.numpy()])[numbers]
+
+
+def given_pixels(size: tuple[int, int], block: int, drop: float, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Draw which pixels are given (H, W): each block is dropped with probability `drop`."""
+    rows, columns = (-(-side // block) for side in size)
+    kept = generator.random((rows, columns)) >= drop
+    return kept.repeat(block, 0).repeat(block, 1)[: size[0], : size[1]]
+
+
+def quality(truths: Sequence[Map], predictions: Sequence[Map], folder: Path) -> float:
+    """Return the class-agnostic PQ of maps; where the truth has no segment, predictions are not false."""
+    counts = PQStat()
+    for k, pair in enumerate(zip(truths, predictions, strict=True)):
+        annotations = []
+        for kind, numbers in zip(("truth", "predicted"), pair, strict=True):
+            file = folder / kind / f"{k}.png"
+            file.parent.mkdir(exist_ok=True)
+            Image.fromarray(id2rgb(numbers)).save(file)
+            found, areas = np.unique(numbers[numbers > 0], return_counts=True)
+            rows = zip(found.tolist(), areas.tolist(), strict=True)
+            segments = [{"id": i, "category_id": 1, "iscrowd": 0, "area": area} for i, area in rows]
+            annotations.append({"image_id": k, "file_name": file.name, "segments_info": segments})
+        counts += count_segments(annotations[0], annotations[1], folder / "truth", folder / "predicted", ONE_CLASS)
+    return panoptic_quality(counts, ONE_CLASS)["PQ"]
+
+
+def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Draw PQ against the share of dropped blocks, a line for each size of a block."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, key, title in zip(axes, ("pq", "pq_dropped"), ("whole map", "dropped pixels"), strict=True):
+        for block in sorted({row["block"] for row in rows}):
+            chosen = [row for row in rows if row["block"] == block]
+            axis.plot([row["drop"] for row in chosen], [row[key] for row in chosen], "o-", label=f"{block} px")
+        axis.axhline(rows[0]["pq_without"], color="grey", linestyle=":", label="nothing given")
+        axis.set(title=title, xlabel="share of dropped blocks", ylim=(0, 100))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("class-agnostic PQ")
+    axes[1].legend(title="block")
+    figure.savefig(file, dpi=120)
+
+
+def measure_inpainting(args: argparse.Namespace) -> None:
+    """Report PQ by the share and the size of dropped blocks."""
+    if not args.weights or not args.dataset:
+        raise UserError("inpainting needs --weights and --dataset")
+    predictor = Predictor(inference_config(args.weights, None, args.opts))
+    if not predictor.model.completes:
+        raise UserError(f"{args.weights} is no model that completes masks; LDMSeg is")
+    request = replace(predictor.model.request, tasks=("panoptic",), steps=args.steps[-1])
+    records = get_records(args.dataset)[: args.images]
+    images, truths = [read_image(r["file_name"]) for r in records], [numbered(r) for r in records]
+
+    def completed(known: Sequence[NDArray[np.uint8] | None]) -> list[Map]:
+        results = [predictor.predict([x], request=request, known=[k])[0] for x, k in zip(images, known, strict=True)]
+        return [result["panoptic_seg"][0].cpu().numpy().astype(np.int64) for result in results]
+
+    free = completed([None] * len(images))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        without = quality(truths, free, Path(folder))
+        for block in args.blocks:
+            for drop in args.drops:
+                seeds = [np.random.default_rng(rng.seed("blocks", block, str(drop), k)) for k in range(len(images))]
+                given = [given_pixels(t.shape, block, drop, g) for t, g in zip(truths, seeds, strict=True)]
+                known = [(t * g).astype(np.uint8) for t, g in zip(truths, given, strict=True)]
+                found = completed(known)
+                hidden = [[m * ~g for m, g in zip(maps, given, strict=True)] for maps in (truths, found, free)]
+                row = {"block": block, "drop": drop, "pq": quality(truths, found, Path(folder))}
+                row["pq_dropped"] = quality(hidden[0], hidden[1], Path(folder))
+                row["pq_dropped_without"] = quality(hidden[0], hidden[2], Path(folder))
+                rows.append({**row, "pq_without": without})
+    report(rows, environment(str(predictor.model.device)), args.json)
+    if args.json:
+        plot(rows, args.json.with_suffix(".png"))
+
+
+@exit_on_user_error
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("what", choices=["parts", "inpainting"])
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="sides of the image, pixels")
+    arguments.add_argument("--steps", type=int, nargs="+", default=[1, 4], help="of sampling")
+    arguments.add_argument("--channels", type=int, nargs=4, default=[64, 128, 256, 256], help="of the U-Net's levels")
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--weights", help="of a model that completes masks")
+    arguments.add_argument("--dataset", metavar="NAME")
+    arguments.add_argument("--images", type=int, default=20)
+    arguments.add_argument("--blocks", type=int, nargs="+", default=[8, 16, 32, 64])
+    arguments.add_argument("--drops", type=float, nargs="+", default=[0.1, 0.3, 0.5, 0.7, 0.9])
+    arguments.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE")
+    args = arguments.parse_args()
+    (measure_parts if args.what == "parts" else measure_inpainting)(args)
 
 
 if __name__ == "__main__":

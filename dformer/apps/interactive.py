@@ -9,11 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from detectron2.data import transforms as T
 
 from dformer.apps.demo.records import segment_record
 from dformer.d2.checkpoint.zoo import inference_config
-from dformer.d2.engine.predictor import Predictor
+from dformer.d2.engine.predictor import IdMap, Predictor
 from dformer.d2.modeling.meta_arch import Request
 from dformer.data.images import read_image, read_size
 from dformer.utils.errors import UserError
@@ -89,12 +90,19 @@ def open_image(file: str | Path) -> UInt8:
 
 
 def segment(
-    predictor: Predictor, image: UInt8, request: Request, seconds: float, alpha: float = DEFAULT_STYLE.alpha
+    predictor: Predictor,
+    image: UInt8,
+    request: Request,
+    seconds: float,
+    alpha: float = DEFAULT_STYLE.alpha,
+    known: IdMap | None = None,
 ) -> Answer:
     """Segment an image (H, W, 3) for one task, and return what was found after each step.
 
     Instances of a score below the request's `object_threshold` are left out, too. After so many seconds the request is
     given up, between two steps; time in which others are served does not count.
+
+    Masks are completed from what is `known` of them, by ids as of `ids_of`, where the model can.
 
     Raises:
         UserError: a value of the request is out of range, or it took too long.
@@ -104,10 +112,12 @@ def segment(
     (task,) = request.tasks
     size = fit_size(image.shape[0], image.shape[1], MAX_SIDE)
     small = T.ResizeTransform(*image.shape[:2], *size).apply_image(image)
+    if known is not None:
+        known = T.ResizeTransform(*known.shape, *size).apply_segmentation(known)
     stages: list[Stage] = []
     with _lock:
         start = time.monotonic()
-        for step in predictor.steps([small], request=request):
+        for step in predictor.steps([small], request=request, known=None if known is None else [known]):
             segments = result_segments(step.results[0], task, request.object_threshold)
             picture = draw_segments(small, segments, predictor.class_names, Style(alpha))
             stages.append(Stage(step.t, segments, picture))
@@ -117,6 +127,15 @@ def segment(
                     "ask for fewer, or for a smaller image"
                 )
     return Answer(stages, (image.shape[0], image.shape[1]), predictor.class_names)
+
+
+def ids_of(answer: Answer) -> IdMap:
+    """Return a map (H, W) of the segments that were found, by their numbers from 1; 0 where there is none."""
+    segments = answer.stages[-1].segments[:255]
+    ids: IdMap = np.zeros(segments[0].mask.shape if segments else answer.size, np.uint8)
+    for number, segment in enumerate(segments, start=1):
+        ids[segment.mask] = number
+    return ids
 
 
 def legend(stage: Stage, class_names: Sequence[str]) -> list[Entry]:

@@ -16,10 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dformer.apps.interactive import MAX_MEGAPIXELS, MAX_STEPS, Entry, as_json, legend, load_model, open_image, segment
+from dformer.apps.demo.inputs import read_known
+from dformer.apps.interactive import (
+    MAX_MEGAPIXELS,
+    MAX_STEPS,
+    Entry,
+    as_json,
+    ids_of,
+    legend,
+    load_model,
+    open_image,
+    segment,
+)
+from dformer.d2.engine.predictor import IdMap
 from dformer.d2.modeling.meta_arch import Request
 from dformer.utils.errors import UserError
 from dformer.visualize import DEFAULT_STYLE
@@ -74,9 +87,10 @@ def serve(
 def build(weights: Sequence[str], examples: Sequence[str], folder: Path, seconds: float) -> gr.Blocks:
     """Return the page; its results go to `folder`."""
     results, first = Results(folder), controls(weights[0])
+    first_completes = load_model(weights[0]).model.completes
     with gr.Blocks(title="dformer", analytics_enabled=False, delete_cache=(300, 3600)) as page:
         gr.Markdown(f"# Segmentation by diffusion\nImages of up to {MAX_MEGAPIXELS} megapixels, one after another.")
-        stages = gr.State([])
+        stages, ids = gr.State([]), gr.State("")
         with gr.Row():
             with gr.Column(scale=2):
                 # The path of the file as uploaded: `open_image` reads and checks it.
@@ -96,20 +110,29 @@ def build(weights: Sequence[str], examples: Sequence[str], folder: Path, seconds
                 picture = gr.Image(label="Result", interactive=False, buttons=["fullscreen"], elem_id="picture")
                 stage = gr.Slider(1, 2, 1, step=1, label="Result after sampling step", visible=False, elem_id="step")
                 entries = gr.HTML(elem_id="legend")
+                with gr.Accordion("Erase a part and complete it", open=False, visible=first_completes) as completion:
+                    brush = gr.Brush(colors=["#000000"], color_mode="fixed")
+                    label = "Paint over what is to be found anew"
+                    erased = gr.ImageEditor(label=label, brush=brush, layers=False, transforms=[], elem_id="erase")
+                    complete = gr.Button("Complete", elem_id="complete")
                 with gr.Row():
                     png = gr.DownloadButton("Picture (PNG)", interactive=False, elem_id="png")
                     json = gr.DownloadButton("Segments (JSON)", interactive=False, elem_id="json")
         asked, shown = [task, *numbers, *thresholds], [picture, entries]
-        button.click(
-            show_errors(partial(answer, results, seconds)),
-            [image, checkpoint, *asked, alpha],
-            [stages, stage, *shown, png, json],
-            api_name=False,
-        )
+        found = [stages, stage, *shown, png, json, ids, erased]
+        nothing = gr.State(None)
+        for start, known in ((button, [nothing, nothing]), (complete, [ids, erased])):
+            start.click(
+                show_errors(partial(answer, results, seconds)),
+                [*known, image, checkpoint, *asked, alpha],
+                found,
+                api_name=False,
+            )
         stage.input(
             show_errors(show), [stages, stage], shown, concurrency_limit=4, trigger_mode="always_last", api_name=False
         )
         checkpoint.change(show_errors(updated_controls), checkpoint, asked, api_name=False)
+        checkpoint.change(show_errors(completes), checkpoint, completion, api_name=False)
     return page
 
 
@@ -141,6 +164,11 @@ def updated_controls(weights: str) -> list[Any]:
     return [kinds.get(name, gr.Slider)(**arguments) for name, arguments in controls(weights).items()]
 
 
+def completes(weights: str) -> Any:
+    """Return whether the completion of masks is shown for a checkpoint."""
+    return gr.Accordion(visible=load_model(weights).model.completes)
+
+
 class Results:
     """Keep the files of the last `RESULTS` answers."""
 
@@ -168,8 +196,19 @@ def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def answer(results: Results, seconds: float, file: str | None, weights: str, *settings: Any) -> tuple[Any, ...]:
-    """Return what "Segment" shows: the stages, their slider, the picture, the legend and both downloads."""
+def answer(
+    results: Results,
+    seconds: float,
+    ids_file: str | None,
+    erased: dict[str, Any] | None,
+    file: str | None,
+    weights: str,
+    *settings: Any,
+) -> tuple[Any, ...]:
+    """Return what "Segment" and "Complete" show: stages, their slider, picture, legend, both downloads, map and editor.
+
+    For "Complete" there is the map of the segments that were found (a file), and the editor with what was painted over.
+    """
     if not file:
         raise UserError("drop an image first, or pick an example")
     image = open_image(file)
@@ -178,7 +217,8 @@ def answer(results: Results, seconds: float, file: str | None, weights: str, *se
     known = {"steps": int(steps), "proposals": int(proposals), "seed": int(seed)}
     numbers = {name: value for name, value in known.items() if name in predictor.model.options}
     request = Request((task,), object_threshold=object_threshold, overlap_threshold=overlap_threshold, **numbers)
-    found = segment(predictor, image, request, seconds, alpha)
+    left = None if ids_file is None else not_erased(ids_file, erased)
+    found = segment(predictor, image, request, seconds, alpha, left)
     folder = results.new()
     (folder / "steps").mkdir()  # an upload may have any name
     shown: list[Shown] = []
@@ -194,7 +234,20 @@ def answer(results: Results, seconds: float, file: str | None, weights: str, *se
     count = len(shown)
     slider = gr.Slider(minimum=1, maximum=max(2, count), value=count, visible=count > 1)
     downloads = (gr.DownloadButton(value=str(path), interactive=True) for path in (png, json))
-    return shown, slider, *show(shown, count), *downloads
+    save_picture(ids_of(found), folder / "ids.png")
+    return shown, slider, *show(shown, count), *downloads, str(folder / "ids.png"), shown[-1][0]
+
+
+def not_erased(ids_file: str, erased: dict[str, Any] | None) -> IdMap:
+    """Return the map of segments in a file but for what was painted over in the editor, which is unknown."""
+    if not ids_file or not Path(ids_file).is_file():
+        raise UserError("segment an image first; then paint over the part that is to be found anew")
+    ids = read_known(ids_file)
+    for layer in (erased or {}).get("layers", []):
+        painted = np.asarray(layer)[..., 3] > 0
+        rows, columns = (np.arange(n) * m // n for n, m in zip(ids.shape, painted.shape, strict=True))
+        ids = np.where(painted[rows][:, columns], 0, ids).astype(np.uint8)
+    return ids
 
 
 def show(stages: list[Shown], number: float) -> tuple[str, str]:

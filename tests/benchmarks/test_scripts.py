@@ -97,7 +97,20 @@ def test_deformable_attention(tmp_path: Path) -> None:
 
 
 def test_ldmseg(tmp_path: Path) -> None:
-    small = ["--device", "cpu", "--rounds", "1", "--sizes", "64", "--steps", "1", "2", "--channels", *["32"] * 4]
+    small = [
+        "parts",
+        "--device",
+        "cpu",
+        "--rounds",
+        "1",
+        "--sizes",
+        "64",
+        "--steps",
+        "1",
+        "2",
+        "--channels",
+        *["32"] * 4,
+    ]
     rows = [row for row in run(tmp_path, "ldmseg.py", *small) if row["implementation"] == "dformer"]
     assert [(row["part"], row["steps"]) for row in rows] == [("U-Net", 1), ("U-Net", 2), ("decoder", "-")]
     assert all(row["ms"] > 0 and row["peak_mib"] >= 0 for row in rows)

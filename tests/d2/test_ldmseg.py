@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 import dformer
-from dformer.apps.interactive import as_json, load_model, segment
+from dformer.apps.interactive import as_json, ids_of, load_model, segment
 from dformer.d2.modeling.meta_arch import Request
 from tests import run_script
 from tests.d2.tiny import CONFIG, OF_SYSTEM, own_loggers, small_shapes
@@ -96,6 +96,12 @@ def test_from_both_trainings_to_pictures(configs, tmp_path):
     answer = segment(load_model(str(weights)), image, request, seconds=600)
     assert [stage.t for stage in answer.stages] == [999, 749, 499, 249]
     assert json.loads(as_json(answer, request, str(weights)))["steps"] == 4
+    left = ids_of(answer)
+    left[:, 40:] = 0
+    again = segment(load_model(str(weights)), image, request, seconds=600, known=left)
+    after = ids_of(again)
+    kept = [np.unique(after[left == number], return_counts=True)[1].max() for number in np.unique(left[left > 0])]
+    assert sum(kept) >= 0.9 * (left > 0).sum()  # but at borders, which are resized
     figures = [tmp_path / "steps.png", tmp_path / "steps.gif"]
     data = ["--weights", weights, "--dataset", "latents_val"]
     assert call("tools/visualize_diffusion.py", *data, "--output", *figures) == 0

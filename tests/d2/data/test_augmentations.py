@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from panopticapi.utils import rgb2id
 from PIL import Image
+from safetensors.torch import load_file
 
-from dformer.d2.data.augmentations import ResizeThenCrop
+from dformer.d2.data.augmentations import ResizeThenCrop, train_augmentations
+from dformer.d2.data.augmentations import test_augmentations as inference_augmentations
 from dformer.d2.data.mappers import TrainMapper
+from dformer.signals.bits import int_to_bits
 from tests.d2.data.records import TASK_OF_FORM, coco_panoptic, config, plain_mapper, write_record
 
 
@@ -36,7 +39,7 @@ def test_masks_follow_the_image(tmp_path: Path, form: str, augmentation: str, fl
         instances = out["instances"]
         assert instances.gt_masks.dtype == torch.bool and instances.gt_masks.shape[1:] == (height, width)
         assert (out["height"], out["width"], out["image_id"]) == (50, 80, 7)
-        if augmentation == "lsj":
+        if augmentation in ("lsj", "square"):
             assert (height, width) == (64, 64)
         if 2 not in instances.gt_classes:
             continue
@@ -157,3 +160,24 @@ def test_colour_changes_and_geometry_does_not(tmp_path: Path) -> None:
     assert len({tuple(out["image"][:, 0, 0].tolist()) for out in outs}) > 4
     for out in outs:
         np.testing.assert_array_equal(out["instances"].gt_masks[0], ids == 1)
+
+
+@pytest.mark.golden
+def test_golden_squares(golden_dir: Path) -> None:
+    """Images and maps of ids as LDMSeg's published data set makes them; its ids are drawn, so they are given here."""
+    golden = load_file(golden_dir / "ldmseg_inputs.safetensors")
+    cfg = config("panoptic", "square")
+    cfg.INPUT.IMAGE_SIZE, cfg.INPUT.RANDOM_FLIP = golden["config.size"].item(), "none"
+    for name in sorted({key.rpartition(".")[0] for key in golden} - {"config"}):
+        case = {key.rpartition(".")[2]: x for key, x in golden.items() if key.startswith(f"{name}.")}
+        build = train_augmentations if name.startswith("train") else inference_augmentations
+        augmented = T.AugInput(case["image"].numpy(), sem_seg=case["panoptic"].numpy())
+        T.AugmentationList(build(cfg))(augmented)
+        image, picture = (x[:, ::-1] if case["flipped"] else x for x in (augmented.image, augmented.sem_seg))
+        expected = case["resized_image"].numpy().transpose(1, 2, 0)
+        np.testing.assert_allclose(image / 255, expected if expected.min() >= 0 else (expected + 1) / 2, atol=1e-6)
+        ids = torch.zeros(picture.shape[:2], dtype=torch.int64)
+        for kept, drawn in zip(case["kept_ids"].tolist(), case["drawn_ids"].tolist(), strict=True):
+            ids[torch.from_numpy(rgb2id(picture) == kept)] = drawn
+        assert torch.equal(ids, case["ids"])
+        assert torch.equal(int_to_bits(ids, golden["config.num_bits"].item(), void=0), case["bits"])
