@@ -104,7 +104,7 @@ def test_ldmseg(tmp_path: Path) -> None:
         "--rounds",
         "1",
         "--sizes",
-        "64",
+        "128",
         "--steps",
         "1",
         "2",
