@@ -4,7 +4,7 @@
 python benchmarks/ms_deform_attn.py [--device cuda] [--dtypes float32 bfloat16] [--cases 1024] [--json FILE]
 
 Each round times every implementation once, forward, and forward with backward. On a GPU the cache is overwritten before
-each timing; msda-triton takes part where it is installed, and plain_cuda.cu, compiled here. Bandwidth counts the bytes
+each timing; msda-triton takes part where it is installed, and csrc/plain_cuda.cu, compiled here. Bandwidth counts bytes
 that must be moved at least: value, locations and weights in, output out; a copy is measured beside it. Points are near
 their queries, as in a trained encoder; in two more rows all points of our kernels are in one place, or anywhere, which
 separates arithmetic from memory.
@@ -74,7 +74,7 @@ def plain_cuda(folder: Path) -> Operator:
     """Build plain_cuda.cu for this machine's GPUs."""
     compiler, _ = build.nvcc()
     targets = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (a.replace(".", "") for a in build.architectures())]
-    source = Path(__file__).with_name("plain_cuda.cu")
+    source = Path(__file__).parent / "csrc/plain_cuda.cu"
     build.run([compiler, *build.FLAGS["cuda"], *targets, str(source), "-o", str(folder / "plain.so")])
     library = ctypes.CDLL(str(folder / "plain.so"))
 

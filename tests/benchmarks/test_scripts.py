@@ -125,3 +125,14 @@ def test_diffusioninst_beside_a_plain_build(tmp_path: Path) -> None:
     assert all(row["instances"] > 0 and row["differing_pixels"] < 1e-4 and row["cpu_ms"] > 0 for row in rows)
     (row,) = run(tmp_path, "diffusioninst.py", "--memory", "--sizes", "96x128", "--boxes", "100")
     assert row["decoder_recomputed_mib"] < row["decoder_kept_mib"] / 2
+
+
+def test_pix2seqd(tmp_path: Path) -> None:
+    small = {"ENCODER_DIM": 32, "ENCODER_LAYERS": 1, "ENCODER_HEADS": 4, "UNET_DIM": 16, "DECODER_LAYERS": 1}
+    opts = [word for key, value in small.items() for word in (f"MODEL.PIX2SEQD.{key}", str(value))]
+    opts += ["MODEL.PIX2SEQD.DECODER_HEADS", "4"]
+    arguments = ["--device", "cpu", "--rounds", "1", "--sizes", "64", "--steps", "1", "3", "--bits", "4", "6"]
+    rows = run(tmp_path, "pix2seqd.py", *arguments, "--opts", *opts, "MODEL.SIZE_DIVISIBILITY", "64")
+    assert [(row["bits"], row["steps"]) for row in rows] == [(12, 1), (12, 3), (14, 1), (14, 3)]
+    assert all(row["inference_ms"] > 0 and row["peak_mib"] >= 0 for row in rows)
+    assert rows[0]["decoder_gflop"] < rows[2]["decoder_gflop"] and rows[0]["encoder_gflop"] == rows[2]["encoder_gflop"]
