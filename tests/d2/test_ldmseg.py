@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,7 +62,8 @@ def trained_and_resumed(config: str, folder, *options: object) -> dict:
 
 
 def test_from_both_trainings_to_pictures(configs, tmp_path):
-    first, run = tmp_path / "first", tmp_path / "run"
+    first, run, data = tmp_path / "first", tmp_path / "run", Path(configs["LDMSeg"]).parent
+    annotations = sorted(data.rglob("*"))
     results = trained_and_resumed(configs["MaskAutoencoder"], first)
     assert 0 <= results["metrics"]["latents_val"]["panoptic_seg"]["PQ_agnostic"] <= 100
     stage1 = ("MODEL.MASK_AUTOENCODER.WEIGHTS", first / "model_final.pth")
@@ -102,6 +104,7 @@ def test_from_both_trainings_to_pictures(configs, tmp_path):
     after = ids_of(again)
     kept = [np.unique(after[left == number], return_counts=True)[1].max() for number in np.unique(left[left > 0])]
     assert sum(kept) >= 0.9 * (left > 0).sum()  # but at borders, which are resized
+    assert sorted(data.rglob("*")) == annotations  # class-agnostic evaluation writes nothing there
     figures = [tmp_path / "steps.png", tmp_path / "steps.gif"]
     data = ["--weights", weights, "--dataset", "latents_val"]
     assert call("tools/visualize_diffusion.py", *data, "--output", *figures) == 0
