@@ -124,6 +124,21 @@ def test_what_does_not_fit_is_named(key, value):
         model_with(**{key.replace(".", "__"): value})
 
 
+def test_noisy_targets_are_the_objects_under_noise():
+    model, item = build("Pix2SeqD"), tiny_batch((3,))[0]
+    clean, halfway, noise = (model.noisy_targets([item], t)[0] for t in (0.0, 0.5, 1.0))
+    assert clean.shape == halfway.shape == noise.shape == (3, 32, 32)
+    objects = item["panoptic_map"][1::2, 1::2]
+    for k in range(3):
+        inside = objects == k + 1
+        assert (clean[k][inside] > 0.99).all() and (clean[k][~inside] < 0.99).all()
+        assert halfway[k][inside].mean() > halfway[k][~inside].mean() + 0.01
+        assert abs(noise[k][inside].mean() - noise[k][~inside].mean()) < 0.1
+    assert torch.equal(model.noisy_targets([item], 0.5)[0], halfway)
+    with pytest.raises(UserError, match="0 to 1"):
+        model.noisy_targets([item], 2.0)
+
+
 # Videos
 
 

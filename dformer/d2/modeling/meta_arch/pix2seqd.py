@@ -239,15 +239,19 @@ class Pix2SeqD(Segmenter):
         return labels[..., stride // 2 :: stride, stride // 2 :: stride]
 
     def noisy_targets(self, batch: Batch, t: float) -> list[Tensor]:
-        """Return the bits of each image's labels, noised at time `t`."""
+        """Return for each object how much the noisy bits at time `t` are its own: (G, h, w), 1 where all are."""
         if not 0 <= t <= 1:
             raise UserError(f"times are 0 to 1, got {t}")
         noisy, alpha_bar = [], self.head.diffusion.alpha_bar(torch.tensor(t, device=self.device))
         for item in batch:
-            generator = rng.generator(self.device, self.request.seed)
-            _, noise, labels, _ = self.draw(item, generator, self.panoptic_map(item).shape)
-            x0 = self.head.to_signal(labels)
-            noisy.append(to_unit(add_noise(x0, noise, alpha_bar), self.head.diffusion.scale))
+            panoptic_map, generator = self.panoptic_map(item), rng.generator(self.device, self.request.seed)
+            _, noise, labels, _ = self.draw(item, generator, panoptic_map.shape)
+            x0 = self.head.to_signal(labels)  # (n, h, w)
+            x_t = add_noise(x0, noise, alpha_bar)
+            objects = self.to_grid(panoptic_map.to(self.device), panoptic_map.shape)
+            codes = [x0[:, objects == k + 1].mean(1).sign().nan_to_num() for k in range(len(item["instances"]))]
+            agreement = [to_unit(x_t * code[:, None, None], self.head.diffusion.scale).mean(0) for code in codes]
+            noisy.append(torch.stack(agreement) if agreement else x_t[:0])
         return noisy
 
 
