@@ -122,7 +122,10 @@ def test_diffusioninst_beside_a_plain_build(tmp_path: Path) -> None:
     small = ["--sizes", "96x128", "--boxes", "20", "--rounds", "1", "--no-peak"]
     rows = run(tmp_path, "diffusioninst.py", *small, "--opts", "MODEL.ROI_DECODER.NUM_STAGES", "2")
     assert [(row["build"], row["steps"]) for row in rows] == [("plain", 1), ("ours", 1), ("plain", 4), ("ours", 4)]
-    assert all(row["instances"] > 0 and row["differing_pixels"] < 1e-4 and row["cpu_ms"] > 0 for row in rows)
+    assert all(
+        row["instances"] > 0 and row["same_instances"] > 0.9 and row["differing_pixels"] < 1e-3 and row["cpu_ms"] > 0
+        for row in rows
+    )
     (row,) = run(tmp_path, "diffusioninst.py", "--memory", "--sizes", "96x128", "--boxes", "100")
     assert row["decoder_recomputed_mib"] < row["decoder_kept_mib"] / 2
 
