@@ -203,10 +203,11 @@ class BoxOutput(Output):
         for start, (logits, boxes, kernels) in zip(before, self.stages, strict=True):
             masks = dynamic_masks(kernels[rows].float(), self.mask_features.float())
             outside = box_maps(boxes[rows], self.canvas)[:, ::STRIDE, ::STRIDE] == 0
-            scores = logits[rows].float().sigmoid()
-            rest = 1 - scores.amax(1, keepdim=True)  # sigmoid scores have no class for nothing
+            # Sigmoid scores have no class for nothing: what the best one leaves is shared by all others.
+            best, label = logits[rows].float().sigmoid().max(1, keepdim=True)  # (M, 1)
+            shares = ((1 - best) / logits.shape[1]).repeat(1, logits.shape[1] + 1).scatter(1, label, best)
             attended = box_maps(start[rows], self.canvas)[:, ::STRIDE, ::STRIDE] > 0
-            layers.append(Layer(attended, masks.masked_fill(outside, -20.0), torch.cat([scores, rest], 1).log()))
+            layers.append(Layer(attended, masks.masked_fill(outside, -20.0), shares.log()))
         return layers
 
 
