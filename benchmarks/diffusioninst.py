@@ -3,7 +3,7 @@
 
 python benchmarks/diffusioninst.py                                      # 800 x 1333, 500 boxes, 1 and 4 steps
 python benchmarks/diffusioninst.py --builds ours --boxes 100 300 500 1000 --steps 1
-python benchmarks/diffusioninst.py --memory --json benchmarks/results/diffusioninst_memory.json
+python benchmarks/diffusioninst.py --memory --json benchmarks/results/diffusioninst/memory.json
 
 The plain build follows the description of the published inference: batch norms run on their own, boxes are sorted by
 level and pooled level by level, the mask branch runs again in each step, masks of all detections are computed by
