@@ -39,4 +39,6 @@ def test_no_step_is_bad(data_dir, tmp_path, empty_catalogs, caplog, dtype):
     with caplog.at_level(logging.WARNING, "dformer.d2.engine.trainer"):
         trainer.train()
     bad = [record for record in caplog.records if record.name == "dformer.d2.engine.trainer"]
-    assert bad == [] and {int(state["step"]) for state in trainer.optimizer.state.values()} == {STEPS}
+    (updates,) = {int(state["step"]) for state in trainer.optimizer.state.values()}
+    # In float16, the loss scaler halves its scale in the first steps until no gradient overflows: measured, six times.
+    assert bad == [] and STEPS - (10 if dtype == "float16" else 0) <= updates <= STEPS
