@@ -96,21 +96,10 @@ def test_deformable_attention(tmp_path: Path) -> None:
     assert ours["implementation"].startswith("dformer") and plain["implementation"] == "reference"
 
 
+@pytest.mark.slow
 def test_ldmseg(tmp_path: Path) -> None:
-    small = [
-        "parts",
-        "--device",
-        "cpu",
-        "--rounds",
-        "1",
-        "--sizes",
-        "128",
-        "--steps",
-        "1",
-        "2",
-        "--channels",
-        *["32"] * 4,
-    ]
+    small = ["parts", "--device", "cpu", "--rounds", "1", "--sizes", "128", "--steps", "1", "2"]
+    small += ["--channels", *["32"] * 4]
     rows = [row for row in run(tmp_path, "ldmseg.py", *small) if row["implementation"] == "dformer"]
     assert [(row["part"], row["steps"]) for row in rows] == [("U-Net", 1), ("U-Net", 2), ("decoder", "-")]
     assert all(row["ms"] > 0 and row["peak_mib"] >= 0 for row in rows)
@@ -130,6 +119,7 @@ def test_diffusioninst_beside_a_plain_build(tmp_path: Path) -> None:
     assert row["decoder_recomputed_mib"] < row["decoder_kept_mib"] / 2
 
 
+@pytest.mark.slow
 def test_pix2seqd(tmp_path: Path) -> None:
     small = {"ENCODER_DIM": 32, "ENCODER_LAYERS": 1, "ENCODER_HEADS": 4, "UNET_DIM": 16, "DECODER_LAYERS": 1}
     opts = [word for key, value in small.items() for word in (f"MODEL.PIX2SEQD.{key}", str(value))]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as rle
@@ -25,7 +25,6 @@ def test_boundary_of_labels(labels, distance):
     assert (boundary(labels, distance) == expected).all()
 
 
-@settings(deadline=None)
 @given(arrays(np.bool_, SIZES), st.integers(1, 60), st.integers(0, 90))
 def test_boundary_of_a_mask(mask, scale, left):
     """The mask without its erosion by d pixels, as in the paper, wherever the mask is in the image."""

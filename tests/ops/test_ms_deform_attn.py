@@ -82,7 +82,7 @@ SIZES = {
 
 
 @given(st.fixed_dictionaries(SIZES), st.sampled_from(list(ERROR)), st.integers(0, 99))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_shape_is_as_defined(device, sizes, dtype, seed):
     assert_as_defined(random_inputs(device, dtype, **sizes, seed=seed), seed)
 

@@ -78,7 +78,7 @@ def test_void_and_crowds_are_ignored():
 maps = arrays.arrays(np.int8, (6, 8), elements=st.integers(0, 4))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(maps, maps)
 def test_label_errors_are_the_pixels_that_differ(truth, prediction):
     errors = find_label_errors(truth, prediction, 4)  # 4 is a label outside

@@ -128,7 +128,7 @@ def test_wrong_arguments_are_refused(image, mask, category_id):
         draw_segments(image, [Segment(mask > 0, category_id)], NAMES)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     arrays.arrays(np.int32, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(-2, 6)),
     st.floats(0, 1),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import transforms as T
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from panopticapi.utils import rgb2id
 from PIL import Image
@@ -52,7 +52,6 @@ def test_masks_follow_the_image(tmp_path: Path, form: str, augmentation: str, fl
     assert np.abs(np.mean(offsets, 0)).max() < 0.2, "masks are shifted against the image"
 
 
-@settings(deadline=None)
 @given(
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     resized=st.tuples(st.integers(1, 90), st.integers(1, 90)),

@@ -113,6 +113,7 @@ def test_a_failure_of_one_process_ends_all_and_is_printed(tmp_path, launcher, ta
     assert process.stderr.count(message) == 1 or not message.startswith("error: ") and message in process.stderr
 
 
+@pytest.mark.slow
 def test_a_long_evaluation_is_waited_for_and_a_process_that_hangs_in_training_is_named(tmp_path):
     """Waiting for each other is limited to 3 s in the steps; the evaluation takes 4 s."""
     process = start("--num-gpus", "hang", tmp_path)

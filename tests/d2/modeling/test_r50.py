@@ -49,7 +49,11 @@ def test_costs_in_mixed_precision_are_those_in_float32(dtype):
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)],
+    ids=["float32", "bfloat16"],
+)
 def test_a_training_step_and_inference(dtype):
     cfg = get_cfg()
     merge_config(cfg, str(ROOT / "configs/coco/panoptic/dformer_r50_50ep.yaml"), ["MODEL.DEVICE", "cpu"])
