@@ -30,6 +30,7 @@ def run(folder: Path, script: str, *arguments: str, **environment: str) -> list[
     return rows
 
 
+@pytest.mark.slow
 def test_all_modes(tmp_path: Path) -> None:
     rows = run(tmp_path, "model.py", "--models", "dformer", "--steps", "1", "4", "--no-peak", "--profile", *SMALL)
     inference = [(mode, steps) for mode in ("forward", "inference") for steps in (1, 4)]
@@ -53,6 +54,7 @@ def test_beside_transformers(tmp_path: Path) -> None:
         assert theirs[mode]["million_parameters"] == pytest.approx(ours[mode]["million_parameters"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_peak_memory(tmp_path: Path) -> None:
     (row,) = run(tmp_path, "model.py", "--models", "mask2former", "--modes", "forward", *SMALL)
     assert 1 < row["peak_mib"] < 1000
@@ -74,6 +76,7 @@ def test_startup(data_dir: Path, tmp_path: Path) -> None:
     assert all(row["cpu_s"] > 1 and row["pss_gib"] > 0.1 for row in rows)
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     (row,) = run(tmp_path, "demo.py", "--weights", "dformer://shapes", "--input", str(ASSETS / "examples"))
     assert row["frames"] == 6 and len(row["MiB"]) == 4

@@ -29,7 +29,8 @@ def results(decoder: torch.nn.Module, x: list[Tensor]) -> list[Tensor]:
     return [embedding, *torch.autograd.grad(embedding.square().mean(), list(decoder.parameters()))]
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compile(decoder, backend):
     compiled = torch.compile(decoder, fullgraph=True, backend=backend)
     x = features(64, 96)

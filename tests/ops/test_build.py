@@ -195,6 +195,7 @@ print(implementation(), output.sum().item())
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_wheels(tmp_path):
     """Without PyTorch, as under build isolation, kernels are built all the same; a broken compiler only costs speed."""
     (tmp_path / "none" / "torch").mkdir(parents=True)

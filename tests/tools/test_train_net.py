@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -120,10 +121,15 @@ def test_saved_predictions_are_evaluated_without_a_model(monkeypatch, trained, c
 
 
 def test_an_interruption_is_one_line():
-    """Even while modules are imported."""
+    """Even while modules are imported. (A process in the background of a shell would ignore ^C.)"""
     command = [sys.executable, "tools/train_net.py", "--config-file", "configs/quick/dformer_shapes.yaml"]
     process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": "."}
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": "."},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     while "torch" not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.01)
