@@ -10,7 +10,6 @@ from tests.faults.harness import killed, rank_killed, repeat, terminated, worker
     [
         (killed, 2),
         (terminated, 1),
-        (worker_killed, 1),
         pytest.param(killed, 50, marks=pytest.mark.slow),
         pytest.param(terminated, 20, marks=pytest.mark.slow),
         pytest.param(worker_killed, 10, marks=pytest.mark.slow),
