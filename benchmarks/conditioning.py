@@ -34,7 +34,7 @@ from dformer.d2.evaluation.evaluate import evaluate, headline
 from dformer.data.annotations import annotation_reader
 from dformer.data.images import read_image
 from dformer.models.dformer import DFormerHead
-from dformer.signals.hints import FREE, Hints, boxes_of, mask_iou
+from dformer.signals.hints import FREE, Hints, fill_boxes, mask_iou
 from dformer.signals.masks import downsample
 from dformer.utils import rng
 from dformer.utils.errors import UserError, exit_on_user_error
@@ -63,7 +63,7 @@ def coarsen(masks: Tensor, kind: str) -> Tensor:
     if kind == "dilated":
         return F.max_pool2d(masks[:, None].float(), 2 * DILATION + 1, 1, DILATION)[:, 0] > 0
     if kind == "boxes":
-        return boxes_of(masks.float()) > 0
+        return fill_boxes(masks.float()) > 0
     if kind == "polygons":
         drawn = np.zeros(masks.shape, np.uint8)
         for canvas, mask in zip(drawn, masks.numpy(), strict=True):

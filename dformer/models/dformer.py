@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dformer.diffusion.sampler import SamplingStep, Time, ddim_step, sample, time_pairs
-from dformer.diffusion.schedule import Schedule, add_noise, alpha_bar_table, table_schedule
+from dformer.diffusion.schedule import Schedule, alpha_bar_table, table_schedule
 from dformer.layers.embedding import TimeModulation
 from dformer.layers.resize import resize
 from dformer.models.mask_decoder import ImageMemory, MaskDecoder, Prediction
@@ -123,8 +123,9 @@ class DFormerHead(nn.Module):
 
     def noise_hints(self, hints: Hints, t: Tensor, generator: torch.Generator) -> Tensor:
         """Return the noisy signal (N, h, w) of hints at a time, a scalar tensor; free slots are noise alone."""
+        alpha_bar, _, scale, encoding, _, _ = self.diffusion
         noise = torch.randn(hints.masks.shape, generator=generator, device=hints.masks.device)
-        noisy = add_noise(to_signal(hints.masks, self.diffusion.scale), noise, self.diffusion.alpha_bar(t))
+        noisy = noise_masks(hints.masks, alpha_bar_t=alpha_bar(t), scale=scale, encoding=encoding, generator=generator)
         return torch.where((hints.owner == FREE)[:, None, None], noise, noisy)
 
     def noise_shape(self, height: int, width: int, num_masks: int | None = None) -> tuple[int, int, int]:

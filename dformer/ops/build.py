@@ -30,7 +30,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 LIBRARIES = "lib"  # folder in the package: beside the modules, Python would take the libraries for modules
-SOURCES = {"cpu": ("cpu.cpp", "cpu.h", "cpu_kernels.h"), "cuda": ("cuda.cu", "cuda_points.h")}  # the others: included
+# The first is compiled, the others are included.
+SOURCES = {"cpu": ("cpu.cpp", "cpu.h", "cpu_kernels.h", "types.h"), "cuda": ("cuda.cu", "cuda_points.h", "types.h")}
 FLAGS = {
     "cpu": shlex.split("-O3 -std=c++17 -shared -fPIC -fopenmp -fno-math-errno -fvisibility=hidden -Wno-psabi"),
     "cuda": shlex.split("-O3 -std=c++17 -shared -cudart shared --threads 0 -Xcompiler -fPIC"),

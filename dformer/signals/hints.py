@@ -86,7 +86,7 @@ def perturb(masks: Tensor, generator: torch.Generator) -> Tensor:
     eroded = -F.max_pool2d(-masks[:, None], 3, 1, 1)[:, 0]
     result = torch.where(kind < 0.5, masks, dilated)
     result = torch.where(kind > 0.75, eroded, result)
-    result = torch.where(kind > 0.85, boxes_of(masks), result)
+    result = torch.where(kind > 0.85, fill_boxes(masks), result)
     shifts = torch.rand(count, 3, generator=generator, device=device)
     steps = ((2 * MAX_SHIFT + 1) * shifts[:, :2]).long() - MAX_SHIFT  # (G, 2) in -MAX_SHIFT..MAX_SHIFT
     steps = torch.where(shifts[:, 2:] < 0.5, steps, 0)
@@ -95,7 +95,7 @@ def perturb(masks: Tensor, generator: torch.Generator) -> Tensor:
     return result.gather(1, rows.expand(-1, -1, width)).gather(2, columns.expand(-1, height, -1))
 
 
-def boxes_of(masks: Tensor) -> Tensor:
+def fill_boxes(masks: Tensor) -> Tensor:
     """Return the filled tight boxes (G, h, w), 0 or 1, of masks (G, h, w); empty ones stay empty."""
 
     def between(inside: Tensor) -> Tensor:

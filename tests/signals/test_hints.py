@@ -6,7 +6,7 @@ import torch
 from dformer.signals.hints import (
     FREE,
     NO_OBJECT,
-    boxes_of,
+    fill_boxes,
     has_better_duplicate,
     mask_iou,
     own_hints,
@@ -76,5 +76,5 @@ def test_perturbed_masks_stay_near():
 def test_boxes():
     ring = squares((2, 3))
     ring[0, 3:5, 4:6] = 0
-    torch.testing.assert_close(boxes_of(ring), squares((2, 3)))
-    assert boxes_of(torch.zeros(1, 4, 4)).sum() == 0
+    torch.testing.assert_close(fill_boxes(ring), squares((2, 3)))
+    assert fill_boxes(torch.zeros(1, 4, 4)).sum() == 0

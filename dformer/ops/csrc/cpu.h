@@ -14,22 +14,10 @@
 #include <cstring>
 #include <vector>
 
+#include "types.h"
+
 struct bfloat16 {
     uint16_t bits;
-};
-
-template <class T>
-struct Arithmetic {
-    using type = float;
-};
-template <>
-struct Arithmetic<double> {
-    using type = double;
-};
-
-struct Sizes {
-    const int64_t* shapes;  // (L, 2), h_l and w_l
-    int64_t batch, cells, heads, channels, queries, levels, points;
 };
 
 template <class T>

@@ -10,28 +10,16 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "types.h"
+
 constexpr int MAX_LEVELS = 64;
 constexpr int MAX_CHANNELS = 256;
 constexpr int THREADS = 256;
 constexpr int SHARED_BYTES = 24 * 1024;
 
-struct Sizes {
-    const int64_t* shapes;  // (L, 2), h_l and w_l, on the host
-    int64_t batch, cells, heads, channels, queries, levels, points;
-};
-
 extern __shared__ __align__(16) unsigned char shared_memory[];
 
 namespace {
-
-template <class T>
-struct Arithmetic {
-    using type = float;
-};
-template <>
-struct Arithmetic<double> {
-    using type = double;
-};
 
 // The sizes of a call; passed by value, so that nothing is copied to the device.
 struct Layout {
