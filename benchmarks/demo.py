@@ -22,6 +22,7 @@ from measure import environment, parser, report, reset_peak, resident, timed_par
 from dformer.apps.demo import Settings, run, segment_files
 from dformer.d2.checkpoint.zoo import inference_config
 from dformer.d2.engine.predictor import Predictor
+from dformer.d2.engine.result import Result
 from dformer.utils.errors import UserError, exit_on_user_error
 
 
@@ -43,7 +44,7 @@ def measure_demo(weights: str, source: str, batch: int) -> dict[str, Any]:
         peaks.append(resident("VmHWM") - loaded[0])
         reset_peak()
 
-    parts = {"loading": (Predictor, "__init__"), "model": (Predictor, "predict"), "drawing": (run, "draw_segments")}
+    parts = {"loading": (Predictor, "__init__"), "model": (Predictor, "predict"), "drawing": (Result, "draw")}
     with (
         tempfile.TemporaryDirectory() as output,
         mock.patch.object(Predictor, "__init__", after_loading),

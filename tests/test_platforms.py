@@ -20,7 +20,7 @@ USE = """
 import numpy as np
 import dformer
 model = dformer.load("dformer://shapes")
-assert "panoptic_seg" in model(np.zeros((64, 64, 3), np.uint8))
+assert model(np.zeros((64, 64, 3), np.uint8)).panoptic.shape == (64, 64)
 import dformer.apps.demo, dformer.apps.interactive, dformer.apps.report, dformer.apps.data_report
 from dformer.utils.processes import parallel_map
 assert parallel_map(abs, range(-99, 0)) == [*range(99, 0, -1)]

@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 import dformer
 from dformer.d2.checkpoint.checkpointer import ASSETS
@@ -21,11 +20,11 @@ def test_nothing_heavy_is_imported_before_a_model_is_loaded() -> None:
 def test_a_model_is_a_function_of_images() -> None:
     model = dformer.load("dformer://shapes")
     image = read_image(ASSETS / "examples" / "shapes-1.jpg")
-    result, again = model(image), model(image)
-    assert result["sem_seg"].shape == (7, *image.shape[:2])
-    assert torch.equal(result["panoptic_seg"][0], again["panoptic_seg"][0]) and result["panoptic_seg"][1]
+    result, again = model(image), model(ASSETS / "examples" / "shapes-1.jpg")
+    assert result.panoptic.shape == image.shape[:2] and (result.panoptic == again.panoptic).all()
+    assert {"grass", "disc", "triangle"} <= set(result.names) and result.scores.min() >= result.min_score > 0
     four = dformer.load("dformer://shapes", opts=["DIFFUSION.SAMPLING_STEPS", "4"])
-    assert len(list(four.steps([image]))) == 4
+    assert len(list(four.steps(image))) == 4
 
 
 def test_what_cannot_be_loaded_is_named() -> None:

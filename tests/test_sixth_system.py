@@ -165,7 +165,7 @@ def test_a_sixth_system_does_all_that_the_others_do(monkeypatch, config, tmp_pat
     assert json.loads((tmp_path / "eval/results.json").read_text())["PQ"] == pytest.approx(results["PQ"])
 
     # the Python API, the demo, the page, the figures
-    result = dformer.load(weights)(image)
+    (result,) = dformer.load(weights).predict([image])
     assert result["sem_seg"].shape == (7, 48, 80) and result["panoptic_seg"][0].shape == (48, 80)
     demo = ["--weights", weights, "--input", str(tmp_path / "image.png"), "--output", str(tmp_path / "demo")]
     assert call(monkeypatch, "tools/demo.py", *demo, "--steps", "2") == 0
@@ -173,8 +173,8 @@ def test_a_sixth_system_does_all_that_the_others_do(monkeypatch, config, tmp_pat
     predictor = load_model(weights)
     request = Request(("semantic",), steps=4, seed=2)
     answer = segment(predictor, image, request, seconds=600)
-    assert [stage.t for stage in answer.stages] == [1.0, 0.75, 0.5, 0.25] and answer.stages[-1].segments
-    assert json.loads(as_json(answer, request, weights))["segments"]
+    assert [stage.t for stage in answer] == [1.0, 0.75, 0.5, 0.25] and answer[-1].segments
+    assert json.loads(as_json(answer[-1], request, weights))["segments"]
     figures = [str(tmp_path / "steps.png"), str(tmp_path / "steps.gif")]
     data = ["--weights", weights, "--dataset", "sixth_val"]
     assert call(monkeypatch, "tools/visualize_diffusion.py", *data, "--output", *figures) == 0

@@ -125,7 +125,7 @@ def follow_denoising(
     _max_time(predictor.model)
     small, _ = _resized(image)
     request = replace(predictor.model.request, tasks=(task,))
-    steps = list(predictor.steps([image], [small.shape[:2]], request))
+    steps = list(predictor.predict_steps([image], [small.shape[:2]], request))
     rows = steps[-1].outputs[0].visible(max_rows)
     names = [*predictor.class_names, "nothing"]
     followed = []

@@ -26,7 +26,6 @@ from dformer.apps.interactive import (
     MAX_STEPS,
     Entry,
     as_json,
-    ids_of,
     legend,
     load_model,
     open_image,
@@ -35,7 +34,7 @@ from dformer.apps.interactive import (
 from dformer.d2.engine.predictor import IdMap
 from dformer.d2.modeling.meta_arch import Request
 from dformer.utils.errors import UserError
-from dformer.visualize import DEFAULT_STYLE
+from dformer.visualize import DEFAULT_STYLE, Style
 from dformer.visualize.files import save_picture
 
 MAX_UPLOAD = "32mb"
@@ -218,23 +217,24 @@ def answer(
     numbers = {name: value for name, value in known.items() if name in predictor.model.options}
     request = Request((task,), object_threshold=object_threshold, overlap_threshold=overlap_threshold, **numbers)
     left = None if ids_file is None else not_erased(ids_file, erased)
-    found = segment(predictor, image, request, seconds, alpha, left)
+    stages = segment(predictor, image, request, seconds, left)
     folder = results.new()
     (folder / "steps").mkdir()  # an upload may have any name
     shown: list[Shown] = []
-    for k, stage in enumerate(found.stages, start=1):
+    for k, stage in enumerate(stages, start=1):
         picture = folder / "steps" / f"{k}.png"
-        save_picture(stage.picture, picture)
-        title = "" if stage.t is None else f"step {k} of {len(found.stages)}, t = {stage.t:g}"
-        shown.append((str(picture), title, legend_html(title, legend(stage, found.class_names))))
+        stage.save(picture, Style(alpha))
+        title = "" if stage.t is None else f"step {k} of {len(stages)}, t = {stage.t:g}"
+        shown.append((str(picture), title, legend_html(title, legend(stage))))
     stem = Path(file).stem
     png, json = folder / f"{stem}.png", folder / f"{stem}.json"
     shutil.copyfile(shown[-1][0], png)
-    json.write_text(as_json(found, request, weights))
+    json.write_text(as_json(stages[-1], request, weights))
     count = len(shown)
     slider = gr.Slider(minimum=1, maximum=max(2, count), value=count, visible=count > 1)
     downloads = (gr.DownloadButton(value=str(path), interactive=True) for path in (png, json))
-    save_picture(ids_of(found), folder / "ids.png")
+    ids = stages[-1].panoptic
+    save_picture(np.where(ids > 255, 0, ids).astype(np.uint8), folder / "ids.png")
     return shown, slider, *show(shown, count), *downloads, str(folder / "ids.png"), shown[-1][0]
 
 

@@ -30,15 +30,51 @@ def read_image(file_name: str | Path, image_format: str = "RGB") -> NDArray[np.u
     """
     if image_format not in ("RGB", "BGR"):
         raise UserError(f'INPUT.FORMAT is "{image_format}"; choose "RGB" or "BGR"')
-    image = _read_picture(file_name, "image")
-    with suppress(Exception):  # broken EXIF data do not make an image unreadable
-        ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in _INTEGER_MODES:
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    elif image.mode == "F":
-        raise UserError(f"image {file_name} holds floating-point numbers; save it with 8 or 16 bits a channel")
-    pixels = np.asarray(image.convert("RGB"))
+    pixels = _upright_rgb(_read_picture(file_name, "image"), f"image {file_name}")
     return np.ascontiguousarray(pixels if image_format == "RGB" else pixels[:, :, ::-1])
+
+
+def to_image(source: str | Path | Image.Image | NDArray[Any]) -> NDArray[np.uint8]:
+    """Return an image as (H, W, 3) uint8, RGB, from a file, a picture of PIL's, or an array.
+
+    Args:
+        source: files and pictures as of `read_image`; an array (H, W, 3) RGB or (H, W) grey, uint8.
+
+    Raises:
+        UserError: it cannot be read, or is none of these; nothing is guessed of an array of another type or shape.
+    """
+    if isinstance(source, str | Path):
+        return read_image(source)
+    if isinstance(source, Image.Image):
+        return _upright_rgb(source.copy(), "the image")
+    if not isinstance(source, np.ndarray):
+        raise UserError(f"an image must be a file, a PIL image or a NumPy array, got {type(source).__name__}")
+    if source.dtype != np.uint8:
+        values = f" from {source.min():g} to {source.max():g}" if source.size and source.dtype.kind in "fiu" else ""
+        scaled = "(255 * image).round()" if source.dtype.kind == "f" and source.max(initial=0) <= 1 else "image"
+        remedy = f"give {scaled}.astype(np.uint8), if the result is in 0..255"
+        raise UserError(f"an image must be an array of uint8, 0 to 255, got {source.dtype}{values}; {remedy}")
+    if source.ndim not in (2, 3) or source.shape[2:] not in ((), (1,), (3,)) or not source.size:
+        remedy = ""
+        if source.ndim == 4:
+            remedy = "; give several images as a list"
+        elif source.ndim == 3 and source.shape[0] in (1, 3):
+            remedy = "; the channels come last: give image.transpose(1, 2, 0)"
+        elif source.shape[2:] == (4,):
+            remedy = "; leave the fourth channel out: image[:, :, :3]"
+        raise UserError(f"an image must be an array (H, W, 3), RGB, or (H, W), grey, got {source.shape}{remedy}")
+    return np.ascontiguousarray(np.broadcast_to(source.reshape(*source.shape[:2], -1), (*source.shape[:2], 3)))
+
+
+def _upright_rgb(picture: Image.Image, name: str) -> NDArray[np.uint8]:
+    """Turn a picture, in place, as its EXIF orientation says, and return its pixels (H, W, 3)."""
+    with suppress(Exception):  # broken EXIF data do not make an image unreadable
+        ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode in _INTEGER_MODES:
+        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
+    elif picture.mode == "F":
+        raise UserError(f"{name} holds floating-point numbers; give it with 8 or 16 bits a channel")
+    return np.asarray(picture.convert("RGB"))
 
 
 def read_size(file_name: str | Path) -> tuple[int, int]:

@@ -4,7 +4,7 @@ H, W: height and width of the image; K classes; N masks. Pictures are uint8 (H *
 enlarged by an integer s (`enlargement`), so that labels are readable. Files are in `dformer.visualize.files`.
 """
 
-from dformer.visualize.arrays import Bools, Color, Floats, Ints, UInt8, fit_size
+from dformer.visualize.arrays import Bools, Color, Floats, Ints, UInt8, fit_size, resize
 from dformer.visualize.color import class_color
 from dformer.visualize.comparison import draw_comparison, draw_semantic_comparison, match_segments
 from dformer.visualize.overlay import COLOR_BY, DEFAULT_STYLE, Style, draw_segments, enlargement
@@ -40,6 +40,7 @@ __all__ = [
     "instance_segments",
     "match_segments",
     "panoptic_segments",
+    "resize",
     "result_segments",
     "semantic_segments",
 ]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 UInt8 = NDArray[np.uint8]
 Bools = NDArray[np.bool_]
@@ -26,3 +27,10 @@ def tight_box(mask: Bools) -> Box | None:
     if not len(ys):
         return None
     return slice(int(ys[0]), int(ys[-1]) + 1), slice(int(xs[0]), int(xs[-1]) + 1)
+
+
+def resize(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Return an image (H, W, 3) uint8, or a mask (H, W) bool, at another size, height and width."""
+    if image.shape[:2] == size:
+        return image
+    return np.array(Image.fromarray(image).resize(size[::-1]))  # nearest for masks, else bicubic

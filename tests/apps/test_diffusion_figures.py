@@ -56,12 +56,12 @@ def test_the_regions_shown_are_those_that_the_layers_attend_to(predictor):
 
 def test_the_last_masks_are_those_of_the_result(predictor):
     picture, steps, _ = follow_denoising(predictor, IMAGE, "panoptic", max_rows=8)
-    segment_map, infos = predictor(IMAGE)["panoptic_seg"]
+    found = predictor(IMAGE)
     assert (picture == IMAGE).all() and [step.t for step in steps] == [999, 665, 332]
     covered = steps[-1].layers[-1].masks.any(axis=0)
-    assert infos and covered[segment_map.numpy() > 0].mean() > 0.98, "all but for one resizing instead of two"
+    assert found.names and covered[found.panoptic > 0].mean() > 0.98, "all but for one resizing instead of two"
     names = {text.rsplit(" ", 1)[0] for text in steps[-1].layers[-1].texts}
-    assert {predictor.class_names[info["category_id"]] for info in infos} <= names
+    assert set(found.names) <= names
     assert ((steps[0].noisy >= 0) & (steps[0].noisy <= 1)).all() and 0.4 < steps[0].noisy.mean() < 0.6
 
 

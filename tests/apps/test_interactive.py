@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from dformer.apps.interactive import Answer, as_json, legend, load_model, open_image, segment
+from dformer.apps.interactive import as_json, legend, load_model, open_image, segment
 from dformer.d2.checkpoint.checkpointer import ASSETS
-from dformer.d2.data import read_image
+from dformer.d2.engine.result import Result
 from dformer.d2.modeling.meta_arch import Request
 from dformer.utils.errors import UserError
 
@@ -23,34 +23,33 @@ def panoptic_request(**changes) -> Request:
     return replace(load_model(SHAPES).model.request, **{"tasks": ("panoptic",), **changes})
 
 
-def ask(**changes) -> Answer:
+def ask(**changes) -> list[Result]:
     return segment(load_model(SHAPES), open_image(EXAMPLE), panoptic_request(**changes), seconds=600)
 
 
-def masks(answer: Answer, stage: int = -1) -> list[tuple]:
-    return [(s.category_id, s.score, s.mask.tobytes()) for s in answer.stages[stage].segments]
+def masks(answer: list[Result], stage: int = -1) -> list[tuple]:
+    return [(s.category_id, s.score, s.mask.tobytes()) for s in answer[stage].segments]
 
 
 def test_the_default_request_is_what_the_predictor_gives():
-    found = ask().stages[-1].segments
+    found = ask()[-1]
     predictor = load_model(SHAPES)
     assert predictor.task == "panoptic" and predictor.model.options["proposals"] == (1, 20)
-    segment_map, infos = predictor(read_image(EXAMPLE))["panoptic_seg"]
-    assert [(s.category_id, s.score) for s in found] == [(i["category_id"], i["score"]) for i in infos]
-    assert all((s.mask == (segment_map.numpy() == i["id"])).all() for s, i in zip(found, infos, strict=True))
+    same = predictor(EXAMPLE)
+    assert found.names == same.names and (found.scores == same.scores).all() and (found.panoptic == same.panoptic).all()
 
 
 def test_seed_steps_and_proposals_change_the_result_and_nothing_else_does():
     one, again, other, three = ask(seed=3), ask(seed=3), ask(seed=4), ask(seed=3, steps=3)
     assert masks(one) == masks(again) != masks(other)
     assert masks(one) == masks(three, stage=0) != masks(three)
-    assert [stage.t for stage in three.stages] == [999, 665, 332]
+    assert [stage.t for stage in three] == [999, 665, 332]
     assert len(masks(ask(proposals=1, object_threshold=0.0))) <= 1
 
 
 @pytest.mark.parametrize("task", ["instance", "semantic"])
 def test_tasks_and_the_minimum_score(task):
-    segments = ask(tasks=(task,), object_threshold=0.3).stages[-1].segments
+    segments = ask(tasks=(task,), object_threshold=0.3)[-1].segments
     assert segments and all(s.score is None if task == "semantic" else s.score >= 0.3 for s in segments)
 
 
@@ -100,17 +99,18 @@ def test_errors_do_not_show_the_folder_of_an_upload(tmp_path):
 def test_json_and_legend_list_the_segments():
     large, request = np.asarray(Image.open(EXAMPLE).resize((1600, 800))), panoptic_request()
     answer = segment(load_model(SHAPES), large, request, seconds=600)
-    stage = answer.stages[-1]
-    assert stage.picture.shape == (640, 1280, 3), "results of large images are bounded"
-    content = json.loads(as_json(answer, request, SHAPES))
+    stage = answer[-1]
+    picture = stage.draw()
+    assert picture.shape == (640, 1280, 3), "results of large images are bounded"
+    content = json.loads(as_json(stage, request, SHAPES))
     assert {name: content[name] for name in vars(request)} == {**vars(request), "tasks": ["panoptic"]}
-    entries = legend(stage, answer.class_names)
+    entries = legend(stage)
     for record, shown, found in zip(content["segments"], entries, stage.segments, strict=True):
         mask = rle.decode(record["segmentation"])
         assert mask.shape == (800, 1600) and mask.sum() == record["area"]
         assert (mask[::5, ::5] == found.mask[::4, ::4]).mean() > 0.98
         assert record["category"] == shown.name and record["score"] == shown.score
         assert shown.share == pytest.approx(record["area"] / mask.size, abs=0.01)
-        inside = stage.picture[found.mask]
+        inside = picture[found.mask]
         hue = inside.mean(0) - inside.mean()
         assert np.dot(hue, np.array(shown.color) - np.mean(shown.color)) > 0, "drawn in its colour"

@@ -69,15 +69,15 @@ def test_from_training_to_pictures(config, tmp_path):
     assert json.loads((tmp_path / "eval/results.json").read_text())["AP"] == pytest.approx(results["AP"])
 
     # the Python API, the demo, the page, the figures
-    instances = dformer.load(str(weights))(image)["instances"]
-    assert instances.pred_masks.shape == (len(instances), 48, 80) and len(instances) > 0
+    found = dformer.load(str(weights))(image, threshold=0.0)
+    assert found.masks.shape == (len(found.names), 48, 80) and len(found.names) > 0
     demo = ["--weights", weights, "--input", tmp_path / "image.png", "--output", tmp_path / "demo"]
     assert call("tools/demo.py", *demo, "--steps", 2) == 0
     assert (tmp_path / "demo/segments.json").is_file()
     request = Request(("instance",), steps=3, seed=2, proposals=12)
     answer = segment(load_model(str(weights)), image, request, seconds=600)
-    assert [stage.t for stage in answer.stages] == [999, 665, 332]
-    assert json.loads(as_json(answer, request, str(weights)))["proposals"] == 12
+    assert [stage.t for stage in answer] == [999, 665, 332]
+    assert json.loads(as_json(answer[-1], request, str(weights)))["proposals"] == 12
     figures = [tmp_path / "steps.png", tmp_path / "steps.gif"]
     data = ["--weights", weights, "--dataset", "boxes_val"]
     assert call("tools/visualize_diffusion.py", *data, "--output", *figures) == 0

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 import dformer
-from dformer.apps.interactive import as_json, ids_of, load_model, segment
+from dformer.apps.interactive import as_json, load_model, segment
 from dformer.d2.modeling.meta_arch import Request
 from tests import run_script
 from tests.d2.tiny import CONFIG, OF_SYSTEM, own_loggers, small_shapes
@@ -88,20 +88,20 @@ def test_from_both_trainings_to_pictures(configs, tmp_path):
     known[:24, :40], known[:24, 40:] = 1, 6
     Image.fromarray(known).save(tmp_path / "known.png")
     predictor = dformer.load(str(weights))
-    ids, _ = predictor.predict([image], request=Request(("panoptic",), steps=2), known=[known])[0]["panoptic_seg"]
-    assert ids.shape == (48, 80) and ids[:20, :36].unique().numel() == 1 and ids[0, 0] > 0
+    ids = predictor(image, known=known, steps=2).panoptic
+    assert ids.shape == (48, 80) and len(np.unique(ids[:20, :36])) == 1 and ids[0, 0] > 0
     demo = ["--weights", weights, "--input", tmp_path / "image.png", "--output", tmp_path / "demo", "--steps", 2]
     assert call("tools/demo.py", *demo) == 0
     assert call("tools/demo.py", *demo, "--inpaint", tmp_path / "known.png") == 0
     assert json.loads((tmp_path / "demo/segments.json").read_text())["images"][0]["segments"]
     request = Request(("panoptic",), steps=4, seed=2)
     answer = segment(load_model(str(weights)), image, request, seconds=600)
-    assert [stage.t for stage in answer.stages] == [999, 749, 499, 249]
-    assert json.loads(as_json(answer, request, str(weights)))["steps"] == 4
-    left = ids_of(answer)
+    assert [stage.t for stage in answer] == [999, 749, 499, 249]
+    assert json.loads(as_json(answer[-1], request, str(weights)))["steps"] == 4
+    left = answer[-1].panoptic.astype(np.uint8)
     left[:, 40:] = 0
     again = segment(load_model(str(weights)), image, request, seconds=600, known=left)
-    after = ids_of(again)
+    after = again[-1].panoptic
     kept = [np.unique(after[left == number], return_counts=True)[1].max() for number in np.unique(left[left > 0])]
     assert sum(kept) >= 0.9 * (left > 0).sum()  # but at borders, which are resized
     assert sorted(data.rglob("*")) == annotations  # class-agnostic evaluation writes nothing there

@@ -72,7 +72,7 @@ def test_the_average_is_what_is_evaluated(cfg, tmp_path):
 def test_demo_page_python_and_figures(cfg, tmp_path):
     weights, image = f"{cfg.OUTPUT_DIR}/model_final.pth", np.zeros((48, 80, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "image.png")
-    result = dformer.load(weights)(image)
+    (result,) = dformer.load(weights).predict([image])
     assert result["sem_seg"].shape == (7, 48, 80) and result["panoptic_seg"][0].shape == (48, 80)
 
     with own_loggers():

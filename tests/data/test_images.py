@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dformer.data.images import read_image, read_labels, read_panoptic_png, read_size
+from dformer.data.images import read_image, read_labels, read_panoptic_png, read_size, to_image
 from dformer.utils.errors import UserError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -47,6 +47,41 @@ def test_files_that_are_no_images_are_named(tmp_path: Path, data_dir: Path) -> N
             read_image(tmp_path / name)
     with pytest.raises(UserError, match="INPUT.FORMAT"):
         read_image(tmp_path / "text.jpg", "HSV")
+
+
+def test_files_pictures_and_arrays_are_images(tmp_path: Path) -> None:
+    grey = np.repeat(GREY[..., None], 3, 2)
+    for source, expected in (
+        (_save(tmp_path / "a.png", COLOURS), COLOURS),
+        (str(tmp_path / "a.png"), COLOURS),
+        (Image.fromarray(COLOURS), COLOURS),
+        (Image.fromarray(GREY), grey),
+        (COLOURS[::-1], COLOURS[::-1]),
+        (GREY, grey),
+        (GREY[..., None], grey),
+    ):
+        np.testing.assert_array_equal(to_image(source), expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (COLOURS / 255, r"uint8.*float64 from 0.* to .*255 \* image"),
+        (COLOURS.astype(np.float32), "uint8.*float32.*image.astype"),
+        (COLOURS.astype(np.int64) - 1, "uint8.*int64 from -1"),
+        (GREY > 9, "uint8.*bool"),
+        (COLOURS.transpose(2, 0, 1), r"\(3, 6, 9\).*transpose\(1, 2, 0\)"),
+        (COLOURS[None], r"\(1, 6, 9, 3\).*list"),
+        (np.zeros((6, 9, 4), np.uint8), r"\(6, 9, 4\).*:3"),
+        (np.zeros((6, 9, 2), np.uint8), r"\(6, 9, 2\)"),
+        (np.zeros((0, 9, 3), np.uint8), r"\(0, 9, 3\)"),
+        (COLOURS.tolist(), "list"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_was_expected(source: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        to_image(source)
 
 
 def test_labels_are_values_or_palette_indices(tmp_path: Path) -> None:

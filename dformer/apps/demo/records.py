@@ -16,15 +16,7 @@ from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from pycocotools import mask as rle
-
 from dformer.utils.files import atomic_write
-from dformer.visualize import Segment
-
-Size = tuple[int, int]  # height, width
 
 
 @contextmanager
@@ -65,25 +57,3 @@ def coco_file(
 
     with json_list(file, "annotations", {"images": images, "categories": categories}) as append:
         yield add
-
-
-def segment_record(number: int, segment: Segment, size: Size, class_names: Sequence[str]) -> dict[str, Any]:
-    """Return the JSON object of a segment of an image of `size`."""
-    encoded = rle.encode(np.asfortranarray(resize(segment.mask, size).view(np.uint8)))
-    return {
-        "id": number,
-        "category_id": segment.category_id,
-        "category": class_names[segment.category_id],
-        "isthing": segment.is_thing,
-        "score": segment.score,
-        "area": int(rle.area(encoded)),
-        "bbox": [int(side) for side in rle.toBbox(encoded)],
-        "segmentation": {"size": list(size), "counts": encoded["counts"].decode()},
-    }
-
-
-def resize(image: NDArray[Any], size: Size) -> NDArray[Any]:
-    """Return an image (H, W, 3) uint8, or a mask (H, W) bool, at another size."""
-    if image.shape[:2] == size:
-        return image
-    return np.array(Image.fromarray(image).resize(size[::-1]))  # nearest for masks, else bicubic

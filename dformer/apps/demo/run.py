@@ -11,22 +11,12 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from dformer.apps.demo.inputs import find_inputs, is_video, output_files, read_known
-from dformer.apps.demo.records import Size, coco_file, json_list, resize, segment_record
+from dformer.apps.demo.records import coco_file, json_list
 from dformer.d2.data import read_image
 from dformer.d2.engine.predictor import IdMap, Predictor
-from dformer.postprocess import TASKS
+from dformer.d2.engine.result import Result
 from dformer.utils.errors import UserError
-from dformer.visualize import (
-    DEFAULT_STYLE,
-    INSTANCE_THRESHOLD,
-    Segment,
-    Style,
-    UInt8,
-    draw_panels,
-    draw_segments,
-    fit_size,
-    result_segments,
-)
+from dformer.visualize import DEFAULT_STYLE, Style, UInt8, draw_panels
 from dformer.visualize.files import VideoReader, VideoWriter, save_picture
 
 # Results of larger images are computed and drawn at this size: 100 masks of 12 megapixels take 5 GB, and several copies
@@ -74,8 +64,7 @@ def segment_files(
     Raises:
         UserError: an argument or a config is wrong, weights do not fit, or `output` cannot be written.
     """
-    task = settings.task or cfg.INPUT.TASK
-    _check(task, settings)
+    _check(settings)
     files, problems = find_inputs(inputs, settings.recursive, Path(output))
     if not files and camera is None:
         return problems
@@ -87,7 +76,8 @@ def segment_files(
     sources: list[Path | int] = [*files] if camera is None else [*files, camera]
     names = [Path(f"camera-{source}.mp4") if isinstance(source, int) else source for source in sources]
     cfgs, output = [cfg] if compare is None else [cfg, compare], Path(output)
-    models = [Model(cfg, task, settings.threshold, known) for cfg in cfgs]
+    models = [Predictor(cfg) for cfg in cfgs]
+    (task,), *_ = [model.make_request(settings.task, settings.threshold).tasks for model in models]
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -100,7 +90,8 @@ def segment_files(
         if settings.coco:
             coco = coco_file(output / "coco.json", models[0].class_names, models[0].things)
             writers[0].append(stack.enter_context(coco))
-        demo = Demo(models, settings, writers)
+        captions = ["/".join(Path(cfg.MODEL.WEIGHTS).parts[-2:]) for cfg in cfgs]
+        demo = Demo(models, captions, settings, writers, known)
         jobs = iter(zip(sources, output_files(names, output), strict=True))
         with tqdm(total=len(sources), unit="file", disable=len(sources) == 1) as progress:
             for is_image, group in groupby(jobs, key=lambda job: isinstance(job[0], Path) and not is_video(job[0])):
@@ -112,11 +103,16 @@ def segment_files(
 
 @dataclass(frozen=True)
 class Demo:
-    """Hold the models and, for each of them, the functions that write a record to its JSON files."""
+    """Hold the models and, for each of them, a caption and the functions that write a record to its JSON files.
 
-    models: list["Model"]
+    What is `known` of the only image, the models complete.
+    """
+
+    models: list[Predictor]
+    captions: list[str]
     settings: Settings
     writers: list[list[Callable[[dict[str, Any]], None]]]
+    known: IdMap | None = None
 
     def images(self, files: Sequence[tuple[Any, Path]]) -> list[str]:
         """Segment a batch of image files, each with the file of its result, and return their problems."""
@@ -127,9 +123,9 @@ class Demo:
             except UserError as error:
                 problems.append(str(error))
         segmented = self.segment([image for *_, image in read]) if read else []
-        for (file, result, image), (picture, found) in zip(read, segmented, strict=True):
+        for (file, result, _), (picture, found) in zip(read, segmented, strict=True):
             save_picture(picture, result)
-            self.record(found, image, {"file": str(file), "picture": result.name})
+            self.record(found, {"file": str(file), "picture": result.name})
         return problems
 
     def video(self, source: Path | int, result: Path) -> list[str]:
@@ -145,69 +141,35 @@ class Demo:
             frames = iter(reader)
             while batch := list(islice(frames, self.settings.batch)):
                 found = self.segment([frame for _, frame in batch])
-                for (index, frame), (picture, segments) in zip(batch, found, strict=True):
+                for (index, _), (picture, results) in zip(batch, found, strict=True):
                     writer.write(picture)
-                    self.record(segments, frame, {"file": name, "frame": index, "picture": result.name})
+                    self.record(results, {"file": name, "frame": index, "picture": result.name})
                     progress.update()
         if not writer.frames or (reader.length and writer.frames < 0.99 * reader.length):  # some headers are estimates
             return [f"{name} ends after {writer.frames} of {reader.length or 'its'} frames: it is damaged"]
         return []
 
-    def segment(self, images: Sequence[UInt8]) -> list[tuple[UInt8, list[list[Segment]]]]:
-        """Return a picture of each image, and the segments that each model found in it."""
-        sizes = [fit_size(image.shape[0], image.shape[1], max_pixels=MAX_PIXELS) for image in images]
-        found = list(zip(*(model(images, sizes) for model in self.models), strict=True))
+    def segment(self, images: Sequence[UInt8]) -> list[tuple[UInt8, list[Result]]]:
+        """Return a picture of each image, and what each model found in it."""
+        settings = self.settings
+        known = None if self.known is None else [self.known]
+        asked = {"task": settings.task, "threshold": settings.threshold, "max_pixels": MAX_PIXELS}
+        found = [model(images, known=known, batch=len(images), **asked) for model in self.models]
         drawn = []
-        for image, size, by_model in zip(images, sizes, found, strict=True):
-            pictures = [
-                draw_segments(resize(image, size), segments, model.class_names, self.settings.style)
-                for model, segments in zip(self.models, by_model, strict=True)
-            ]
-            captions = [model.weights for model in self.models]
-            drawn.append((draw_panels(pictures, captions) if len(pictures) > 1 else pictures[0], list(by_model)))
+        for results in map(list, zip(*found, strict=True)):
+            pictures = [result.draw(settings.style) for result in results]
+            drawn.append((draw_panels(pictures, self.captions) if len(pictures) > 1 else pictures[0], results))
         return drawn
 
-    def record(self, found: list[list[Segment]], image: UInt8, source: dict[str, Any]) -> None:
-        """Write each model's segments of an image to the JSON files."""
-        size = image.shape[0], image.shape[1]
-        for model, segments, writers in zip(self.models, found, self.writers, strict=True):
-            records = [segment_record(k, s, size, model.class_names) for k, s in enumerate(segments, start=1)]
+    def record(self, found: Sequence[Result], source: dict[str, Any]) -> None:
+        """Write what each model found in an image to the JSON files."""
+        for result, writers in zip(found, self.writers, strict=True):
+            height, width = result.size
             for write in writers:
-                write({**source, "height": size[0], "width": size[1], "segments": records})
+                write({**source, "height": height, "width": width, "segments": result.to_coco()})
 
 
-class Model:
-    """Segment images with a trained model, for one task; `weights` is the end of its checkpoint's path.
-
-    What is `known` of the only image, it completes.
-    """
-
-    def __init__(self, cfg: CfgNode, task: str, threshold: float | None, known: IdMap | None = None) -> None:
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.TEST.TASKS = (task,)
-        if task == "panoptic" and threshold is not None:
-            cfg.TEST.OBJECT_THRESHOLD = threshold
-        self.task, self.known = task, known
-        self.threshold = INSTANCE_THRESHOLD if threshold is None else threshold
-        self.predictor = Predictor(cfg)
-        self.class_names, self.things = self.predictor.class_names, self.predictor.things
-        self.weights = "/".join(Path(cfg.MODEL.WEIGHTS).parts[-2:])
-
-    def __call__(self, images: Sequence[UInt8], sizes: Sequence[Size]) -> list[list[Segment]]:
-        """Return the segments of each image, their masks of the size asked for."""
-        results = self.predictor.predict(images, sizes, known=None if self.known is None else [self.known])
-        return [result_segments(result, self.task, self.threshold) for result in results]
-
-
-def _check(task: str, settings: Settings) -> None:
-    threshold = settings.threshold
-    if task not in TASKS:
-        raise UserError(f'task "{task}" does not exist; choose one of {", ".join(TASKS)}')
-    if threshold is not None and task == "semantic":
-        raise UserError("threshold: semantic results have no scores; leave it out")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"threshold must be in 0..1, got {threshold:g}")
+def _check(settings: Settings) -> None:
     for name, count in (("every", settings.every), ("batch", settings.batch)):
         if count < 1:
             raise UserError(f"{name} must be 1 or more, got {count}")

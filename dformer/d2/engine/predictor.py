@@ -1,7 +1,11 @@
 """A trained model, from images to results."""
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -9,18 +13,24 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
+from PIL.Image import Image as PILImage
 
 from dformer.d2.checkpoint.checkpointer import fetch_checkpoint, load_weights
 from dformer.d2.config.device import inference_autocast
 from dformer.d2.data import model_classes
 from dformer.d2.data.augmentations import test_augmentations
+from dformer.d2.engine.result import Result
 from dformer.d2.evaluation.test_time_augmentation import augment
 from dformer.d2.modeling.meta_arch import Request, Segmenter, Step
+from dformer.data.images import to_image
 from dformer.utils.errors import UserError
 from dformer.utils.memory import keep_pages
+from dformer.visualize import INSTANCE_THRESHOLD, fit_size, resize
+from dformer.visualize.files import VideoReader
 
 IdMap = NDArray[np.uint8]  # (H, W), ids of segments; 0 where nothing is known
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
+Source = str | Path | PILImage | NDArray[Any]  # see `to_image`
 Size = tuple[int, int]  # height, width
 
 
@@ -33,7 +43,7 @@ class Predictor:
     Attributes:
         model: the model, in evaluation mode; `model.request` is what a cfg asks for.
         class_names, things: names of the model's classes, and the ids of those that are things (see `model_classes`).
-        task: the one that it was trained for.
+        task: the one that it was trained for, INPUT.TASK, if TEST.TASKS has it.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -41,7 +51,7 @@ class Predictor:
             raise UserError("the model needs trained weights: give a checkpoint with MODEL.WEIGHTS <file>")
         keep_pages()
         self.class_names, self.things = model_classes(cfg)
-        self.task: str = cfg.INPUT.TASK
+        self.task: str = cfg.INPUT.TASK if cfg.INPUT.TASK in cfg.TEST.TASKS else cfg.TEST.TASKS[0]
         self.model: Segmenter = build_model(cfg).eval()
         self.model.check(self.model.request)
         checkpoint = fetch_checkpoint(cfg.MODEL.WEIGHTS, averaged=cfg.MODEL.EMA_DECAY > 0)
@@ -51,9 +61,95 @@ class Predictor:
         self._augmented = augment(cfg, self.model)
         self._autocast = inference_autocast(cfg)
 
-    def __call__(self, image: Image, request: Request | None = None) -> dict[str, Any]:
-        """Return the results of an image (H, W, 3) RGB, see `Segmenter.forward`."""
-        return self.predict([image], request=request)[0]
+    @overload
+    def __call__(self, images: Source, **asked: Any) -> Result: ...
+    @overload
+    def __call__(self, images: Sequence[Source], **asked: Any) -> list[Result]: ...
+    def __call__(
+        self,
+        images: Any,
+        *,
+        known: Any = None,
+        batch: int = 4,
+        max_pixels: float = math.inf,
+        **asked: Any,
+    ) -> Result | list[Result]:
+        """Segment an image, or a list of images, and return its result, or theirs.
+
+        Args:
+            images: a file, an array (H, W, 3) RGB or (H, W) grey, uint8, or a picture of PIL's; or a list of these.
+            known: for models that complete masks, what is known of the image, or a list (see `predict`).
+            batch: images at once.
+            max_pixels: results of larger images are computed at this size.
+            asked: `task`, `threshold`, `steps`, `seed`, ... as of `make_request`.
+
+        Raises:
+            UserError: an image cannot be read or is not one, or the model cannot do what is asked for.
+        """
+        if not isinstance(images, list | tuple):
+            known = None if known is None else [known]
+            return self([images], known=known, batch=batch, max_pixels=max_pixels, **asked)[0]
+        request = self.make_request(**asked)
+        results: list[Result] = []
+        for start in range(0, len(images), batch):
+            read = [to_image(image) for image in images[start : start + batch]]
+            sizes = [fit_size(image.shape[0], image.shape[1], max_pixels=max_pixels) for image in read]
+            predictions = self.predict(read, sizes, request, known and known[start : start + batch])
+            results += [
+                self._result(found, image, size, request)
+                for found, image, size in zip(predictions, read, sizes, strict=True)
+            ]
+        return results
+
+    def steps(self, image: Source, **asked: Any) -> Iterator[Result]:
+        """Yield the result of an image after each sampling step, with its time `t`; arguments as of a call."""
+        request, read = self.make_request(**asked), to_image(image)
+        size = read.shape[0], read.shape[1]
+        for step in self.predict_steps([read], [size], request):
+            yield self._result(step.results[0], read, size, request, step.t)
+
+    def video(self, file: str | Path | int, *, every: int = 1, batch: int = 4, **asked: Any) -> Iterator[Result]:
+        """Yield the result of each frame of a video, with its number, `frame`.
+
+        Args:
+            file: a video file, or the number of a camera.
+            every: each n-th frame only.
+            batch, asked: as of a call.
+        """
+        with VideoReader(file, every) as reader:
+            frames = iter(reader)
+            while read := list(islice(frames, batch)):
+                found = self([frame for _, frame in read], batch=batch, **asked)
+                for (number, _), result in zip(read, found, strict=True):
+                    yield replace(result, frame=number)
+
+    def make_request(self, task: str | None = None, threshold: float | None = None, **numbers: float) -> Request:
+        """Return the request of a task, by default the model's, with its default numbers where none is given.
+
+        Args:
+            task: one of the model's tasks.
+            threshold: least score of a segment, 0 to 1; default: panoptic TEST.OBJECT_THRESHOLD, instance 0.5.
+            numbers: `steps`, `seed`, `proposals`, `overlap_threshold`, as far as the model knows them.
+        """
+        task = task or self.task
+        default = INSTANCE_THRESHOLD if task == "instance" else self.model.request.object_threshold
+        if threshold is not None and task == "semantic":
+            raise UserError("threshold: semantic results have no scores; leave it out")
+        known = [*self.model.options, "overlap_threshold"]
+        for name in numbers:
+            if name not in known:
+                raise UserError(f"{name}: {type(self.model).__name__} has no such number; it has {', '.join(known)}")
+        least = default if threshold is None else threshold
+        request = replace(self.model.request, tasks=(task,), object_threshold=least, **numbers)  # type: ignore[arg-type]
+        self.model.check(request)
+        return request
+
+    def _result(
+        self, predictions: dict[str, Any], image: Image, size: Size, request: Request, t: float | None = None
+    ) -> Result:
+        (task,) = request.tasks
+        given = image.shape[0], image.shape[1]
+        return Result(resize(image, size), predictions, task, self.class_names, request.object_threshold, given, t)
 
     @torch.no_grad()
     def predict(
@@ -63,7 +159,7 @@ class Predictor:
         request: Request | None = None,
         known: Sequence[IdMap | None] | None = None,
     ) -> list[dict[str, Any]]:
-        """Return the results of a batch of images.
+        """Return the results of a batch of images in Detectron2's form, see `Segmenter.forward`.
 
         Args:
             images: each (H, W, 3) RGB.
@@ -72,13 +168,15 @@ class Predictor:
             known: for models that complete masks (`model.completes`), what is known of each image's, of its size.
         """
         if self._augmented is not self.model and known is None:
+            if request not in (None, self.model.request):
+                raise UserError("TEST.AUG.ENABLED: what is asked for is in the config then; leave the arguments out")
             with self._autocast:
                 return self._augmented(self._batch(images, sizes))
-        for step in self.steps(images, sizes, request, known):  # noqa: B007
+        for step in self.predict_steps(images, sizes, request, known):  # noqa: B007
             pass
         return step.results
 
-    def steps(
+    def predict_steps(
         self,
         images: Sequence[Image],
         sizes: Sequence[Size] | None = None,
