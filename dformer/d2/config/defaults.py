@@ -172,8 +172,8 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: masks with a smaller visible share are dropped
     # Segments of fewer pixels, in the result, are dropped: by Pix2SeqD (80 in COCO's images) and LDMSeg (512).
     cfg.TEST.MIN_AREA = 0
-    # Metric on the first of DATASETS.TEST that chooses model_best.pth with EVAL_PERIOD: PQ, PQ_things, PQ_stuff, AP or
-    # mIoU. Empty: PQ, AP or mIoU, the first that is measured.
+    # Metric on the first of DATASETS.TEST that chooses model_best.pth with EVAL_PERIOD: PQ, PQ_things, PQ_stuff,
+    # PQ_agnostic, AP or mIoU. Empty: PQ, PQ_agnostic, AP or mIoU, the first that is measured.
     cfg.TEST.BEST_METRIC = ""
     cfg.TEST.BOUNDARY = False  # also boundary AP and boundary IoU
     cfg.TEST.CLASS_AGNOSTIC = False  # also class-agnostic PQ

@@ -198,7 +198,7 @@ def _report(cfg: CfgNode, results: Results, train_seconds: float | None) -> None
     write_csv(path.with_suffix(".csv"), results)
     for name, metrics in results.items():
         print(f"\n{name}\n{class_table(metrics)}\n\n{summary_table(metrics)}")
-    numbers = [f"{name} {content[name]:.1f}" for name in HEADLINE if content.get(name) is not None]
+    numbers = [f"{name} {content[name]:.1f}" for name in HEADLINE if name in content]
     logger.info(
         f"Done: {', '.join(numbers) or 'nothing was evaluated'}; results in {path} (.csv), predictions in inference/, "
         f"log, metrics.json, TensorBoard events and checkpoints in {cfg.OUTPUT_DIR}"

@@ -161,7 +161,7 @@ class Trainer(TrainerBase):
     def _save_best(self) -> None:
         metric = self.cfg.TEST.BEST_METRIC
         measured = headline(next(iter(self.results.values()), {}))
-        names = [name for name in ([metric] if metric else ["PQ", "AP", "mIoU"]) if measured.get(name) is not None]
+        names = [name for name in ([metric] if metric else ["PQ", "PQ_agnostic", "AP", "mIoU"]) if name in measured]
         if names:
             self.checkpoints.save_best(measured[names[0]])
         else:

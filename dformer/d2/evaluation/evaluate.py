@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
@@ -27,6 +26,7 @@ HEADLINE = {
     "PQ": ("panoptic_seg", "PQ"),
     "PQ_things": ("panoptic_seg", "PQ_th"),
     "PQ_stuff": ("panoptic_seg", "PQ_st"),
+    "PQ_agnostic": ("panoptic_seg", "PQ_agnostic"),
     "AP": ("segm", "AP"),
     "mIoU": ("sem_seg", "mIoU"),
 }
@@ -71,9 +71,9 @@ def evaluate_saved(cfg: CfgNode, dataset_name: str, root: str | Path) -> dict[st
     return DatasetEvaluators(evaluators).evaluate()
 
 
-def headline(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def headline(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Select the metrics of HEADLINE that were evaluated; return them by their names there."""
-    return {name: metrics[task].get(metric) for name, (task, metric) in HEADLINE.items() if task in metrics}
+    return {name: metrics[task][metric] for name, (task, metric) in HEADLINE.items() if metric in metrics.get(task, {})}
 
 
 @contextmanager

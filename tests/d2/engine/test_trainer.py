@@ -179,6 +179,11 @@ def test_the_best_and_the_newest_checkpoints_are_kept(cfg, data):
     assert checkpoints(cfg)[-2:] == ["model_best.pth", "model_final.pth"]
     assert read_checkpoint(Path(cfg.OUTPUT_DIR) / "model_best.pth")["iteration"] == 7
 
+    cfg.SOLVER.MAX_ITER, cfg.TEST.BEST_METRIC = 14, "PQ_agnostic"  # always 60.0
+    run(cfg, resume=True)
+    best = read_checkpoint(Path(cfg.OUTPUT_DIR) / "model_best.pth")
+    assert best["trainer"]["hooks"]["Checkpoints"]["best"] == 60.0
+
 
 @pytest.mark.parametrize("period", [15, 20])
 def test_a_signal_stops_an_evaluation_which_the_resumed_run_repeats(cfg, data, tmp_path, period):
