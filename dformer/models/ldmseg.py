@@ -137,21 +137,6 @@ class LDMSegHead(nn.Module):
         return sample(denoise, draw_noise, times, alpha_bar, renew=None if known is None else paste_known)
 
 
-def ids_near_noise(noise: Tensor, panoptic_map: Tensor, count: int, codes: Tensor) -> Tensor:
-    """Return the cost (count, N - 1) of giving id 1 + i to object k: the less, the more its noise is like the latents.
-
-    Noise and latents may be paired in training as one likes. If near ones are, paths from noise to latents cross less,
-    and one step says more (optimal transport within a batch; Tong et al. 2024). Here each object's id can be chosen.
-
-    Args:
-        noise: (Z, h, w).
-        panoptic_map: (h, w), k + 1 in object k, 0 elsewhere.
-        codes: (N, Z), the latents of a map of one id.
-    """
-    sums = noise.new_zeros(len(noise), count + 1).index_add(1, panoptic_map.flatten(), noise.flatten(1))
-    return -(sums[:, 1:].T @ codes[1:].T)
-
-
 class FeatureLatents(nn.Module):
     """Compute image latents from a backbone's maps, without a pretrained image autoencoder (not in the paper)."""
 

@@ -7,7 +7,7 @@ A bit is in [0, 1]; `signals.masks.to_signal` maps it to the signal in [-b, b]. 
 import torch
 from torch import Tensor
 
-ID_ORDERS = ("random", "shuffle", "raster", "noise")
+ID_ORDERS = ("random", "shuffle", "raster")
 
 
 def int_to_bits(values: Tensor, num_bits: int, void: int | None = None) -> Tensor:
@@ -45,28 +45,17 @@ def _bit_table(num_bits: int, like: Tensor) -> Tensor:
     return int_to_bits(torch.arange(2**num_bits, device=like.device)[:, None, None], num_bits)[..., 0, 0].to(like.dtype)
 
 
-def draw_ids(
-    panoptic_map: Tensor,
-    count: int,
-    num_ids: int,
-    order: str,
-    generator: torch.Generator,
-    noise: Tensor | None = None,
-) -> Tensor:
+def draw_ids(panoptic_map: Tensor, count: int, num_ids: int, order: str, generator: torch.Generator) -> Tensor:
     """Draw an id for each of the `count` objects of an image: (count,) int64 on the generator's device.
 
     Args:
-        panoptic_map: (h, w), k + 1 in object k, 0 elsewhere; read by "raster" and "noise" only.
+        panoptic_map: (h, w), k + 1 in object k, 0 elsewhere; read by "raster" only.
         num_ids: ids are 0..num_ids - 1; 0 is no object. Of more objects than ids, those left over get 0.
         order: "random": any of the ids, each once. "shuffle": the lowest ids in random order. Not in the paper:
             "raster", the lowest ids in the order of the objects' centres, from top to bottom, so that the image gives
-            them; and "noise", the ids that are nearest to the noise (see `nearest_ids`), so that the noise gives them.
-        noise: (n, h, w), that of the ids' bits; read by "noise" only.
+            them.
     """
     device = generator.device
-    if order == "noise":
-        assert noise is not None
-        return nearest_ids(panoptic_map, count, num_ids, noise)
     if order == "raster":
         rows = torch.arange(panoptic_map.shape[0], device=device)[:, None].expand_as(panoptic_map)
         pixels, none = panoptic_map.flatten(), torch.zeros(count + 1, dtype=torch.int64, device=device)
@@ -77,25 +66,6 @@ def draw_ids(
         highest = max(count, num_ids - 1) if order == "random" else count
         ids = torch.randperm(highest, generator=generator, device=device)[:count] + 1
     return torch.where(ids < num_ids, ids, 0)
-
-
-def nearest_ids(panoptic_map: Tensor, count: int, num_ids: int, noise: Tensor) -> Tensor:
-    """Return for each object the free id whose bits correlate most with the noise over its pixels, the largest first.
-
-    Each noise then belongs to one labelling, not to all that only differ in their ids, as where noise and data are
-    paired by optimal transport (Pooladian et al. 2023). Arguments as of `draw_ids`.
-    """
-    pixels = panoptic_map.flatten()
-    sums = noise.new_zeros(count + 1, len(noise)).index_add(0, pixels, noise.flatten(1).mT)[1:]  # (G, n)
-    area = pixels.new_zeros(count + 1).index_add(0, pixels, torch.ones_like(pixels))
-    order = area[1:].argsort(descending=True)
-    scores = sums[order] @ (2 * _bit_table(len(noise), noise)[1:num_ids] - 1).mT  # (G, ids)
-    ids = torch.zeros_like(order)
-    for k in range(min(count, num_ids - 1)):
-        best = scores[k].argmax().view(1)
-        ids[k : k + 1] = best + 1
-        scores = scores.index_fill(1, best, -torch.inf)
-    return torch.zeros_like(ids).scatter(0, order, ids)
 
 
 def label_map(panoptic_map: Tensor, classes: Tensor, ids: Tensor) -> Tensor:

@@ -55,24 +55,10 @@ def test_ids_in_the_order_of_the_centres():
     assert b.draw_ids(panoptic_map, 3, 8, "raster", generator()).tolist() == [3, 1, 2]
 
 
-def test_ids_nearest_to_the_noise():
-    """The largest object has the signs of the noise's sums over it; another one with these the next best."""
-    panoptic_map = torch.tensor([[1, 1, 1, 2, 2, 3]])
-    noise = torch.tensor([[[1.0, 1, 1, 3, 1, -2]], [[-1, -1, 1, -1, -2, -2]], [[2, 0, 0, 0, 0.1, 3]]])
-    assert b.draw_ids(panoptic_map, 3, 8, "noise", generator(), noise).tolist() == [5, 1, 4]
-    noise = torch.randn(6, 20, 20, generator=generator())
-    panoptic_map = torch.randint(5, (20, 20), generator=generator())
-    ids = b.draw_ids(panoptic_map, 4, 64, "noise", generator(), noise)
-    assert ids.tolist() == b.draw_ids(panoptic_map, 4, 64, "noise", generator(1), noise).tolist()
-    for k, i in enumerate(ids.tolist()):
-        sums = noise[:, panoptic_map == k + 1].sum(1)
-        assert b.int_to_bits(torch.tensor([[i]]), 6).flatten().tolist() == (sums > 0).float().tolist()
-
-
 @pytest.mark.parametrize("order", b.ID_ORDERS)
 def test_objects_beyond_the_ids_are_left_out(order):
     panoptic_map = torch.arange(6).view(2, 3)
-    ids = b.draw_ids(panoptic_map, 5, 4, order, generator(), torch.randn(2, 2, 3, generator=generator()))
+    ids = b.draw_ids(panoptic_map, 5, 4, order, generator())
     assert sorted(ids.tolist()) == [0, 0, 1, 2, 3]
     labels = b.label_map(panoptic_map, torch.tensor([7, 8, 9, 7, 8]), ids)
     assert torch.equal(labels[1].flatten()[1:], ids)

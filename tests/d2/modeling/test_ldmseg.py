@@ -6,8 +6,8 @@ import pytest
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
-from dformer.d2.modeling.meta_arch.ldmseg import ID_ORDERS
 from dformer.models.unet.unet2d import UNet2DConditionModel
+from dformer.signals.bits import ID_ORDERS
 from dformer.utils.errors import UserError
 from tests.d2.tiny import tiny_batch, tiny_cfg
 
@@ -50,32 +50,13 @@ def test_results_depend_on_image_and_seed_only(system):
 def test_each_object_gets_an_id_of_its_own(order):
     model, batch = build("LDMSeg", "MODEL.LDMSEG.ID_ORDER", order), tiny_batch((3, 7, 0))
     generators = [torch.Generator().manual_seed(k) for k in range(3)]
-    noise = torch.randn(3, 4, 16, 16, generator=generators[0])
-    targets = model.targets(batch, noise, generators)
+    targets = model.targets(batch, torch.Size((64, 64)), generators)
     assert [len(target.present) for target in targets] == [3, 7, 0]
     assert sorted(targets[1].present.tolist()) == list(range(1, 8))
     for target, item in zip(targets, batch, strict=True):
         visible = item["panoptic_map"].unique()
         assert torch.equal(target.ids > 0, item["panoptic_map"] > 0)
         assert target.ids.unique().numel() == visible.numel()
-
-
-def test_ids_follow_the_noise():
-    """Where the noise of an object is the latents of an id, the object gets that id."""
-    model, batch = build("LDMSeg", "MODEL.LDMSEG.ID_ORDER", "noise"), tiny_batch((2,))
-    cells = batch[0]["panoptic_map"][::4, ::4]
-    codes = model.codes()
-    codes = codes - codes.mean(0)
-    noise = torch.zeros(4, 16, 16)
-    for number, wanted in ((1, 5), (2, 3)):
-        noise[:, cells == number] = codes[wanted][:, None]
-    (target,) = model.targets(batch, noise[None], [torch.Generator()])
-    costs = -(codes @ model.codes().T)[[5, 3]][:, 1:]
-    best = min(
-        ((a, b) for a in range(7) for b in range(7) if a != b),
-        key=lambda pair: costs[0, pair[0]] * (cells == 1).sum() + costs[1, pair[1]] * (cells == 2).sum(),
-    )
-    assert target.present.tolist() == [best[0] + 1, best[1] + 1]
 
 
 def test_known_pixels_come_back_unchanged():

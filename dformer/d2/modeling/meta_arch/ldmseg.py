@@ -23,19 +23,11 @@ from dformer.d2.modeling.meta_arch.segmenter import Batch
 from dformer.d2.modeling.meta_arch.step import Output, Request
 from dformer.diffusion.schedule import add_noise, alpha_bar_table, table_schedule
 from dformer.losses.id_maps import IdTarget, id_map_losses
-from dformer.losses.matcher import assign
-from dformer.models.ldmseg import (
-    FeatureLatents,
-    Known,
-    LatentDiffusion,
-    LDMSegHead,
-    SegmentClassifier,
-    ids_near_noise,
-)
+from dformer.models.ldmseg import FeatureLatents, Known, LatentDiffusion, LDMSegHead, SegmentClassifier
 from dformer.models.unet.image_vae import ImageVAE
 from dformer.models.unet.unet2d import UNet2DConditionModel, widen_conv_in
 from dformer.postprocess.id_maps import SegmentMap
-from dformer.signals.bits import draw_ids, int_to_bits
+from dformer.signals.bits import ID_ORDERS, draw_ids, int_to_bits
 from dformer.utils import rng
 from dformer.utils.errors import UserError, did_you_mean
 from dformer.weights.checkpoint import read_checkpoint
@@ -43,7 +35,6 @@ from dformer.weights.stable_diffusion import image_encoder, unet_without_text
 
 FEATURES = ("res2", "res3", "res4", "res5")
 IMAGE_ENCODERS = ("backbone", "stable_diffusion")
-ID_ORDERS = ("random", "shuffle", "raster", "noise")
 PREDICTIONS = ("eps", "x0")
 CERTAIN = 100.0  # logit
 IMAGE_SCALE = 0.18215  # of Stable Diffusion's image latents
@@ -190,7 +181,7 @@ class LDMSeg(SegmentMapper):
         noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
         t = torch.stack([torch.randint(diffusion.timesteps, (), generator=g, device=g.device) for g in generators])
         conditioned = torch.stack([torch.rand((), generator=g, device=g.device) for g in generators])
-        targets = self.targets(batch, noise, generators)
+        targets = self.targets(batch, images.shape[-2:], generators)
         x0 = self.head.encode(id_signal(targets, self.head.mask_autoencoder.num_bits))  # (B, Z, h, w)
         conditioned = conditioned < diffusion.self_condition
         predicted, error = self.head.training_step(x0, image_latents, t, noise, conditioned)
@@ -205,32 +196,14 @@ class LDMSeg(SegmentMapper):
             losses["loss_class"] = self.class_weight * self.class_loss(features, batch, images.shape[-2:])
         return losses
 
-    def targets(self, batch: Batch, noise: Tensor, generators: list[torch.Generator]) -> list[IdTarget]:
+    def targets(self, batch: Batch, canvas: torch.Size, generators: list[torch.Generator]) -> list[IdTarget]:
         """Return each image's map of ids, in the order of MODEL.LDMSEG.ID_ORDER."""
-        canvas = noise.shape[2] * self.stride, noise.shape[3] * self.stride
-        maps, num_ids = [self.padded_map(item, canvas) for item in batch], self.head.mask_autoencoder.num_ids
-        counts = [len(item["instances"]) for item in batch]
-        if self.id_order == "noise":
-            cells = [F.interpolate(m[None, None].float(), noise.shape[2:])[0, 0].long() for m in maps]
-            triples = zip(noise, cells, counts, strict=True)
-            ids = self.assigned([ids_near_noise(*triple, self.codes()) for triple in triples])
-        else:
-            rows = zip(maps, counts, generators, strict=True)
-            ids = [draw_ids(m, count, num_ids, self.id_order, g) for m, count, g in rows]
-        return [id_target(m, each) for m, each in zip(maps, ids, strict=True)]
-
-    def assigned(self, costs: list[Tensor]) -> list[Tensor]:
-        """Return the ids (G,) of each image's objects by costs (G, N - 1); objects without an id get 0."""
-        pairs, _ = assign([cost[None] for cost in costs])
-        none = [torch.zeros(len(cost), dtype=torch.int64, device=cost.device) for cost in costs]
-        return [ids.index_copy(0, rows[0], columns[0] + 1) for ids, (rows, columns) in zip(none, pairs, strict=True)]
-
-    @torch.no_grad()
-    def codes(self) -> Tensor:
-        """Return the latents (N, Z) of maps of one id each, far from their borders."""
-        autoencoder, side = self.head.mask_autoencoder, 7 * self.stride
-        ids = torch.arange(autoencoder.num_ids, device=self.device)[:, None, None].expand(-1, side, side)
-        return self.head.encode(2 * int_to_bits(ids, autoencoder.num_bits, void=0) - 1)[:, :, 3, 3]
+        targets, num_ids = [], self.head.mask_autoencoder.num_ids
+        for item, generator in zip(batch, generators, strict=True):
+            panoptic_map = self.padded_map(item, (canvas[0], canvas[1]))
+            ids = draw_ids(panoptic_map, len(item["instances"]), num_ids, self.id_order, generator)
+            targets.append(id_target(panoptic_map, ids))
+        return targets
 
     def class_loss(self, features: list[Tensor], batch: Batch, canvas: torch.Size) -> Tensor:
         """Return the mean cross-entropy of the annotated segments' classes; 0 if there is none."""

@@ -167,8 +167,7 @@ class Pix2SeqD(Segmenter):
         noise = self.noise(canvas, [generator])()[0]
         objects = self.to_grid(self.panoptic_map(item).to(self.device, non_blocking=True), canvas)
         classes = item["instances"].gt_classes.to(self.device, non_blocking=True)
-        num_ids, bits = self.head.num_labels[1], self.head.diffusion.bits[1]
-        ids = draw_ids(objects, len(classes), num_ids, self.id_order, generator, noise[-bits:])
+        ids = draw_ids(objects, len(classes), self.head.num_labels[1], self.id_order, generator)
         past = objects.new_zeros(self.head.past_maps, *objects.shape)
         if self.head.past_maps and "past_maps" in item:
             past = self.to_grid(item["past_maps"].to(self.device, non_blocking=True), canvas)
