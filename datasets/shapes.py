@@ -16,6 +16,10 @@ writes (and the next call, with the same parameters, leaves alone)
         annotations/instances_{train,val}.json                        things, as RLE
         parameters.json                                               what this was generated with
 
+    python datasets/shapes.py --small --size 256
+
+writes 80 to 150 things of 5 to 15 pixels an image, as cells under a microscope, to <root>/shapes_small/.
+
     python datasets/shapes.py --video shapes.mp4 --frames 100
 
 writes a video instead: a camera circles over a scene.
@@ -28,7 +32,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +50,27 @@ Array = NDArray[np.floating[Any]]
 
 VERSION = 3  # raised when the same parameters would give other images
 VOID = 255  # in the semantic PNGs
-MIN_VISIBLE = 30  # pixels: things that show less are drawn again, stuff that shows less is void
+MIN_VISIBLE = 30  # pixels: stuff that shows less is void
 CATEGORIES: list[dict[str, Any]] = json.loads((files("dformer") / "data/shapes_categories.json").read_text())
 THINGS = [c["name"] for c in CATEGORIES if c["isthing"]]
 STUFF = [c["name"] for c in CATEGORIES if not c["isthing"]]
 SPLITS = ("train", "val")
+SMALL_TEXTURE = 64  # pixels: the patterns of small things are those of an image of this size
+
+
+class Things(NamedTuple):
+    """Hold how things are drawn: `number` and `extent` (the side of a square of their area, in pixels) from..to,
+    pixels that have to be visible of each, and the `texture`, the size of image that their patterns are made for."""
+
+    number: tuple[int, int]
+    extent: tuple[float, float]
+    visible: int
+    texture: int
+
+    @classmethod
+    def of(cls, size: int, small: bool) -> "Things":
+        """Return what things in an image of that size are like."""
+        return cls((80, 150), (5, 15), 12, SMALL_TEXTURE) if small else cls((2, 6), (size / 10, size / 2), 30, size)
 
 
 @dataclass(frozen=True)
@@ -61,12 +81,14 @@ class Parameters:
         train, val: number of images.
         size: height and width of an image, in pixels; at least 32.
         seed: of all random numbers; image i of a split depends on (seed, split, i) alone.
+        small: whether there are many small things.
     """
 
     train: int = 2000
     val: int = 100
     size: int = 128
     seed: int = 0
+    small: bool = False
 
 
 DEFAULT = Parameters()
@@ -75,20 +97,22 @@ DEFAULT = Parameters()
 def generate(root: str | Path, parameters: Parameters = DEFAULT, progress: bool = True) -> Path:
     """Write the data set to `<root>/shapes`, unless it is there with the same parameters; return that folder.
 
+    Small things are in `<root>/shapes_small`.
+
     It is written beside its place and moved there when whole.
 
     Raises:
-        UserError: a parameter is out of range, or `<root>/shapes` holds something that this did not write.
+        UserError: a parameter is out of range, or the folder holds something that this did not write.
     """
     if parameters.size < 32 or min(parameters.train, parameters.val) < 1:
         raise UserError(f"Shapes needs a size of at least 32 and at least one image a split, got {parameters}")
-    folder = Path(root) / "shapes"
+    folder = Path(root) / ("shapes_small" if parameters.small else "shapes")
     stamp = {"version": VERSION, **asdict(parameters)}
     stamp_file = folder / "parameters.json"
     if folder.exists():
         if not stamp_file.is_file():
             raise UserError(f"{folder} exists and was not written by shapes.py; move it away or choose another root")
-        if json.loads(stamp_file.read_text()) == stamp:
+        if asdict(DEFAULT) | json.loads(stamp_file.read_text()) == stamp:
             return folder
 
     with atomic_folder(folder) as new:
@@ -98,7 +122,9 @@ def generate(root: str | Path, parameters: Parameters = DEFAULT, progress: bool 
     return folder
 
 
-def draw(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[int]]:
+def draw(
+    rng: np.random.Generator, size: int, small: bool = False
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[int]]:
     """Draw one image.
 
     Returns:
@@ -109,21 +135,22 @@ def draw(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArra
     image, stuff = _draw_stuff(rng, size)
     segments = np.full((size, size), -1)
     classes: list[int] = []
-    areas: list[int] = []  # of each thing, before later ones occlude it
+    things = Things.of(size, small)
+    areas = visible = np.zeros(0, int)  # pixels of each thing, before and after later ones occlude it
     light = rng.uniform(0, 2 * np.pi)
-    for _ in range(rng.integers(2, 7)):
+    for _ in range(rng.integers(things.number[0], things.number[1] + 1)):
         for _attempt in range(20):
             kind = int(rng.integers(len(THINGS)))
-            window, coverage = _outline(rng, THINGS[kind], size)
+            window, coverage = _outline(rng, THINGS[kind], size, things.extent)
             inside = coverage > 0.5
-            tried = segments.copy()
-            tried[window][inside] = len(classes)
-            visible = np.bincount(tried[tried >= 0], minlength=len(classes) + 1)
-            full = [*areas, int(inside.sum())]
-            if all(v >= max(MIN_VISIBLE, 0.5 * a) for v, a in zip(visible, full, strict=True)):
-                surface = _surface(rng, THINGS[kind], coverage.shape, light, size)
+            occluded = segments[window][inside]
+            lost = np.bincount(occluded[occluded >= 0], minlength=len(classes))
+            left, full = (np.append(x, inside.sum()) for x in (visible - lost, areas))
+            if (left >= np.maximum(things.visible, 0.5 * full)).all():
+                surface = _surface(rng, THINGS[kind], coverage.shape, light, things.texture)
                 image[window] += coverage[..., None] * (surface - image[window])
-                segments, areas = tried, full
+                segments[window][inside] = len(classes)
+                areas, visible = full, left
                 classes.append(kind)
                 break
 
@@ -193,12 +220,14 @@ def _jitter(rng: np.random.Generator, colour: tuple[float, float, float]) -> Arr
     return np.asarray(colour) * rng.uniform(0.7, 1.3) + rng.uniform(-0.1, 0.1, 3)
 
 
-def _outline(rng: np.random.Generator, name: str, size: int) -> tuple[tuple[slice, slice], Array]:
+def _outline(
+    rng: np.random.Generator, name: str, size: int, extents: tuple[float, float]
+) -> tuple[tuple[slice, slice], Array]:
     """A thing of random size, place and rotation: its window in the image, and its coverage there, 0..1.
 
-    Its area is that of a square of 1/10 to 1/2 of `size`, whatever its class.
+    Its area is that of a square of a side in `extents`, whatever its class.
     """
-    extent = rng.uniform(size / 10, size / 2)
+    extent = rng.uniform(*extents)
     centre_y, centre_x = rng.uniform(0.4 * extent, size - 0.4 * extent, 2)
     rotation = rng.uniform(0, 2 * np.pi)
     radius = extent / np.sqrt(unit_area(name))
@@ -289,7 +318,7 @@ def _write_split(folder: Path, split: str, parameters: Parameters, progress: boo
     count = getattr(parameters, split)
     for index in tqdm(range(count), desc=f"Shapes {split}", unit="image", disable=not progress):
         rng = np.random.default_rng([parameters.seed, number, index])
-        image, segments, classes = draw(rng, parameters.size)
+        image, segments, classes = draw(rng, parameters.size, parameters.small)
 
         image_id = 1 + index + 1_000_000 * number
         name = f"{image_id:012d}"
@@ -334,6 +363,7 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=DEFAULT.val, help="validation images")
     parser.add_argument("--size", type=int, default=DEFAULT.size, help="height and width, pixels")
     parser.add_argument("--seed", type=int, default=DEFAULT.seed)
+    parser.add_argument("--small", action="store_true", help="80 to 150 things of 5 to 15 pixels an image")
     parser.add_argument("--video", metavar="FILE", help="write a video instead")
     parser.add_argument("--frames", type=int, default=100, help="of the video")
     args = parser.parse_args()
@@ -341,7 +371,7 @@ def main() -> None:
         save_animation(film(np.random.default_rng(args.seed), args.size, args.frames), args.video, fps=25)
         print(args.video)
         return
-    folder = generate(args.root, Parameters(args.train, args.val, args.size, args.seed))
+    folder = generate(args.root, Parameters(args.train, args.val, args.size, args.seed, args.small))
     print(f"{folder}: {args.train} training and {args.val} validation images")
 
 

@@ -86,6 +86,13 @@ def test_outline_encloses_its_area(name: str, rotation: float) -> None:
     assert not inside[np.hypot(x, y) > 50.5].any()
 
 
+def test_many_small_things() -> None:
+    _, segments, classes = shapes.draw(np.random.default_rng(0), 256, small=True)
+    areas = np.bincount(segments[segments >= 0])[np.array(classes) < len(shapes.THINGS)]
+    assert 80 <= len(areas) <= 150
+    assert areas.min() >= 12 and areas.max() < 1.2 * 15**2 and np.sqrt(np.median(areas)) > 5
+
+
 def test_classes_differ_in_shape_not_in_colour() -> None:
     """Mean colours of the classes' pixels differ by less than their spread within a class."""
     colours: dict[int, list] = {i: [] for i in range(len(shapes.THINGS))}

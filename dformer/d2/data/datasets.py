@@ -27,10 +27,13 @@ from dformer.utils.memory import gc_paused
 Records = list[dict[str, Any]]
 
 
-def register_shapes(root: str | Path, prefix: str = "shapes") -> None:
-    """Register `<prefix>_train` and `<prefix>_val`: what datasets/shapes.py has written or will write to `root`."""
+def register_shapes(root: str | Path, prefix: str = "shapes", folder_name: str = "shapes") -> None:
+    """Register `<prefix>_train` and `<prefix>_val`: what datasets/shapes.py has written or will write to `root`.
+
+    `folder_name` is "shapes_small" for its many small things.
+    """
     metadata = class_metadata(read_json(Path(str(files("dformer.data") / "shapes_categories.json"))))
-    folder = os.path.join(root, "shapes")
+    folder = os.path.join(root, folder_name)
     for split in ("train", "val"):
         register_coco_panoptic(
             f"{prefix}_{split}",
@@ -188,4 +191,5 @@ def _metadata_for(name: str, task: str) -> Metadata:
 
 
 register_shapes(default_root())
+register_shapes(default_root(), "shapes_small", "shapes_small")
 register_ade20k(default_root())
