@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import sigmoid_focal_loss
 
-from dformer.losses.criterion import mean_over_processes
 from dformer.losses.dynamic_k import BoxLossWeights, Matches, assign, matching_cost
+from dformer.losses.normalisers import normaliser
 from dformer.ops.dynamic_masks import dynamic_masks
 
 MASKS_AT_ONCE = 32  # whose intermediate maps are in memory together
@@ -80,7 +80,7 @@ class BoxCriterion(nn.Module):
             if self.federated_classes:
                 counted = torch.stack([self.draw_classes(targets, generators[0]) for _ in logits])
             # Over all processes together. (The published code takes each by itself.)
-            pairs = mean_over_processes(matches.counts.clone()).clamp(min=1)  # (L,)
+            pairs = normaliser(matches.counts.clone(), minimum=1)  # (L,)
             loss_bbox, loss_giou = box_losses(boxes, targets, matches)
             losses = {
                 "loss_ce": self.weights.classes * class_loss(logits, targets, matches, counted) / pairs,

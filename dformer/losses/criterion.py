@@ -8,11 +8,11 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dformer.losses.matcher import LossWeights, Pairs, assign, matching_cost, tie_cost
+from dformer.losses.normalisers import normaliser
 from dformer.losses.points import (
     MASKS_AT_ONCE,
     random_points,
@@ -111,16 +111,14 @@ class Criterion(nn.Module):
         classes = classification_targets(class_logits, targets, matches)  # (L, B, N)
         class_weight = self.class_weight[classes]
         count = sum(len(target.labels) for target in targets)
-        # Means over the processes, so that several get the same loss as one with the joint batch. (The published code
-        # does so only for the masks.)
-        weight_sums = class_weight.sum(dim=(1, 2))
-        normalisers = mean_over_processes(torch.cat([weight_sums, weight_sums.new_full((1,), count)]))
+        # Several processes get the same loss as one with the joint batch. (In the published code only for the masks.)
+        weight_sums = normaliser(class_weight.sum(dim=(1, 2)))
+        num_masks = normaliser(weight_sums.new_full((), count), minimum=1)
         nll = F.cross_entropy(class_logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(class_weight)
-        loss_ce = (class_weight * nll).sum(dim=(1, 2)) / normalisers[:-1]
+        loss_ce = (class_weight * nll).sum(dim=(1, 2)) / weight_sums
         if bad_layers:  # their pairs are meaningless and must not be learned
             loss_ce[bad_layers] = torch.nan
         loss_mask, loss_dice = self._mask_losses(masks, targets, matches, generators)
-        num_masks = normalisers[-1].clamp(min=1)
         losses = {
             "loss_ce": self.weights.classes * loss_ce,
             "loss_mask": self.weights.mask * loss_mask / num_masks,
@@ -193,11 +191,3 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Compute 1 - dice coefficient (M,) over points, smoothed by 1: logits (M, P), targets (M, P) in [0, 1]."""
     probability = logits.sigmoid()
     return 1 - (2 * (probability * targets).sum(1) + 1) / (probability.sum(1) + targets.sum(1) + 1)
-
-
-def mean_over_processes(x: Tensor) -> Tensor:
-    """Average `x` over all processes of a distributed run."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(x)
-        x = x / dist.get_world_size()
-    return x

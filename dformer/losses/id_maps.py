@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dformer.losses.criterion import dice_loss, mask_bce, mean_over_processes
+from dformer.losses.criterion import dice_loss, mask_bce
+from dformer.losses.normalisers import normaliser
 from dformer.losses.points import sample_logits, sample_targets, uncertain_points
 
 
@@ -48,7 +49,7 @@ def id_map_losses(
                 [*_classification(image, target, points, generator), *_shapes(image, target, points, generator)]
             )
         ce, valid, bce, dice, segments = totals.unbind()
-        valid, segments = mean_over_processes(torch.stack([valid, segments])).clamp(min=1)
+        valid, segments = normaliser(torch.stack([valid, segments]), minimum=1)
         return {"loss_ce": ce / valid, "loss_mask": bce / segments, "loss_dice": dice / segments}
 
 

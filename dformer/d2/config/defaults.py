@@ -156,6 +156,10 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.01
     cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0
     cfg.SOLVER.CHECKPOINT_KEEP = 3  # periodic checkpoints that are kept, the newest; 0: all
+    # A step's IMS_PER_BATCH images are computed in so many parts, one after the other, with the gradients of all
+    # together: less memory, for a further forward (docs/performance.md).
+    cfg.SOLVER.ACCUMULATE = 1
+    cfg.SOLVER.ACTIVATION_CHECKPOINTING = False  # less memory, for a second forward of each block of the model
     cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which needs no loss scaling
 
     # Every VIS_PERIOD steps (Detectron2, 0: never), TensorBoard gets pictures of two images of the test set, or of the

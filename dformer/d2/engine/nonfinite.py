@@ -34,15 +34,17 @@ def nonfinite_gradients(model: nn.Module) -> str:
 def trace(cfg: CfgNode, model: nn.Module, batch: Sequence[Item], rank: int) -> list[str]:
     """Run the last step again, as it was and image by image, and return a sentence on where each stops being finite.
 
-    A sentence names an image's own tensors, the first module's output, the losses and gradients that are not finite.
-    Each run starts from the random state of the step in the process of this rank. The model, its gradients and global
-    random states stay the same, except running statistics of norms. In a group, all processes have to call this, with
-    batches of the same size, after the forward of the model in training mode.
+    With SOLVER.ACCUMULATE it runs image by image only. A sentence names an image's own tensors, the first module's
+    output, the losses and gradients that are not finite. Each run starts from the random state of the step in the
+    process of this rank. The model, its gradients and global random states stay the same, except running statistics of
+    norms. In a group, all processes have to call this, with batches of the same size, after the forward of the model in
+    training mode.
     """
     iteration: Any = model.iteration
     dtype, device = amp_dtype(cfg), torch.device(cfg.MODEL.DEVICE)
     sentences = []
-    for items in (batch, *([item] for item in batch)):
+    whole = [batch] if cfg.SOLVER.ACCUMULATE == 1 else []  # otherwise it is too large for a forward
+    for items in (*whole, *([item] for item in batch)):
         model.iteration = iteration - 1  # seeds what the model draws for an image
         with (
             rng.seeded("trace"),  # restores what `seed_all` seeds

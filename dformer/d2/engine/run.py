@@ -147,6 +147,11 @@ def set_up(cfg: CfgNode, write_config: bool, resume: bool = False) -> CfgNode:
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise UserError(f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, no multiple of {world_size} processes")
+    images, parts = cfg.SOLVER.IMS_PER_BATCH // world_size, cfg.SOLVER.ACCUMULATE
+    if images % parts:
+        raise UserError(
+            f"SOLVER.ACCUMULATE is {parts}: IMS_PER_BATCH, {images} a process, has no such parts of one size"
+        )
     cfg = DefaultTrainer.auto_scale_workers(cfg, world_size).clone()
     cfg.defrost()
     if cfg.SEED < 0:

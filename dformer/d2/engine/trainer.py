@@ -23,6 +23,7 @@ from dformer.d2.checkpoint.checkpointer import Checkpointer
 from dformer.d2.config.device import amp_dtype
 from dformer.d2.data import build_train_loader
 from dformer.d2.data.unreadable import count_unreadable
+from dformer.d2.engine.accumulation import accumulate_gradients
 from dformer.d2.engine.hooks.checkpoints import Checkpoints
 from dformer.d2.engine.hooks.pictures import Pictures
 from dformer.d2.engine.hooks.writers import Writers
@@ -31,6 +32,7 @@ from dformer.d2.engine.nonfinite import nonfinite_gradients, running_statistics,
 from dformer.d2.engine.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
 from dformer.d2.engine.provenance import write_provenance
 from dformer.d2.evaluation.evaluate import Results, evaluate, headline
+from dformer.layers.checkpointing import checkpoint_activations
 from dformer.utils import groups, rng
 from dformer.utils.ema import MovingAverage
 
@@ -59,6 +61,9 @@ class Trainer(TrainerBase):
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.amp_dtype = amp_dtype(cfg)
         self.model = build_model(cfg)
+        if cfg.SOLVER.ACTIVATION_CHECKPOINTING:
+            blocks = checkpoint_activations(self.model)
+            logger.info(f"Activation checkpointing: {len(blocks)} blocks compute their activations twice")
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_schedule(cfg)
         self.data_loader = build_train_loader(cfg)
@@ -206,9 +211,12 @@ class Trainer(TrainerBase):
 
     def _backward(self, batch: list[dict[str, Any]]) -> dict[str, float]:
         """Compute the clipped gradients; return the losses and `grad_norm`, means over all processes."""
-        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            losses = self.replica(batch)
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        autocast = torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
+
+        def backward(loss: torch.Tensor) -> None:
+            self.grad_scaler.scale(loss).backward()
+
+        losses = accumulate_gradients(self.model, self.replica, batch, self.cfg.SOLVER.ACCUMULATE, autocast, backward)
         self.grad_scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.cfg, self.optimizer)
         received = torch.full((), float(self.interruption.received is not None), device=self.device)

@@ -93,9 +93,9 @@ class UpBlock(nn.Module):
         self.upsample = xavier_conv(channels, channels, 3) if upsample else None
 
     def forward(self, x: Tensor, laterals: list[Tensor], emb: Tensor) -> Tensor:
-        """Transform (B, C_in, h, w), taking its maps from the end of `laterals`."""
-        for block in self.blocks:
-            x = block(torch.cat([x, laterals.pop()], dim=1), emb)
+        """Transform (B, C_in, h, w); `laterals` are one a block, the last one for the first."""
+        for block, lateral in zip(self.blocks, reversed(laterals), strict=True):
+            x = block(torch.cat([x, lateral], dim=1), emb)
         return self.upsample(F.interpolate(x, scale_factor=2, mode="nearest")) if self.upsample else x
 
 
@@ -194,5 +194,6 @@ class TransUNet(nn.Module):
             laterals += down(laterals[-1], emb)
         x = self.transformer(laterals[-1], emb, memories)
         for up in reversed(self.up):
-            x = up(x, laterals, emb)
+            laterals, taken = laterals[: -len(up.blocks)], laterals[-len(up.blocks) :]
+            x = up(x, taken, emb)
         return self.conv_out(F.silu(self.norm_out(x)))  # (B, C_out, h, w)

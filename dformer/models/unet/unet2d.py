@@ -65,11 +65,11 @@ class DownBlock(Stage):
 class UpBlock(Stage):
     """Compute a level on the way up."""
 
-    def forward(self, x: Tensor, skips: Maps, time: Tensor, context: Tensor | None) -> Tensor:
-        """Return the map after all blocks and the upsampling; takes its skips from the end of `skips`."""
-        for index in range(len(self.resnets)):
-            x = self.block(index, torch.cat([x, skips.pop()], dim=1), time, context)  # (B, C_i, h, w)
-        return self.upsamplers[0](x, skips[-1].shape[-2:]) if self.upsamplers else x  # (B, C_i, 2 h, 2 w)
+    def forward(self, x: Tensor, skips: Maps, size: torch.Size, time: Tensor, context: Tensor | None) -> Tensor:
+        """Return the map after all blocks and the upsampling to `size`; the last of `skips` is for the first block."""
+        for index, skip in enumerate(reversed(skips)):
+            x = self.block(index, torch.cat([x, skip], dim=1), time, context)  # (B, C_i, h, w)
+        return self.upsamplers[0](x, size) if self.upsamplers else x  # (B, C_i, 2 h, 2 w)
 
 
 class MidBlock(nn.Module):
@@ -161,7 +161,8 @@ class UNet2DConditionModel(nn.Module):
             x = skips[-1]
         x = self.mid_block(x, time, context)
         for up in self.up_blocks:
-            x = up(x, skips, time, context)
+            skips, taken = skips[: -len(up.resnets)], skips[-len(up.resnets) :]
+            x = up(x, taken, (skips or taken)[-1].shape[-2:], time, context)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 

@@ -61,6 +61,19 @@ def test_in_pieces_with_one_process(data, whole, workers, tmp_path):
     assert difference(tmp_path / "pieces", whole) == ""
 
 
+@pytest.mark.slow
+def test_in_pieces_with_accumulated_gradients(data, tmp_path):
+    cfg = configure(str(data / "data"), str(tmp_path / "whole"), workers=0)
+    cfg.SOLVER.ACCUMULATE, cfg.SOLVER.ACTIVATION_CHECKPOINTING = 2, True
+    run(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path / "pieces")
+    with signalled(5), pytest.raises(SystemExit):
+        run(cfg, resume=True)
+    assert newest(tmp_path).name == "model_0000005.pth"  # iterations are steps of the optimizer
+    run(cfg, resume=True)
+    assert difference(tmp_path / "pieces", tmp_path / "whole") == ""
+
+
 def newest(tmp_path):
     return tmp_path / "pieces" / (tmp_path / "pieces" / "last_checkpoint").read_text()
 

@@ -23,6 +23,7 @@ from dformer.d2.modeling.meta_arch.segmenter import Batch
 from dformer.d2.modeling.meta_arch.step import Output, Request
 from dformer.diffusion.schedule import add_noise, alpha_bar_table, table_schedule
 from dformer.losses.id_maps import IdTarget, id_map_losses
+from dformer.losses.normalisers import normaliser
 from dformer.models.ldmseg import FeatureLatents, Known, LatentDiffusion, LDMSegHead, SegmentClassifier
 from dformer.models.unet.image_vae import ImageVAE
 from dformer.models.unet.unet2d import UNet2DConditionModel, widen_conv_in
@@ -215,7 +216,7 @@ class LDMSeg(SegmentMapper):
             logits.append(self.classifier([x[b] for x in features], masks))
             labels.append(item["instances"].gt_classes.to(self.device, non_blocking=True))
         total = F.cross_entropy(torch.cat(logits).float(), torch.cat(labels), reduction="sum")
-        return total / max(sum(map(len, labels)), 1)
+        return total / normaliser(total.new_full((), sum(map(len, labels))), minimum=1)
 
     def sample(
         self, images: Tensor, batch: Batch, generators: list[torch.Generator], request: Request

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from dformer.d2.modeling.meta_arch.step import CONFIG_KEYS, Output, Request, Step
 from dformer.postprocess import TASKS
-from dformer.postprocess.view import View
+from dformer.postprocess.view import Size, View
 from dformer.utils import rng
 from dformer.utils.errors import UserError
 
@@ -87,12 +88,13 @@ class Segmenter(nn.Module, ABC):
         """
         return None
 
-    def forward(self, batch: Batch) -> dict[str, Tensor] | list[dict[str, Any]]:
+    def forward(self, batch: Batch, canvas: Size | None = None) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Return losses in training, and else the results of the last step.
 
         Args:
             batch: an item an image: `image` (3, H, W) in 0..255; `height` and `width` of the result, if not H and W;
                 for training `image_id` and the targets that the mapper delivers (INPUT.TARGET).
+            canvas: height and width that training images are padded to at least, as in a batch that these are part of.
 
         Returns:
             Training: weighted losses by name, to be summed. Inference: an item an image, of the results asked for:
@@ -101,25 +103,29 @@ class Segmenter(nn.Module, ABC):
             `scores`, `pred_classes`.
         """
         if self.training:
-            return self.losses(batch)
+            return self.losses(batch, canvas)
         for step in self.steps(batch):  # noqa: B007 (one at a time: each holds the predictions of a step)
             pass
         return step.results
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        images = self.preprocess(batch)
+    def losses(self, batch: Batch, canvas: Size | None = None) -> dict[str, Tensor]:
+        images = self.preprocess(batch).tensor
+        if canvas is not None:
+            height, width = (-(-side // self.size_divisibility) * self.size_divisibility for side in canvas)
+            images = F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
         generators = [
             rng.generator(self.device, self.training_seed, self.iteration, item.get("image_id", index))
             for index, item in enumerate(batch)
         ]
         self.iteration += 1
-        return self.compute_losses(images.tensor, batch, generators)
+        return self.compute_losses(images, batch, generators)
 
     @torch.no_grad()
     def steps(self, batch: Batch, request: Request | None = None) -> Iterator[Step]:
         """Yield what is known after each step; the last one has the result.
 
-        Only images of one padded size share a forward, so that no result depends on the other images.
+        Only images of one padded size share a forward, so that no result depends on the other images. Where an image
+        is cut into tiles, there is one step, with its result.
         """
         request = request or self.request
         self.check(request)
