@@ -126,6 +126,7 @@ def add_dformer_config(cfg: CN) -> None:
     # `instances.gt_classes`, instead of gt_masks.
     cfg.INPUT.TARGET = "masks"
     # "lsj": large-scale jitter, scaled by MIN_SCALE..MAX_SCALE of IMAGE_SIZE, then cropped or padded to that square;
+    # "native": the same, but scaled by MIN_SCALE..MAX_SCALE of the image's own size, and in tests by SCALE_TEST;
     # "crop": short side from MIN_SIZE_TRAIN, then a crop of CROP.SIZE (as for ADE20K); "resize": short side only;
     # "detr": half of the images are cropped to 384..600 pixels a side first, then "resize"; "square":
     # IMAGE_SIZE x IMAGE_SIZE whatever the aspect, in tests too (as LDMSeg).
@@ -133,6 +134,9 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.INPUT.IMAGE_SIZE = 1024
     cfg.INPUT.MIN_SCALE = 0.1
     cfg.INPUT.MAX_SCALE = 2.0
+    cfg.INPUT.SCALE_TEST = 1.0
+    # INPUT.RANDOM_FLIP is "horizontal", "vertical", "none", or "rotate": quarter turns and mirrored, for images
+    # without an up and down.
     cfg.INPUT.COLOR_AUG_SSD = False  # brightness, contrast, saturation and hue, as in SSD
     # "crop": a crop is drawn again while one category covers more than this share of it.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
@@ -176,6 +180,10 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: masks with a smaller visible share are dropped
     # Segments of fewer pixels, in the result, are dropped: by Pix2SeqD (80 in COCO's images) and LDMSeg (512).
     cfg.TEST.MIN_AREA = 0
+    # Images larger than TILE x TILE pixels, as the model gets them, are cut into such tiles, TILE_OVERLAP or more
+    # pixels of which overlap; their results are merged. 0: no tiles.
+    cfg.TEST.TILE = 0
+    cfg.TEST.TILE_OVERLAP = 64
     # Metric on the first of DATASETS.TEST that chooses model_best.pth with EVAL_PERIOD: PQ, PQ_things, PQ_stuff,
     # PQ_agnostic, AP or mIoU. Empty: PQ, PQ_agnostic, AP or mIoU, the first that is measured.
     cfg.TEST.BEST_METRIC = ""
@@ -212,13 +220,17 @@ RANGES: dict[str, tuple[float, float]] = {
     "INPUT.IMAGE_SIZE": (1, 16384),
     "INPUT.MIN_SCALE": (1e-3, 100),
     "INPUT.MAX_SCALE": (1e-3, 100),
+    "INPUT.SCALE_TEST": (1e-3, 100),
     "SOLVER.IMS_PER_BATCH": (1, 1_000_000),
+    "SOLVER.ACCUMULATE": (1, 1_000_000),
     "SOLVER.MAX_ITER": (0, 1e12),
     "SOLVER.CHECKPOINT_PERIOD": (1, 1e12),
     "TEST.OBJECT_THRESHOLD": (0, 1),
     "TEST.OVERLAP_THRESHOLD": (0, 1),
     "TEST.DETECTIONS_PER_IMAGE": (1, 1_000_000),
     "TEST.MIN_AREA": (0, 1e9),
+    "TEST.TILE": (0, 16384),
+    "TEST.TILE_OVERLAP": (0, 16384),
     **DIFFUSIONINST_RANGES,
     **PIX2SEQD_RANGES,
 }

@@ -19,18 +19,27 @@ def train_augmentations(cfg: CfgNode, ignore_label: int = 255) -> Augmentations:
     Raises:
         UserError: a value that does not exist, or keys that contradict each other.
     """
-    kinds = {"lsj": _large_scale_jitter, "crop": _resize_and_crop, "resize": _resize, "detr": _detr, "square": _square}
+    kinds = {
+        "lsj": _large_scale_jitter,
+        "native": _native,
+        "crop": _resize_and_crop,
+        "resize": _resize,
+        "detr": _detr,
+        "square": _square,
+    }
     kind, flip = cfg.INPUT.AUGMENTATION, cfg.INPUT.RANDOM_FLIP
     if kind not in kinds:
         raise UserError(f'INPUT.AUGMENTATION is "{kind}"; choose one of {", ".join(kinds)}')
-    if flip not in ("horizontal", "vertical", "none"):
-        raise UserError(f'INPUT.RANDOM_FLIP is "{flip}"; choose one of horizontal, vertical, none')
+    if flip not in ("horizontal", "vertical", "rotate", "none"):
+        raise UserError(f'INPUT.RANDOM_FLIP is "{flip}"; choose one of horizontal, vertical, rotate, none')
     if cfg.INPUT.CROP.ENABLED and kind != "crop":
         raise UserError(f'INPUT.CROP.ENABLED needs INPUT.AUGMENTATION "crop"; it is "{kind}", which crops its own way')
     augmentations = kinds[kind](cfg, ignore_label)
     if cfg.INPUT.COLOR_AUG_SSD:
         augmentations.append(ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
-    if flip != "none":
+    if flip == "rotate":
+        augmentations.append(RandomQuarterTurn())
+    elif flip != "none":
         augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
     return augmentations
 
@@ -38,12 +47,15 @@ def train_augmentations(cfg: CfgNode, ignore_label: int = 255) -> Augmentations:
 def test_augmentations(cfg: CfgNode) -> Augmentations:
     """Build the resizing of images at inference: short side `INPUT.MIN_SIZE_TEST` (0: none), at most `MAX_SIZE_TEST`.
 
-    With INPUT.AUGMENTATION "square" it is that square. With TEST.AUG, which has its own sizes, there is none.
+    With INPUT.AUGMENTATION "square" it is that square, with "native" all are scaled by SCALE_TEST. With TEST.AUG, which
+    has its own sizes, there is none.
     """
     if cfg.TEST.AUG.ENABLED:
         return []
     if cfg.INPUT.AUGMENTATION == "square":
         return _square(cfg, 0)
+    if cfg.INPUT.AUGMENTATION == "native":
+        return [KeepOnePixel(RandomScale(cfg.INPUT.SCALE_TEST, cfg.INPUT.SCALE_TEST))]
     short = cfg.INPUT.MIN_SIZE_TEST
     return [KeepOnePixel(T.ResizeShortestEdge([short, short], cfg.INPUT.MAX_SIZE_TEST, "choice"))]
 
@@ -68,6 +80,44 @@ class _Crop(T.RandomCrop):
     def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         height, width = super().get_crop_size(image_size)
         return max(height, 1), max(width, 1)
+
+
+class RandomScale(T.Augmentation):
+    """Resize by a random factor."""
+
+    def __init__(self, min_scale: float, max_scale: float) -> None:
+        super().__init__()
+        self.scales = min_scale, max_scale
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        scale = np.random.uniform(*self.scales)
+        return T.ResizeTransform(height, width, round(height * scale), round(width * scale), Image.Resampling.BILINEAR)
+
+
+class QuarterTurn(T.Transform):
+    """Rotate by `turns` times 90 degrees, exactly, and then mirror it if `is_mirrored`."""
+
+    def __init__(self, turns: int, is_mirrored: bool, height: int, width: int) -> None:
+        super().__init__()
+        self.turns, self.is_mirrored, self.height, self.width = turns, is_mirrored, height, width
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        turned = np.rot90(img, self.turns)
+        return np.ascontiguousarray(turned[:, ::-1] if self.is_mirrored else turned)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        (x, y), height, width = coords.T.copy(), self.height, self.width
+        for _ in range(self.turns):
+            x, y, height, width = y, width - x, width, height
+        return np.stack([width - x if self.is_mirrored else x, y], axis=1)
+
+
+class RandomQuarterTurn(T.Augmentation):
+    """Rotate by a random number of quarter turns, and mirror half of the images: eight orientations, equally likely."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return QuarterTurn(np.random.randint(4), np.random.rand() < 0.5, *image.shape[:2])
 
 
 class ResizeThenCrop(T.Transform):
@@ -100,15 +150,15 @@ class ResizeThenCrop(T.Transform):
 
 
 class LargeScaleJitter(T.Augmentation):
-    """Apply large-scale jitter (Ghiasi et al., Simple Copy-Paste, 2021); the mapper pads.
+    """Apply large-scale jitter (Ghiasi et al., Simple Copy-Paste, 2021): resize, and crop to a square; the mapper pads.
 
     The place of the crop is drawn for each axis, as in the paper's code. Detectron2's `FixedSizeCrop`, as in the
     published DFormer, draws one number for both axes, so its crops are along the diagonal.
     """
 
-    def __init__(self, min_scale: float, max_scale: float, size: int) -> None:
+    def __init__(self, resize: T.Augmentation, size: int) -> None:
         super().__init__()
-        self.resize = KeepOnePixel(T.ResizeScale(min_scale, max_scale, size, size))
+        self.resize = KeepOnePixel(resize)
         self.crop = _Crop("absolute", (size, size))
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
@@ -118,7 +168,12 @@ class LargeScaleJitter(T.Augmentation):
 
 
 def _large_scale_jitter(cfg: CfgNode, _: int) -> Augmentations:
-    return [LargeScaleJitter(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, cfg.INPUT.IMAGE_SIZE)]
+    size = cfg.INPUT.IMAGE_SIZE
+    return [LargeScaleJitter(T.ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, size, size), size)]
+
+
+def _native(cfg: CfgNode, _: int) -> Augmentations:
+    return [LargeScaleJitter(RandomScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE), cfg.INPUT.IMAGE_SIZE)]
 
 
 def _resize_and_crop(cfg: CfgNode, ignore_label: int) -> Augmentations:

@@ -104,7 +104,7 @@ class TrainMapper:
             train_augmentations(cfg, ignore_label),
             annotation_reader(task, classes, ignore_label),
             cfg.INPUT.FORMAT,
-            pad_to=cfg.INPUT.IMAGE_SIZE if cfg.INPUT.AUGMENTATION == "lsj" else None,
+            pad_to=cfg.INPUT.IMAGE_SIZE if cfg.INPUT.AUGMENTATION in ("lsj", "native") else None,
             needs_labels=cfg.INPUT.AUGMENTATION == "crop" and cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA < 1,
             target=cfg.INPUT.TARGET,
         )

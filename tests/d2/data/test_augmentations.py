@@ -1,5 +1,6 @@
 """Augmentation: masks stay on what they mark."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from tests.d2.data.records import TASK_OF_FORM, coco_panoptic, config, plain_map
 
 
 @pytest.mark.parametrize("form", list(TASK_OF_FORM))
-@pytest.mark.parametrize("augmentation", ["lsj", "crop", "resize", "detr"])
-@pytest.mark.parametrize("flip", ["horizontal", "vertical"])
+@pytest.mark.parametrize(
+    ("augmentation", "flip"),
+    [*product(["lsj", "crop", "resize", "detr"], ["horizontal", "vertical"]), ("native", "rotate")],
+)
 def test_masks_follow_the_image(tmp_path: Path, form: str, augmentation: str, flip: str) -> None:
     """The image is white where the first region is: after any augmentation the two agree, to a fraction of a pixel."""
     ids = np.zeros((50, 80), int)
@@ -39,7 +42,7 @@ def test_masks_follow_the_image(tmp_path: Path, form: str, augmentation: str, fl
         instances = out["instances"]
         assert instances.gt_masks.dtype == torch.bool and instances.gt_masks.shape[1:] == (height, width)
         assert (out["height"], out["width"], out["image_id"]) == (50, 80, 7)
-        if augmentation in ("lsj", "square"):
+        if augmentation in ("lsj", "native"):
             assert (height, width) == (64, 64)
         if 2 not in instances.gt_classes:
             continue
@@ -180,3 +183,26 @@ def test_golden_squares(golden_dir: Path) -> None:
             ids[torch.from_numpy(rgb2id(picture) == kept)] = drawn
         assert torch.equal(ids, case["ids"])
         assert torch.equal(int_to_bits(ids, golden["config.num_bits"].item(), void=0), case["bits"])
+
+
+def test_native_scale_is_that_of_the_image() -> None:
+    cfg = config("instance", "native")
+    cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, cfg.INPUT.SCALE_TEST, cfg.INPUT.RANDOM_FLIP = 2.0, 2.0, 1.5, "none"
+    image = np.arange(50 * 80, dtype=np.uint8).reshape(50, 80, 1).repeat(3, 2)
+    for augmentations, size in ((train_augmentations(cfg), (64, 64)), (inference_augmentations(cfg), (75, 120))):
+        augmented = T.AugInput(image)
+        T.AugmentationList(augmentations)(augmented)
+        assert augmented.image.shape[:2] == size
+
+
+def test_rotation_has_eight_orientations() -> None:
+    cfg, image = config("instance", "resize"), np.zeros((8, 8, 3), np.uint8)
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN = "rotate", (8, 8)
+    image[1, 2] = 255
+    np.random.seed(0)
+    places = set()
+    for _ in range(60):
+        augmented = T.AugInput(image)
+        T.AugmentationList(train_augmentations(cfg))(augmented)
+        places.add(tuple(np.argwhere(augmented.image[:, :, 0] > 0)[0].tolist()))
+    assert len(places) == 8

@@ -78,6 +78,8 @@ def segmenter_settings(cfg: CfgNode) -> dict[str, Any]:
         seed=cfg.DIFFUSION.SEED,
         object_threshold=cfg.TEST.OBJECT_THRESHOLD,
         overlap_threshold=cfg.TEST.OVERLAP_THRESHOLD,
+        tile=cfg.TEST.TILE,
+        tile_overlap=cfg.TEST.TILE_OVERLAP,
     )
     return {
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -85,6 +87,7 @@ def segmenter_settings(cfg: CfgNode) -> dict[str, Any]:
         "size_divisibility": cfg.MODEL.SIZE_DIVISIBILITY,
         "training_seed": max(cfg.SEED, 0),
         "request": request,
+        "max_objects": cfg.TEST.DETECTIONS_PER_IMAGE,
     }
 
 

@@ -11,6 +11,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from dformer.d2.modeling.meta_arch.step import CONFIG_KEYS, Output, Request, Step
+from dformer.d2.modeling.meta_arch.tiles import segment_in_tiles
 from dformer.postprocess import TASKS
 from dformer.postprocess.view import Size, View
 from dformer.utils import rng
@@ -49,11 +50,13 @@ class Segmenter(nn.Module, ABC):
         size_divisibility: int,
         training_seed: int,
         request: Request,
+        max_objects: int = 100,
     ) -> None:
         super().__init__()
         self.size_divisibility = size_divisibility
         self.training_seed = training_seed
         self.request = request
+        self.max_objects = max_objects  # of an image in tiles
         self.iteration = 0
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
@@ -129,6 +132,9 @@ class Segmenter(nn.Module, ABC):
         """
         request = request or self.request
         self.check(request)
+        if any(max(item["image"].shape[1:]) > request.tile > 0 for item in batch):
+            yield segment_in_tiles(self, batch, request)
+            return
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, item in enumerate(batch):
             groups[tuple(-(-side // self.size_divisibility) for side in item["image"].shape[1:])].append(index)

@@ -23,6 +23,8 @@ class Request:
         proposals: masks or boxes that are denoised; None: as many as in training.
         object_threshold: panoptic segments of a lower class score are dropped.
         overlap_threshold: panoptic segments of which less than this share stays visible are dropped.
+        tile: side of the tiles that larger images are cut into, in pixels of the model's input; 0: none.
+        tile_overlap: of neighbouring tiles, at least, in pixels.
     """
 
     tasks: tuple[str, ...]
@@ -31,6 +33,8 @@ class Request:
     proposals: int | None = None
     object_threshold: float = 0.8
     overlap_threshold: float = 0.8
+    tile: int = 0
+    tile_overlap: int = 0
 
 
 # Where a cfg has the defaults of a `Request`.
@@ -41,6 +45,8 @@ CONFIG_KEYS = {
     "proposals": "MODEL.MASK_DECODER.NUM_QUERIES, or MODEL.ROI_DECODER.NUM_PROPOSALS",
     "object_threshold": "TEST.OBJECT_THRESHOLD",
     "overlap_threshold": "TEST.OVERLAP_THRESHOLD",
+    "tile": "TEST.TILE",
+    "tile_overlap": "TEST.TILE_OVERLAP",
 }
 
 
