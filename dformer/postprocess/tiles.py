@@ -127,7 +127,8 @@ class SemanticMosaic:
     def add(self, tile: Tile, result: Tensor) -> None:
         if len(self.scores) != len(result):
             self.scores = torch.zeros(len(result), *self.size)
-        self.scores[(slice(None), *tile.own)] = result[(slice(None), *tile.inside)].float().cpu()
+        (rows, columns), (y, x) = tile.own, tile.inside
+        self.scores[:, rows, columns] = result[:, y, x].float().cpu()
 
     def result(self) -> Tensor:
         return self.scores

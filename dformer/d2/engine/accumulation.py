@@ -51,8 +51,8 @@ def accumulate_gradients(
     total: dict[str, Tensor] = {}
     for k, part in enumerate(split, start=1):
         model.iteration = iteration
-        is_shared = k == parts or not isinstance(replica, DistributedDataParallel)
-        with nullcontext() if is_shared else replica.no_sync():
+        is_last = k == parts  # all processes then share their gradients
+        with replica.no_sync() if isinstance(replica, DistributedDataParallel) and not is_last else nullcontext():
             with autocast, joint(sums, parts):
                 losses = {name: loss / parts for name, loss in replica(part, (height, width)).items()}
             backward(sum(losses.values()))

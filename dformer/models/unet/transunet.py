@@ -194,6 +194,7 @@ class TransUNet(nn.Module):
             laterals += down(laterals[-1], emb)
         x = self.transformer(laterals[-1], emb, memories)
         for up in reversed(self.up):
-            laterals, taken = laterals[: -len(up.blocks)], laterals[-len(up.blocks) :]
+            count = len(cast(UpBlock, up).blocks)
+            laterals, taken = laterals[:-count], laterals[-count:]
             x = up(x, taken, emb)
         return self.conv_out(F.silu(self.norm_out(x)))  # (B, C_out, h, w)

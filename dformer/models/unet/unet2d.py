@@ -4,7 +4,7 @@ Shapes: B images, maps of h x w cells, C_i channels at level i, a context of L t
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -161,7 +161,8 @@ class UNet2DConditionModel(nn.Module):
             x = skips[-1]
         x = self.mid_block(x, time, context)
         for up in self.up_blocks:
-            skips, taken = skips[: -len(up.resnets)], skips[-len(up.resnets) :]
+            count = len(cast(UpBlock, up).resnets)
+            skips, taken = skips[:-count], skips[-count:]
             x = up(x, taken, (skips or taken)[-1].shape[-2:], time, context)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 

@@ -25,9 +25,9 @@ def segment_in_tiles(model: "Segmenter", batch: list[dict[str, Any]], request: R
         size = item.get("height", image[0]), item.get("width", image[1])
         output = TiledOutput(model, request, size)
         for tile in tiles(image, size, request.tile, request.tile_overlap):
-            rows, columns = tile.place
+            (rows, columns), (y, x) = tile.place, tile.crop
             shape = {"height": rows.stop - rows.start, "width": columns.stop - columns.start}
-            for step in model.steps([{"image": item["image"][(slice(None), *tile.crop)], **shape}], of_tile):  # noqa: B007
+            for step in model.steps([{"image": item["image"][:, y, x], **shape}], of_tile):  # noqa: B007
                 pass
             output.add(tile, step.results[0])
         outputs.append(output)
