@@ -7,7 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from dformer.d2.engine.accumulation import accumulate_gradients
+from dformer.d2.modeling.accumulation import accumulate_gradients
 from dformer.layers.checkpointing import checkpoint_activations
 from tests.d2.systems import SYSTEMS
 from tests.d2.tiny import tiny_batch
@@ -26,7 +26,7 @@ def gradients(cfg: CfgNode, parts: int, checkpointing: bool = False) -> tuple[di
     model.iteration = 5
     blocks = checkpoint_activations(model) if checkpointing else []
     batch = [*tiny_batch((3, 0)), *tiny_batch((0, 0, 5), 96)[1:]]  # of two sizes, with other numbers of objects
-    losses = accumulate_gradients(model, model, batch, parts, nullcontext(), torch.Tensor.backward)
+    losses = accumulate_gradients(model, model, batch, parts, [], nullcontext(), torch.Tensor.backward)
     assert model.iteration == 6
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return {name: loss.item() for name, loss in losses.items()}, torch.cat(grads), blocks

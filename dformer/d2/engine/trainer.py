@@ -23,7 +23,6 @@ from dformer.d2.checkpoint.checkpointer import Checkpointer
 from dformer.d2.config.device import amp_dtype
 from dformer.d2.data import build_train_loader
 from dformer.d2.data.unreadable import count_unreadable
-from dformer.d2.engine.accumulation import accumulate_gradients
 from dformer.d2.engine.hooks.checkpoints import Checkpoints
 from dformer.d2.engine.hooks.pictures import Pictures
 from dformer.d2.engine.hooks.writers import Writers
@@ -32,6 +31,7 @@ from dformer.d2.engine.nonfinite import nonfinite_gradients, running_statistics,
 from dformer.d2.engine.optimizer import build_optimizer, build_schedule, clip_gradients, set_learning_rate
 from dformer.d2.engine.provenance import write_provenance
 from dformer.d2.evaluation.evaluate import Results, evaluate, headline
+from dformer.d2.modeling.accumulation import accumulate_gradients
 from dformer.layers.checkpointing import checkpoint_activations
 from dformer.utils import groups, rng
 from dformer.utils.ema import MovingAverage
@@ -216,7 +216,8 @@ class Trainer(TrainerBase):
         def backward(loss: torch.Tensor) -> None:
             self.grad_scaler.scale(loss).backward()
 
-        losses = accumulate_gradients(self.model, self.replica, batch, self.cfg.SOLVER.ACCUMULATE, autocast, backward)
+        parts, statistics = self.cfg.SOLVER.ACCUMULATE, self.running_statistics
+        losses = accumulate_gradients(self.model, self.replica, batch, parts, statistics, autocast, backward)
         self.grad_scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.cfg, self.optimizer)
         received = torch.full((), float(self.interruption.received is not None), device=self.device)

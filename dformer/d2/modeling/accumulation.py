@@ -8,14 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dformer.d2.engine.nonfinite import running_statistics
 from dformer.losses.normalisers import counted, joint
 
 Batch = Sequence[dict[str, Any]]
 
 
 def accumulate_gradients(
-    model: nn.Module, replica: nn.Module, batch: Batch, parts: int, autocast: Any, backward: Callable[[Tensor], None]
+    model: nn.Module,
+    replica: nn.Module,
+    batch: Batch,
+    parts: int,
+    statistics: Sequence[Tensor],
+    autocast: Any,
+    backward: Callable[[Tensor], None],
 ) -> dict[str, Tensor]:
     """Add the gradients of the joint batch's losses to those of the parameters, and return the losses.
 
@@ -27,6 +32,7 @@ def accumulate_gradients(
         model: a `Segmenter`, whose `iteration` is that of the step.
         replica: the model, or a DistributedDataParallel around it.
         parts: a divisor of the number of images; with 1 nothing is counted first.
+        statistics: running means and variances of norms, which count each part once.
         autocast: a context of the forwards.
         backward: is called with the loss of each part.
     """
@@ -39,15 +45,15 @@ def accumulate_gradients(
     height, width = (max(item["image"].shape[axis] for item in batch) for axis in (1, 2))
     split = [batch[k : k + len(batch) // parts] for k in range(0, len(batch), len(batch) // parts)]
     sums: list[Tensor] = []
-    statistics = [x.clone() for x in running_statistics(model)]
+    before = [x.clone() for x in statistics]
     device = next(model.parameters()).device
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         for part in split:
             model.iteration = iteration
             with autocast, counted(sums):
                 model(part, (height, width))
-    for x, before in zip(running_statistics(model), statistics, strict=True):
-        x.copy_(before)
+    for x, value in zip(statistics, before, strict=True):
+        x.copy_(value)
     total: dict[str, Tensor] = {}
     for k, part in enumerate(split, start=1):
         model.iteration = iteration
