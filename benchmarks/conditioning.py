@@ -105,9 +105,10 @@ def follow_slots(head: DFormerHead, image: Image, given: Tensor, t: int) -> tupl
     cells = downsample(F.pad(given, (0, width, 0, height)), head.diffusion.stride)
     masks = cells.new_zeros(num_slots, *cells.shape[1:]).index_copy(0, slots, cells)
     owner = torch.full((num_slots,), FREE).index_copy(0, slots, torch.arange(len(slots)))
-    time = torch.tensor(t)
-    x_t = head.noise_hints(Hints(masks, owner), time, generator)
-    prediction = head.denoise(image.memory, x_t[None], time[None])[-1]
+    hints = Hints(masks[None], owner[None])
+    noise = torch.randn(hints.masks.shape, generator=generator)
+    (step,) = head.sample_hints(image.memory, hints, lambda: noise, [t], 0.0)
+    prediction = step.output[-1]
     found = F.interpolate(prediction.masks.float(), image.canvas, mode="bilinear")[0, slots] > 0
     overlap = mask_iou(found[:, : truth.shape[1], : truth.shape[2]], truth).diagonal()
     right = prediction.logits[0, slots, :-1].argmax(1) == image.classes[: len(slots)]

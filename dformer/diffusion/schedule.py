@@ -61,7 +61,7 @@ def table_schedule(alpha_bar: Tensor) -> Schedule:
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar_t: Tensor) -> Tensor:
     """Return x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) (DFormer, Eq. 1).
 
-    `x0` and the standard normal `noise` are (B, ...), `alpha_bar_t` is (B,) or a scalar for all.
+    `x0` and the standard normal `noise` are (B, ...), `alpha_bar_t` is (B,), or (B, N), ..., or a scalar for all.
     """
     a, s = signal_and_noise_rates(alpha_bar_t, x0)
     return a * x0 + s * noise
@@ -76,5 +76,7 @@ def signal_and_noise_rates(alpha_bar_t: Tensor, x: Tensor) -> tuple[Tensor, Tens
 
 
 def broadcast_to(factor: Tensor, x: Tensor) -> Tensor:
-    """Return `factor` (B,) or a scalar as (B, 1, ...) in the dtype of `x` (B, ...)."""
-    return factor.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) if factor.ndim else factor.to(x.dtype)
+    """Return `factor`, of the first dimensions of `x` or a scalar, with all dimensions of `x` and in its dtype."""
+    return (
+        factor.to(x.dtype).reshape(*factor.shape, *[1] * (x.ndim - factor.ndim)) if factor.ndim else factor.to(x.dtype)
+    )

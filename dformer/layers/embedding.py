@@ -27,11 +27,11 @@ def sine_position(height: int, width: int, dim: int, device: torch.device) -> Te
 
 
 def sine_time(t: Tensor, dim: int) -> Tensor:
-    """Compute the embedding (B, dim) of timesteps t (B,): sines, then cosines, of geometrically spaced frequencies."""
+    """Compute the embedding (..., dim) of timesteps (...): sines, then cosines, of geometrically spaced frequencies."""
     half = dim // 2
     frequency = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
-    angle = t[:, None].float() * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
+    angle = t[..., None].float() * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 class TimeEmbedding(nn.Sequential):
@@ -42,7 +42,7 @@ class TimeEmbedding(nn.Sequential):
         self.dim = dim
 
     def forward(self, t: Tensor) -> Tensor:
-        """Return the embedding (B, 4 * dim) of timesteps (B,)."""
+        """Return the embedding (..., 4 * dim) of timesteps (...)."""
         return super().forward(sine_time(t, self.dim).to(next(self.parameters()).dtype))
 
 
@@ -53,8 +53,12 @@ class TimeProjection(nn.Sequential):
         super().__init__(nn.SiLU(), nn.Linear(4 * dim, 2 * dim))
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scale and shift, each (B, 1, dim), of embeddings (B, 4 * dim); applied as x * (1 + scale) + shift."""
-        scale, shift = super().forward(embedding)[:, None].chunk(2, dim=2)
+        """Return scale and shift, each (B, N, dim), of embeddings (B, N, 4 * dim); N is 1 for those (B, 4 * dim).
+
+        They are applied as x * (1 + scale) + shift.
+        """
+        embedding = embedding if embedding.ndim == 3 else embedding[:, None]
+        scale, shift = super().forward(embedding).chunk(2, dim=2)
         return scale, shift
 
 
@@ -90,5 +94,5 @@ class TimeModulation(nn.Module):
         self.project = TimeProjection(dim)
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scale and shift, each (B, 1, dim), for timesteps (B,); applied as x * (1 + scale) + shift."""
+        """Return scale and shift as of `TimeProjection`, for timesteps (B,), or (B, N) with one a query."""
         return self.project(self.embed(t))

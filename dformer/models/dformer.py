@@ -4,26 +4,29 @@ Shapes: B images of H x W (padded), N masks, noise h x w = H/stride x W/stride, 
 Units: the diffusion runs on the signal in [-b, b]; only `DFormerHead.denoise` maps it to [0, 1], as published.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dformer.diffusion.sampler import SamplingStep, Time, ddim_step, sample, time_pairs
-from dformer.diffusion.schedule import Schedule, alpha_bar_table, table_schedule
-from dformer.layers.embedding import TimeModulation
+from dformer.diffusion.sampler import SamplingStep, ddim_step, sample, time_pairs
+from dformer.diffusion.schedule import Schedule, add_noise, alpha_bar_table, table_schedule
+from dformer.layers.embedding import TimeModulation, sine_position
 from dformer.layers.resize import resize
 from dformer.models.mask_decoder import ImageMemory, MaskDecoder, Prediction
 from dformer.models.pixel_decoder import PixelDecoder
-from dformer.signals.hints import FREE, Hints, has_better_duplicate, own_hints, true_hints
-from dformer.signals.masks import downsample, noise_masks, pad_and_shuffle, to_signal, to_unit
+from dformer.signals.hints import FREE, NO_OBJECT, Hints, has_better_duplicate, own_hints, true_hints
+from dformer.signals.masks import downsample, log_odds, noise_masks, pad_and_shuffle, to_signal, to_unit
 
 # What a slot has to answer with in training: any mask ("free", as published), or the one that it was noised from.
 ASSIGNMENTS = ("free", "denoising")
 OWN_SHARE = 0.5  # of the images whose hints are the model's own
 OWN_TIMES = (0.15, 0.85)  # parts of T
+MAX_LOG_ODDS = 4.0  # given masks may be coarse: no cell is certain
+WINDOW = 5  # noise cells
 MIN_SCORE = 0.5  # of the masks that are hints for the next sampling step
 
 
@@ -69,10 +72,22 @@ class DFormerHead(nn.Module):
         return self.mask_decoder.encode_memory(self.pixel_decoder(features))
 
     def denoise(self, memory: ImageMemory, x_t: Tensor, t: Tensor) -> list[Prediction]:
-        """Return the predictions after each layer, for an encoded image; other arguments as of `forward`."""
+        """Return the predictions after each layer, for an encoded image; other arguments as of `forward`.
+
+        With denoising assignment, each slot has its own time, t (B, N): T - 1 for one that is noise alone.
+        """
         noisy_masks = to_unit(x_t, self.diffusion.scale)  # (B, N, h, w) in [0, 1]
-        queries = pool_queries(memory.mask_features, noisy_masks)  # (B, N, C)
-        return self.mask_decoder(queries, memory, to_signal(noisy_masks, 1.0), self.time_modulation(t))
+        if self.diffusion.assignment == "free":
+            queries = pool_queries(memory.mask_features, noisy_masks)  # (B, N, C)
+            return self.mask_decoder(queries, memory, to_signal(noisy_masks, 1.0), self.time_modulation(t))
+        cells = log_odds(x_t, self.diffusion.alpha_bar(t), self.diffusion.scale)  # (B, N, h, w)
+        areas = WINDOW**2 * F.avg_pool2d(cells, WINDOW, stride=1, padding=WINDOW // 2)  # as if a mask were even in each
+        evidence = torch.cat([cells, areas], dim=1).clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS)  # (B, 2N, h, w)
+        _, channels, height, width = memory.mask_features.shape
+        position = sine_position(height, width, channels, x_t.device)
+        features = memory.mask_features + position  # so that a query knows where its mask is
+        queries = pool_queries(features, noisy_masks * areas.sigmoid())  # (B, N, C)
+        return self.mask_decoder(queries, memory, to_signal(noisy_masks, 1.0), self.time_modulation(t), evidence)
 
     def corrupt(self, gt_masks: list[Tensor], generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Return the noisy signal (B, N, h, w) for training and its random times t (B,), one an image (Alg. 1).
@@ -96,37 +111,39 @@ class DFormerHead(nn.Module):
     def corrupt_hints(
         self, prediction: Prediction, gt_masks: list[Tensor], generators: list[torch.Generator]
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return the noisy signal (B, N, h, w) of hints, random times t (B,), and their owners, B times (N,).
+        """Return the noisy signal (B, N, h, w) of hints, their times (B, N), and their owners, B times (N,).
 
         At random, the hints of an image are true masks, or those that the model has predicted itself, with its errors.
+        All hints of an image have one random time; free slots have T - 1, at which nothing but noise is left.
 
         Args:
             prediction: the model's own, from noise.
             gt_masks: B times (G, H, W) bool, on the padded canvas.
             generators: one an image.
         """
+        alpha_bar, timesteps, scale, encoding, stride, _ = self.diffusion
         height, width = gt_masks[0].shape[1:]
         probability = resize(prediction.masks.float().sigmoid(), self.noise_shape(height, width)[1:])  # (B, N, h, w)
         noisy, times, owners = [], [], []
         for b, (masks, generator) in enumerate(zip(gt_masks, generators, strict=True)):
-            truth = downsample(masks, self.diffusion.stride)
+            truth = downsample(masks, stride)
             is_own, threshold, t = torch.rand(3, generator=generator, device=masks.device)
             own = own_hints(probability[b], class_scores(prediction.logits[b]), truth, 0.3 + 0.6 * threshold)
             true = true_hints(truth, len(own.owner), generator)
             hints = Hints(*(torch.where(is_own < OWN_SHARE, *pair) for pair in zip(own, true, strict=True)))
             first, last = OWN_TIMES
-            t = torch.where(is_own < OWN_SHARE, first + (last - first) * t, t)
-            times.append((self.diffusion.timesteps * t).long())
-            noisy.append(self.noise_hints(hints, times[-1], generator))
+            t = timesteps * torch.where(is_own < OWN_SHARE, first + (last - first) * t, t)
+            times.append(self.slot_times(hints.owner, t.long()))
+            alpha_bar_t = alpha_bar(times[-1])
+            noisy.append(
+                noise_masks(hints.masks, alpha_bar_t=alpha_bar_t, scale=scale, encoding=encoding, generator=generator)
+            )
             owners.append(hints.owner)
         return torch.stack(noisy), torch.stack(times), owners
 
-    def noise_hints(self, hints: Hints, t: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the noisy signal (N, h, w) of hints at a time, a scalar tensor; free slots are noise alone."""
-        alpha_bar, _, scale, encoding, _, _ = self.diffusion
-        noise = torch.randn(hints.masks.shape, generator=generator, device=hints.masks.device)
-        noisy = noise_masks(hints.masks, alpha_bar_t=alpha_bar(t), scale=scale, encoding=encoding, generator=generator)
-        return torch.where((hints.owner == FREE)[:, None, None], noise, noisy)
+    def slot_times(self, owner: Tensor, t: Tensor | int) -> Tensor:
+        """Return the time of each slot, of `owner`'s shape: t with a hint, T - 1 if free."""
+        return torch.where(owner == FREE, self.diffusion.timesteps - 1, t)
 
     def noise_shape(self, height: int, width: int, num_masks: int | None = None) -> tuple[int, int, int]:
         """Return (N, h, w) of the noise for a padded image of that size; `num_masks` may be fewer than in training."""
@@ -143,31 +160,62 @@ class DFormerHead(nn.Module):
             draw_noise: standard normal noise (B, N, h, w), new at each call.
             steps: 1..T.
             eta: 0 (deterministic after the first noise) to 1 (DDPM).
-
-        With denoising assignment, the masks found are binarised, as the hints of training are, and all slots but those
-        that show something are renewed.
         """
         memory = self.encode(features)
-        alpha_bar, timesteps, scale, _, _, assignment = self.diffusion
-        step = partial(ddim_step, eta=eta)
-        renew = partial(renew_masks, draw_noise=draw_noise) if assignment == "denoising" else None
+        alpha_bar, timesteps, scale, *_ = self.diffusion
 
         def denoise(x_t: Tensor, t: Tensor, _: Tensor | None) -> tuple[Tensor, list[Prediction]]:
             predictions = self.denoise(memory, x_t, t)
-            probability = predictions[-1].masks.float().sigmoid()  # (B, N, H/4, W/4)
-            x0 = resize(probability, x_t.shape[-2:])  # (B, N, h, w)
-            return to_signal((x0 > 0.5).float() if renew else x0, scale), predictions
+            return to_signal(found_masks(predictions, x_t), scale), predictions
 
-        return sample(denoise, draw_noise, time_pairs(timesteps, steps), alpha_bar, step, renew)
+        step = partial(ddim_step, eta=eta)
+        return sample(denoise, draw_noise, time_pairs(timesteps, steps), alpha_bar, step)
+
+    def sample_hints(
+        self,
+        memory: ImageMemory,
+        hints: Hints,
+        draw_noise: Callable[[], Tensor],
+        times: Sequence[int],
+        eta: float,
+        known_time: int | None = None,
+    ) -> Iterator[SamplingStep[list[Prediction]]]:
+        """Yield the sampling steps from hints, for denoising assignment; their slots answer for them.
+
+        The masks found in a step, binarised as the hints of training are, are the hints of the next one, less noisy;
+        slots that show nothing, or what a better one shows, are noise again.
+
+        Args:
+            memory: the encoded images.
+            hints: (B, N, ...), to begin with; all free: from noise alone.
+            draw_noise: as of `sample`.
+            times: of the hints in each step, falling.
+            eta: 0: a slot's noise is the same in all steps; 1: fresh noise.
+            known_time: the hints to begin with stay as they are, at this time. None: they are made better.
+        """
+        given, is_given = hints, hints.owner >= 0
+        noise = draw_noise()
+        for t in times:
+            slot_times = self.slot_times(hints.owner, t)  # (B, N)
+            if known_time is not None:
+                slot_times = torch.where(is_given, known_time, slot_times)
+            alpha_bar_t = self.diffusion.alpha_bar(slot_times)
+            x_t = add_noise(to_signal(hints.masks, self.diffusion.scale), noise, alpha_bar_t)  # (B, N, h, w)
+            predictions = self.denoise(memory, x_t, slot_times)
+            masks = (found_masks(predictions, x_t) > 0.5).float()
+            yield SamplingStep(t, x_t, to_signal(masks, self.diffusion.scale), predictions)
+            if known_time is not None:
+                masks = torch.where(is_given[..., None, None], given.masks, masks)
+            scores = class_scores(predictions[-1].logits) + is_given  # (B, N); given ones come first
+            duplicate = torch.stack([has_better_duplicate(*pair) for pair in zip(masks, scores, strict=True)])
+            owner = torch.where((scores > MIN_SCORE) & ~duplicate, NO_OBJECT, FREE)
+            hints = Hints(masks, torch.where(is_given, given.owner, owner))
+            noise = (1 - eta**2) ** 0.5 * noise + eta * draw_noise()
 
 
-def renew_masks(x_t: Tensor, step: SamplingStep[list[Prediction]], t: Time, draw_noise: Callable[[], Tensor]) -> Tensor:
-    """Put fresh noise in the place of masks that are no hints: of low scores, or duplicates of better ones."""
-    keep = []
-    for x0, logits in zip(step.x0, step.output[-1].logits, strict=True):
-        scores = class_scores(logits)
-        keep.append((scores > MIN_SCORE) & ~has_better_duplicate(x0 > 0, scores))
-    return torch.where(torch.stack(keep)[:, :, None, None], x_t, draw_noise())
+def found_masks(predictions: list[Prediction], x_t: Tensor) -> Tensor:
+    """Return the last predicted masks (B, N, h, w) in [0, 1], of the size of x_t."""
+    return resize(predictions[-1].masks.float().sigmoid(), x_t.shape[-2:])
 
 
 def class_scores(logits: Tensor) -> Tensor:

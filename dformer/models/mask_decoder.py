@@ -53,6 +53,16 @@ class ImageMemory(NamedTuple):
     coarse: list[Tensor]  # the mask features at their cells, (B, E, h * w), without gradient
     mask_features: Tensor  # (B, E, H/4, W/4)
 
+    def with_evidence(self, evidence: Tensor) -> "ImageMemory":
+        """Return the memory with maps (B, M * N, h, w), M a query, as further channels of the mask features."""
+        evidence = evidence.to(self.mask_features.dtype)
+        features = torch.cat([self.mask_features, resize(evidence, self.mask_features.shape[-2:])], dim=1)
+        coarse = [
+            torch.cat([maps, resize(evidence, size).flatten(2)], dim=1)
+            for maps, size in zip(self.coarse, self.sizes, strict=True)
+        ]
+        return self._replace(mask_features=features, coarse=coarse)
+
 
 class DecoderLayer(nn.Module):
     """Apply masked cross-attention, self-attention and feed-forward."""
@@ -83,6 +93,7 @@ class MaskDecoder(nn.Module):
         num_heads: int,
         ffn_dim: int,
         num_layers: int,
+        num_evidence: int = 0,
     ) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
@@ -97,6 +108,10 @@ class MaskDecoder(nn.Module):
         self.decoder_norm = nn.LayerNorm(hidden_dim)
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
         self.mask_embed = mlp(hidden_dim, hidden_dim, mask_dim, 3)
+        self.evidence_weight = nn.Linear(hidden_dim, num_evidence) if num_evidence else None
+        if self.evidence_weight is not None:
+            nn.init.zeros_(self.evidence_weight.weight)
+            nn.init.constant_(self.evidence_weight.bias, 1 / num_evidence)
 
     def forward(
         self,
@@ -104,6 +119,7 @@ class MaskDecoder(nn.Module):
         image: ImageMemory,
         masks: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
+        evidence: Tensor | None = None,
     ) -> list[Prediction]:
         """Return the predictions after each layer; the last one is the result.
 
@@ -113,7 +129,10 @@ class MaskDecoder(nn.Module):
             masks: (B, N, h, w), positive inside, to which the first layer attends. None: those that the queries
                 themselves predict; the returned list then begins with that prediction.
             modulation: scale and shift (B, 1, C) applied to the queries after each layer.
+            evidence: (B, M * N, h, w), for a decoder that takes M maps a query: what is known of its mask beside the
+                image, as logits; added to the mask with weights that the query predicts (Bayes' rule: 1 in all).
         """
+        image = image if evidence is None else image.with_evidence(evidence)
         query_embed = self.query_embed[: queries.shape[1]]
         predictions = [] if masks is not None else [self.predict(queries, image.mask_features)]
         for i, layer in enumerate(self.layers):
@@ -148,7 +167,11 @@ class MaskDecoder(nn.Module):
     def predict(self, queries: Tensor, mask_features: Tensor) -> Prediction:
         """Predict class logits and masks from queries (B, N, C) and mask features (B, E, h, w)."""
         x = self.decoder_norm(queries)
-        return Prediction(self.class_embed(x), self.mask_embed(x), mask_features)
+        mask_embed = self.mask_embed(x)
+        if self.evidence_weight is not None:  # of each query's own maps among the last M * N channels
+            own = torch.diag_embed(self.evidence_weight(x).mT)  # (B, M, N, N)
+            mask_embed = torch.cat([mask_embed, *own.unbind(1)], dim=2)
+        return Prediction(self.class_embed(x), mask_embed, mask_features)
 
 
 def attention_mask(logits: Tensor) -> Tensor:

@@ -29,6 +29,14 @@ class Hints(NamedTuple):
     owner: Tensor
 
 
+def given_hints(masks: list[Tensor], num_slots: int) -> Hints:
+    """Return the hints (B, N, ...) of B times masks (M, h, w), M at most N: mask k is in slot k, other slots free."""
+    padded = [F.pad(x.float(), (0, 0, 0, 0, 0, num_slots - len(x))) for x in masks]
+    slots = torch.arange(num_slots, device=masks[0].device)
+    owner = [torch.where(slots < len(x), slots, FREE) for x in masks]
+    return Hints(torch.stack(padded), torch.stack(owner))
+
+
 def true_hints(masks: Tensor, num_slots: int, generator: torch.Generator) -> Hints:
     """Return hints of a random share of the true masks (G, h, w), each perturbed, in random slots."""
     size = max(len(masks), num_slots)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dformer.diffusion.schedule import add_noise
+from dformer.diffusion.schedule import add_noise, broadcast_to
 
 
 def to_signal(masks: Tensor, scale: float) -> Tensor:
@@ -19,6 +19,20 @@ def to_signal(masks: Tensor, scale: float) -> Tensor:
 def to_unit(signal: Tensor, scale: float) -> Tensor:
     """Map a signal to masks in [0, 1]; values outside [-b, b] are clamped."""
     return (signal.clamp(-scale, scale) / scale + 1) / 2
+
+
+def log_odds(x_t: Tensor, alpha_bar_t: Tensor, scale: float) -> Tensor:
+    """Compute how much more likely each value of x_t is inside a mask than outside, as a logarithm.
+
+    x_t is normal around +-b sqrt(alpha_bar_t), so this is linear in it.
+
+    Args:
+        x_t: (B, N, h, w), of binary masks at times t.
+        alpha_bar_t: (B, N), or (B,).
+        scale: b.
+    """
+    factor = 2 * scale * alpha_bar_t.sqrt() / (1 - alpha_bar_t).clamp(min=1e-6)
+    return broadcast_to(factor, x_t) * x_t
 
 
 def downsample(masks: Tensor, stride: int) -> Tensor:

@@ -92,9 +92,9 @@ def tiny_cfg(meta_architecture: str = "DFormer", opts: Sequence[str] = ()) -> Cf
     return cfg
 
 
-def random_model(file: Path, meta_architecture: str = "DFormer") -> CfgNode:
+def random_model(file: Path, meta_architecture: str = "DFormer", opts: Sequence[str] = ()) -> CfgNode:
     """Return the config of a tiny model whose queries all detect something, and write its checkpoint to `file`."""
-    cfg = tiny_cfg(meta_architecture)
+    cfg = tiny_cfg(meta_architecture, opts)
     cfg.MODEL.WEIGHTS = str(file)
     cfg.TEST.OBJECT_THRESHOLD = cfg.TEST.OVERLAP_THRESHOLD = 0.0
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ from dformer.signals.hints import (
     FREE,
     NO_OBJECT,
     fill_boxes,
+    given_hints,
     has_better_duplicate,
     mask_iou,
     own_hints,
@@ -45,6 +46,12 @@ def test_true_hints_show_their_owner(count, slots):
 def test_an_object_without_a_cell_is_no_hint():
     hints = true_hints(torch.zeros(3, 16, 16), 5, generator())
     assert (hints.owner == FREE).all()
+
+
+def test_given_masks_are_in_the_first_slots():
+    hints = given_hints([squares((0, 0), (8, 8)), squares()], 4)
+    assert hints.owner.tolist() == [[0, 1, FREE, FREE], [FREE] * 4]
+    assert torch.equal(hints.masks[0, :2], squares((0, 0), (8, 8))) and hints.masks.shape == (2, 4, 16, 16)
 
 
 def test_own_hints_with_their_errors_duplicates_and_misses():

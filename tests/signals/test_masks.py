@@ -68,3 +68,14 @@ def test_noise_masks(encoding):
     assert torch.equal(noise(0.5), noise(0.5)) and not torch.equal(noise(0.5), noise(0.5, seed=1))
     assert ((m.to_unit(noise(1.0), 0.1) >= 0.5) == masks.bool()).all(), "without noise the masks themselves"
     assert abs(noise(0.0).mean()) < 0.1 and abs(noise(0.0).std() - 1) < 0.1, "nothing else than noise"
+
+
+@given(st.floats(0.1, 2), st.floats(0.01, 0.99))
+def test_log_odds_compare_the_densities(scale, alpha_bar):
+    x_t = torch.linspace(-2, 2, 9).view(1, 1, 3, 3)
+    inside, outside = (
+        torch.distributions.Normal(sign * scale * alpha_bar**0.5, (1 - alpha_bar) ** 0.5).log_prob(x_t)
+        for sign in (1, -1)
+    )
+    found = m.log_odds(x_t, torch.tensor([alpha_bar], dtype=torch.float64), scale)
+    torch.testing.assert_close(found, inside - outside, rtol=1e-3, atol=1e-3)

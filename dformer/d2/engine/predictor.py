@@ -9,10 +9,12 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from numpy.typing import NDArray
+from detectron2.structures import Instances
+from numpy.typing import ArrayLike, NDArray
 from PIL.Image import Image as PILImage
 
 from dformer.d2.checkpoint.checkpointer import fetch_checkpoint, load_weights
@@ -23,6 +25,8 @@ from dformer.d2.engine.result import Result
 from dformer.d2.evaluation.test_time_augmentation import augment
 from dformer.d2.modeling.meta_arch import Request, Segmenter, Step
 from dformer.data.images import to_image
+from dformer.postprocess.ensemble import merge_samples
+from dformer.postprocess.known import coarse_masks
 from dformer.utils.errors import UserError
 from dformer.utils.memory import keep_pages
 from dformer.visualize import INSTANCE_THRESHOLD, fit_size, resize
@@ -123,6 +127,69 @@ class Predictor:
                 for (number, _), result in zip(read, found, strict=True):
                     yield replace(result, frame=number)
 
+    def refine(
+        self,
+        image: Source,
+        masks: ArrayLike | None = None,
+        *,
+        boxes: ArrayLike | None = None,
+        classes: Sequence[int] | None = None,
+        time: int = 300,
+        steps: int = 1,
+        seed: int = 0,
+    ) -> Result:
+        """Return better masks for coarse ones, or for boxes, in their order, with the model's class and score.
+
+        A mask of which nothing is left stays as it was given. For DFormers with DIFFUSION.ASSIGNMENT denoising.
+
+        Args:
+            image: as of a call.
+            masks: (M, H, W), 0 outside.
+            boxes: (M, 4) in their place: left, top, right, bottom in pixels; the last two are outside of the box.
+            classes: (M,), where they are known; else the model says.
+            time: from which they are denoised, 0 to T - 1: the higher, the less they are trusted.
+            steps: sampling steps.
+            seed: of the noise.
+        """
+        read = to_image(image)
+        given = coarse_masks(masks, boxes, (read.shape[0], read.shape[1]))
+        (item,) = self._batch([read], None)
+        item["coarse_masks"] = F.interpolate(given[None].float(), item["image"].shape[1:], mode="nearest-exact")[0] > 0
+        with torch.no_grad(), self._autocast:
+            logits, found = self.model.refine(item, time, steps, seed)
+        found = found.cpu()
+        found = torch.where(found.flatten(1).any(1)[:, None, None], found, given)
+        scores, chosen = logits.cpu().softmax(-1)[:, :-1].max(-1)
+        if classes is not None:
+            chosen = torch.as_tensor(classes)
+            scores = logits.cpu().softmax(-1)[torch.arange(len(chosen)), chosen]
+        instances = Instances(read.shape[:2], pred_masks=found, scores=scores, pred_classes=chosen)
+        return Result(read, {"instances": instances}, "instance", self.class_names, 0.0, read.shape[:2], float(time))
+
+    def ensemble(self, image: Source, samples: int = 8, **asked: Any) -> Result:
+        """Return what most of several answers, from different noise, agree on; a score says how much they do.
+
+        Args:
+            image: as of a call.
+            samples: how many, at least 2.
+            asked: as of a call; with `seed`, that of the first one.
+
+        Returns:
+            A panoptic result with `agreement`.
+        """
+        if samples < 2:
+            raise UserError(f"samples must be at least 2, got {samples}")
+        first = self.make_request(task="panoptic", **asked)
+        if "seed" not in self.model.options:
+            raise UserError(f"{type(self.model).__name__} has no seed: its answers are all the same")
+        read = to_image(image)
+        found = [self.predict([read], request=replace(first, seed=first.seed + k))[0] for k in range(samples)]
+        maps = [(ids.cpu().numpy(), segments) for ids, segments in (x["panoptic_seg"] for x in found)]
+        merged, segments, agreement = merge_samples(maps)
+        predictions = {"panoptic_seg": (torch.from_numpy(merged), segments), "agreement": agreement}
+        size = read.shape[0], read.shape[1]
+        return self._result(predictions, read, size, first)
+
     def make_request(self, task: str | None = None, threshold: float | None = None, **numbers: float) -> Request:
         """Return the request of a task, by default the model's, with its default numbers where none is given.
 
@@ -196,7 +263,10 @@ class Predictor:
         self, images: Sequence[Image], sizes: Sequence[Size] | None, known: Sequence[IdMap | None] | None = None
     ) -> list[dict[str, Any]]:
         if known is not None and not self.model.completes:
-            raise UserError(f"{type(self.model).__name__} cannot complete masks; LDMSeg can")
+            raise UserError(
+                f"{type(self.model).__name__} cannot complete masks; LDMSeg can, and "
+                "a DFormer trained with DIFFUSION.ASSIGNMENT denoising"
+            )
         sizes = sizes or [(image.shape[0], image.shape[1]) for image in images]
         batch = []
         for image, (height, width), ids in zip(images, sizes, known or [None] * len(images), strict=True):

@@ -72,6 +72,11 @@ class Result:
         return ids
 
     @property
+    def agreement(self) -> Floats | None:
+        """Return the share (H, W) of answers that agree at each pixel, of `Predictor.ensemble`; else None."""
+        return self.predictions.get("agreement")
+
+    @property
     def masks(self) -> Bools:
         """Return the masks (N, H, W)."""
         return np.array([segment.mask for segment in self.segments], bool).reshape(-1, *self.image.shape[:2])

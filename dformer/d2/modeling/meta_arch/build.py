@@ -44,7 +44,7 @@ def _build_pixel_decoder(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> PixelDec
     )
 
 
-def _build_mask_decoder(cfg: CfgNode, classes: int) -> MaskDecoder:
+def _build_mask_decoder(cfg: CfgNode, classes: int, num_evidence: int) -> MaskDecoder:
     decoder = cfg.MODEL.MASK_DECODER
     return MaskDecoder(
         in_channels=cfg.MODEL.PIXEL_DECODER.CONV_DIM,
@@ -55,6 +55,7 @@ def _build_mask_decoder(cfg: CfgNode, classes: int) -> MaskDecoder:
         num_heads=decoder.NUM_HEADS,
         ffn_dim=decoder.FFN_DIM,
         num_layers=decoder.NUM_LAYERS,
+        num_evidence=num_evidence,
     )
 
 
@@ -91,7 +92,7 @@ def segmenter_settings(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def build_parts(cfg: CfgNode) -> tuple[dict[str, Any], PixelDecoder, MaskDecoder]:
+def build_parts(cfg: CfgNode, num_evidence: int = 0) -> tuple[dict[str, Any], PixelDecoder, MaskDecoder]:
     """Return the keywords of `QuerySegmenter` but `head`, the pixel decoder, and the mask decoder."""
     names, things = model_classes(cfg)
     classes = len(names)
@@ -106,4 +107,5 @@ def build_parts(cfg: CfgNode) -> tuple[dict[str, Any], PixelDecoder, MaskDecoder
         "top_k": cfg.TEST.DETECTIONS_PER_IMAGE,
         "resize_masks_first": cfg.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
     }
-    return parts, _build_pixel_decoder(cfg, backbone.output_shape()), _build_mask_decoder(cfg, classes)
+    mask_decoder = _build_mask_decoder(cfg, classes, num_evidence)
+    return parts, _build_pixel_decoder(cfg, backbone.output_shape()), mask_decoder

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dformer.d2.modeling.meta_arch.build import build_parts
 from dformer.d2.modeling.meta_arch.query_segmenter import QuerySegmenter
+from dformer.d2.modeling.meta_arch.segmenter import Batch
 from dformer.d2.modeling.meta_arch.step import Request
 from dformer.losses.criterion import Target
 from dformer.models.mask2former import Mask2FormerHead
@@ -34,6 +35,6 @@ class Mask2Former(QuerySegmenter):
         return [self.head(features)], targets
 
     def predict(
-        self, features: list[Tensor], generators: list[torch.Generator], request: Request
+        self, features: list[Tensor], generators: list[torch.Generator], request: Request, batch: Batch
     ) -> Iterator[tuple[float | None, Tensor | None, list[Prediction]]]:
         yield None, None, self.head(features, request.proposals)

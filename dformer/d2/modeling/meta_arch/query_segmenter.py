@@ -61,7 +61,7 @@ class QuerySegmenter(Segmenter):
 
     @abstractmethod
     def predict(
-        self, features: list[Tensor], generators: list[torch.Generator], request: Request
+        self, features: list[Tensor], generators: list[torch.Generator], request: Request, batch: Batch
     ) -> Iterator[tuple[float | None, Tensor | None, list[Prediction]]]:
         """Yield time, noisy signal (B, N, h, w) and the predictions of all layers after each step."""
 
@@ -75,8 +75,8 @@ class QuerySegmenter(Segmenter):
         layers = list(zip(*decodings, strict=True))
         logits = torch.stack([torch.cat([decoding.logits for decoding in layer]) for layer in layers])
         mask_embed = torch.stack([torch.cat([decoding.mask_embed for decoding in layer]) for layer in layers])
-        pixels = decodings[0][0].mask_features.permute(0, 2, 3, 1).unbind()
-        masks = MaskProducts(mask_embed, pixels * len(decodings))
+        pixels = [x for decoding in decodings for x in decoding[0].mask_features.permute(0, 2, 3, 1)]
+        masks = MaskProducts(mask_embed, tuple(pixels))
         return self.criterion(logits, masks, targets, generators * len(decodings))
 
     def sample(
@@ -84,15 +84,19 @@ class QuerySegmenter(Segmenter):
     ) -> Iterator[tuple[float | None, list[Output]]]:
         features = self.features(images)
         sizes = [feature.shape[-2:] for feature in features[:0:-1]]
-        for t, x_t, predictions in self.predict(features, generators, request):
+        for t, x_t, predictions in self.predict(features, generators, request, batch):
             signals = [None] * len(images) if x_t is None else x_t
             yield (
                 t,
                 [
-                    QueryOutput(self, request, [p.of_image(b) for p in predictions], signal, sizes)
+                    self.output(batch[b], request, [p.of_image(b) for p in predictions], signal, sizes)
                     for b, signal in enumerate(signals)
                 ],
             )
+
+    def output(self, item: dict[str, Any], *found: Any) -> Output:
+        """Return what was found in an image of the batch; `found`: as of `QueryOutput`."""
+        return QueryOutput(self, *found)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return maps of strides 4, 8, 16, 32; channels last, where convolutions are faster."""

@@ -84,6 +84,19 @@ class Segmenter(nn.Module, ABC):
     ) -> Iterator[tuple[float | None, list[Output]]]:
         """Yield time and outputs after each step; arguments as of `compute_losses`."""
 
+    def refine(self, item: dict[str, Any], time: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return class logits (M, K + 1) and masks (M, height, width) bool for coarse ones of an image.
+
+        Args:
+            item: as of `forward`, with `coarse_masks` (M, h, w) bool.
+            time: from which they are denoised, 0..T-1: the higher, the less they are trusted.
+            steps: sampling steps.
+            seed: of the noise.
+        """
+        raise UserError(
+            f"{type(self).__name__} cannot refine masks; a DFormer trained with DIFFUSION.ASSIGNMENT denoising can"
+        )
+
     def noisy_targets(self, batch: Batch, t: float) -> list[Tensor] | None:
         """Return what training makes of each image's ground truth at time `t`: maps (M, h, w) in [0, 1] over the image.
 
