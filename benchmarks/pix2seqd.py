@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dformer.d2.config import get_cfg, merge_config
 from dformer.d2.modeling.meta_arch import Pix2SeqD
+from dformer.utils import rng
 from dformer.utils.errors import exit_on_user_error
 
 CONFIG = "configs/coco/panoptic/pix2seqd_r50_256.yaml"
@@ -39,7 +40,8 @@ def measure(model: Pix2SeqD, size: int, steps: list[int], rounds: int) -> list[d
     """Return a row for each number of steps, for one image of `size` x `size`."""
     generator = torch.Generator(model.device).manual_seed(0)
     images = torch.rand(1, 3, size, size, generator=generator, device=model.device)
-    memory, draw_noise = model.encode(images), model.noise(images.shape[-2:], [generator])
+    memory = model.encode(images)
+    draw_noise = partial(rng.normal, [generator], model.noise_shape(images.shape[-2:], model.request))
     x_t, t = draw_noise(), torch.full((1,), 0.5, device=model.device)
     encoder, decoder = partial(model.encode, images), partial(model.head.denoise, memory, x_t, t)
 

@@ -28,11 +28,12 @@ class SamplingStep(Generic[Output]):
 def time_pairs(timesteps: int, steps: int) -> list[tuple[int, int]]:
     """Return pairs (t, t_next) from T-1 down to -1, the clean signal (DFormer, Alg. 2).
 
-    The times are linspace(-1, T-1, steps + 1) in reverse, truncated to integers as published.
+    The times are linspace(-1, T-1, steps + 1) in reverse, rounded down. (The published code computes them in float32,
+    where for 84 of the 1000 numbers of steps, of which 26 is the first, a time is too low by one.)
     """
     if not 1 <= steps <= timesteps:
         raise ValueError(f"sampling steps must be in 1..{timesteps}, got {steps}")
-    times = torch.linspace(-1, timesteps - 1, steps + 1).int().tolist()[::-1]
+    times = [k * timesteps // steps - 1 for k in range(steps, -1, -1)]
     return list(zip(times[:-1], times[1:], strict=True))
 
 
@@ -89,7 +90,7 @@ def sample(
     x_t, x0 = draw_noise(), None
 
     def at(t: Time) -> Tensor:
-        return torch.full((len(x_t),), t, device=x_t.device)
+        return torch.full(x_t.shape[:1], t, device=x_t.device)
 
     for k, (t, t_next) in enumerate(times, start=1):
         x0, output = denoise(x_t, at(t), x0)

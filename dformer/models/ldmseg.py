@@ -160,15 +160,15 @@ class SegmentClassifier(nn.Module):
         self.class_embed = nn.Linear(hidden_dim, num_classes)
 
     def forward(self, maps: Sequence[Tensor], masks: Tensor) -> Tensor:
-        """Return class logits (G, K) of the segments of an image.
+        """Return class logits (..., G, K) of the segments of an image, or of a batch.
 
         Args:
-            maps: features (C_i, h_i, w_i) of the image.
-            masks: (G, H, W) in [0, 1], over the same canvas.
+            maps: features (..., C_i, h_i, w_i) of the image.
+            masks: (..., G, H, W) in [0, 1], over the same canvas.
         """
         pooled = []
         for x in maps:
-            weights = F.interpolate(masks[:, None].float(), x.shape[-2:], mode="area").flatten(1)  # (G, h_i w_i)
-            weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
-            pooled.append(weights @ x.float().flatten(1).T)
-        return self.class_embed(F.relu(self.linear1(torch.cat(pooled, dim=1))))
+            weights = F.adaptive_avg_pool2d(masks.float(), (x.shape[-2], x.shape[-1])).flatten(-2)  # (..., G, h_i w_i)
+            weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)
+            pooled.append(weights @ x.float().flatten(-2).mT)
+        return self.class_embed(F.relu(self.linear1(torch.cat(pooled, dim=-1))))

@@ -19,5 +19,5 @@ class Mask2FormerHead(nn.Module):
     def forward(self, features: list[Tensor], num_queries: int | None = None) -> list[Prediction]:
         """Return the predictions before the first and after each layer, of the first `num_queries` (None: all)."""
         image = self.mask_decoder.encode_memory(self.pixel_decoder(features))
-        queries = self.query_feat[:num_queries].expand(len(features[0]), -1, -1)  # (B, N, C)
+        queries = self.query_feat[:num_queries].expand(features[0].shape[0], -1, -1)  # (B, N, C)
         return self.mask_decoder(queries, image)

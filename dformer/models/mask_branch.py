@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from dformer.layers.resize import aligned_upsample
+from dformer.ops.dynamic_masks import aligned_upsample
 
 # Batch norm as published; group norm for own training with few images a process.
 NORMS: dict[str, Callable[[int], nn.Module]] = {"BN": nn.BatchNorm2d, "GN": lambda dim: nn.GroupNorm(32, dim)}

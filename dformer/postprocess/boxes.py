@@ -34,14 +34,16 @@ def top_detections(logits: Tensor, boxes: Tensor, kernels: Tensor, count: int) -
     """Choose the pairs of box and class with the highest sigmoid scores; a box may come with several classes.
 
     Args:
-        logits: (N, K).
-        boxes: (N, 4).
-        kernels: (N, P).
-        count: how many pairs.
+        logits: (..., N, K), of an image or of a batch.
+        boxes: (..., N, 4).
+        kernels: (..., N, P).
+        count: how many pairs of each image.
     """
-    scores, index = logits.sigmoid().flatten().topk(min(count, logits.numel()))
-    box, label = index // logits.shape[1], index % logits.shape[1]
-    return Detections(boxes[box], scores, label, kernels[box])
+    num_boxes, num_classes = logits.shape[-2:]
+    scores, index = logits.sigmoid().flatten(-2).topk(min(count, num_boxes * num_classes))  # (..., n)
+    box = (index // num_classes)[..., None]
+    boxes, kernels = (x.gather(-2, box.expand(*index.shape, x.shape[-1])) for x in (boxes, kernels))
+    return Detections(boxes, scores, index % num_classes, kernels)
 
 
 def suppress(detections: Sequence[Detections], threshold: float, count: int) -> Detections:

@@ -158,7 +158,7 @@ def boxes_of(masks: Tensor) -> Tensor:
     for dim in (1, 2):  # is any pixel set in a column, in a row
         occupied = masks.any(dim)
         index = torch.arange(occupied.shape[1], device=masks.device)
-        lows.append(torch.where(occupied, index, len(index)).amin(1))
+        lows.append(torch.where(occupied, index, occupied.shape[1]).amin(1))
         highs.append(torch.where(occupied, index + 1, 0).amax(1))
     return torch.stack(lows + highs, dim=1).float() * masks.flatten(1).any(1)[:, None]
 

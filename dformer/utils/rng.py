@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,6 +22,11 @@ def generator(device: torch.device | str, *keys: int | str) -> torch.Generator:
     do not change with the rest of its batch or when a run is resumed.
     """
     return torch.Generator(device).manual_seed(seed(*keys))
+
+
+def normal(generators: Sequence[torch.Generator], shape: Sequence[int]) -> torch.Tensor:
+    """Draw standard normal noise (B, *shape), that of each image from a generator of its own."""
+    return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
 
 
 def seed_all(*keys: int | str) -> None:

@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 from torchvision.ops import roi_align as reference
 
-from dformer.layers.resize import aligned_upsample
 from dformer.layers.roi_align import box_levels, pyramid_cells, roi_align
+from dformer.ops.dynamic_masks import aligned_upsample
 
 
 def pyramid(batch, *channels_last):

@@ -8,12 +8,11 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from dformer.diffusion.sampler import ddim_step, sample, time_pairs
 from dformer.diffusion.schedule import alpha_bar_table, table_schedule
-from dformer.layers.resize import aligned_upsample
 from dformer.layers.roi_align import box_levels, pyramid_cells, roi_align
 from dformer.models.diffusioninst import renew_boxes
 from dformer.models.mask_branch import MaskBranch
 from dformer.models.roi_decoder import RESOLUTION, BoxPrediction, RoIDecoder
-from dformer.ops.dynamic_masks import dynamic_masks, num_dynamic_parameters
+from dformer.ops.dynamic_masks import aligned_upsample, dynamic_masks, num_dynamic_parameters
 from dformer.postprocess.boxes import instances, suppress, top_detections
 from dformer.postprocess.view import View
 from dformer.signals.boxes import boxes_to_signal, signal_to_boxes

@@ -1,6 +1,6 @@
 """The meta-architecture "DFormer"."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from dformer.models.dformer import ASSIGNMENTS, DFormerHead, MaskDiffusion
 from dformer.models.mask_decoder import Prediction
 from dformer.postprocess.known import paste_known, split_known
 from dformer.postprocess.view import View, resized_strips
-from dformer.signals.hints import Hints, given_hints
+from dformer.signals.hints import FREE, Hints, given_hints
 from dformer.signals.masks import downsample, noise_masks, to_unit
 from dformer.utils import rng
 from dformer.utils.errors import UserError, did_you_mean
@@ -82,18 +82,22 @@ class DFormer(QuerySegmenter):
     ) -> Tensor:
         """Draw standard normal noise (B, N, h, w) for images with these features."""
         height, width = (4 * side for side in features[0].shape[-2:])
-        shape = self.head.noise_shape(height, width, num_masks)
-        return torch.stack([torch.randn(shape, generator=g, device=self.device) for g in generators])
+        return rng.normal(generators, self.head.noise_shape(height, width, num_masks))
+
+    def noise_shape(self, canvas: Sequence[int], request: Request) -> tuple[int, ...]:
+        return self.head.noise_shape(canvas[0], canvas[1], request.proposals)
 
     def predict(
-        self, features: list[Tensor], generators: list[torch.Generator], request: Request, batch: Batch
+        self, features: list[Tensor], draw_noise: Callable[[], Tensor], request: Request, batch: Batch
     ) -> Iterator[tuple[float | None, Tensor | None, list[Prediction]]]:
-        draw_noise = partial(self.draw_noise, features, generators, request.proposals)
         if self.head.diffusion.assignment == "free":
             steps = self.head.sample(features, draw_noise, request.steps, self.eta)
         else:
             times = [t for t, _ in time_pairs(self.head.diffusion.timesteps, request.steps)]
-            hints = self.hints([self.known_masks(item) for item in batch], features, request.proposals)
+            if batch:
+                hints = self.hints([self.known_masks(item) for item in batch], features, request.proposals)
+            else:
+                hints = self.free_hints(features, request.proposals)
             memory = self.head.encode(features)
             steps = self.head.sample_hints(memory, hints, draw_noise, times, self.eta, known_time=0)
         for step in steps:
@@ -115,6 +119,13 @@ class DFormer(QuerySegmenter):
             padded = F.pad(given.to(self.device), (0, width - given.shape[2], 0, height - given.shape[1]))
             cells.append(downsample(padded, self.head.diffusion.stride))
         return given_hints(cells, num_slots)
+
+    def free_hints(self, features: list[Tensor], num_masks: int | None = None) -> Hints:
+        """Return hints of nothing, as `hints` does, for a batch of any size."""
+        batch, _, height, width = features[0].shape
+        shape = batch, *self.head.noise_shape(4 * height, 4 * width, num_masks)
+        masks = torch.zeros(shape, device=self.device)
+        return Hints(masks, torch.full(shape[:2], FREE, device=self.device))
 
     def output(self, item: dict[str, Any], *found: Any) -> Output:
         return KnownOutput(item["known_map"], self, *found) if "known_map" in item else super().output(item, *found)

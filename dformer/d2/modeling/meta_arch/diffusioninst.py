@@ -1,7 +1,8 @@
 """The meta-architecture "DiffusionInst"."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from dformer.models.diffusioninst import BoxDiffusion, DiffusionInstHead
 from dformer.models.mask_branch import NORMS, MaskBranch
 from dformer.models.roi_decoder import BoxPrediction, RoIDecoder
 from dformer.ops.dynamic_masks import dynamic_masks, num_dynamic_parameters
+from dformer.postprocess import dense
 from dformer.postprocess.boxes import STRIDE, Detections, instances, suppress, top_detections
 from dformer.postprocess.queries import boxes_of
 from dformer.postprocess.view import View
@@ -39,7 +41,7 @@ MAX_PROPOSALS = 2_000  # at inference
 class DiffusionInst(Segmenter):
     """Find instances by denoising boxes, each of which brings its mask head (Gu et al. 2022)."""
 
-    tasks = ("instance",)
+    tasks = dense_tasks = ("instance",)
 
     @configurable
     def __init__(
@@ -106,18 +108,15 @@ class DiffusionInst(Segmenter):
         self, images: Tensor, batch: Batch, generators: list[torch.Generator], request: Request
     ) -> Iterator[tuple[float, list[Output]]]:
         encoded = self.head.encode(self.features(images))
-        num_boxes = request.proposals or self.head.diffusion.num_boxes
-
-        def draw_noise() -> Tensor:
-            return torch.stack([torch.randn(num_boxes, 4, generator=g, device=self.device) for g in generators])
-
+        shape = self.noise_shape(images.shape[-2:], request)
+        draw_noise = partial(rng.normal, generators, shape)
         extent = self.extent(batch)
         found: list[list[Detections]] = [[] for _ in batch]  # of the steps so far
         for k, step in enumerate(self.head.sample(encoded, draw_noise, extent, request.steps, self.eta), start=1):
             if k == 1 or k < request.steps or self.ensemble_last_step:
                 for b, detections in enumerate(found):
                     logits, predicted, kernels = (x[b].float() for x in step.output[-1])
-                    found[b] = [*detections, top_detections(logits, predicted, kernels, count=num_boxes)]
+                    found[b] = [*detections, top_detections(logits, predicted, kernels, count=shape[0])]
             boxes = signal_to_boxes(step.x_t, extent[:, None], self.head.diffusion.scale)
             yield (
                 step.t,
@@ -126,6 +125,32 @@ class DiffusionInst(Segmenter):
                     for b, stages in enumerate(_of_images(step.output, len(batch)))
                 ],
             )
+
+    def noise_shape(self, canvas: Sequence[int], request: Request) -> tuple[int, ...]:
+        return request.proposals or self.head.diffusion.num_boxes, 4
+
+    def predictions(self, images: Tensor, draw_noise: Callable[[], Tensor], request: Request) -> dict[str, Tensor]:
+        """Return the detections of all steps before suppression, and the mask features.
+
+        `boxes` (B, n, 4) in pixels, `scores` (B, n), `classes` (B, n) int64, mask heads `kernels` (B, n, P), and
+        `mask_features` (B, C, H/4, W/4).
+        """
+        encoded, num_boxes = self.head.encode(self.features(images)), self.noise_shape(images.shape[-2:], request)[0]
+        height, width = images.shape[-2:]
+        extent = torch.tensor([width, height, width, height]).to(images, non_blocking=True).expand(images.shape[0], 4)
+        steps = list(self.head.sample(encoded, draw_noise, extent, request.steps, self.eta))
+        last = [] if request.steps > 1 and not self.ensemble_last_step else steps[-1:]
+        found = []
+        for step in [*steps[:-1], *last]:
+            logits, boxes, kernels = (x.float() for x in step.output[-1])
+            found.append(top_detections(logits, boxes, kernels, count=num_boxes))
+        detections = Detections(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
+        return {**detections._asdict(), "mask_features": encoded.mask_features.float()}
+
+    def dense_results(
+        self, predictions: dict[str, Tensor], canvas: tuple[int, int], task: str, request: Request
+    ) -> dict[str, Tensor]:
+        return dense.box_instances(predictions, canvas, self.nms_threshold, self.top_k)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return maps of strides 4, 8, 16, 32; channels last, where convolutions are faster."""

@@ -1,7 +1,7 @@
 """The meta-architecture "LDMSeg"."""
 
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from dformer.losses.normalisers import normaliser
 from dformer.models.ldmseg import FeatureLatents, Known, LatentDiffusion, LDMSegHead, SegmentClassifier
 from dformer.models.unet.image_vae import ImageVAE
 from dformer.models.unet.unet2d import UNet2DConditionModel, widen_conv_in
+from dformer.postprocess import dense
 from dformer.postprocess.id_maps import SegmentMap
 from dformer.signals.bits import ID_ORDERS, draw_ids, int_to_bits
 from dformer.utils import rng
@@ -55,6 +56,7 @@ class LDMSeg(SegmentMapper):
         pretrained: files of parts, see `initialize`.
     """
 
+    dense_tasks = ("panoptic",)
     completes = True
 
     @configurable
@@ -179,7 +181,7 @@ class LDMSeg(SegmentMapper):
         diffusion = self.head.diffusion
         image_latents, features = self.image_latents(images)  # (B, C, h, w)
         shape = (self.head.mask_autoencoder.latent_channels, *image_latents.shape[2:])
-        noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
+        noise = rng.normal(generators, shape)
         t = torch.stack([torch.randint(diffusion.timesteps, (), generator=g, device=g.device) for g in generators])
         conditioned = torch.stack([torch.rand((), generator=g, device=g.device) for g in generators])
         targets = self.targets(batch, images.shape[-2:], generators)
@@ -222,11 +224,7 @@ class LDMSeg(SegmentMapper):
         self, images: Tensor, batch: Batch, generators: list[torch.Generator], request: Request
     ) -> Iterator[tuple[float | None, list[Output]]]:
         image_latents, features = self.image_latents(images)
-        shape = (self.head.mask_autoencoder.latent_channels, *image_latents.shape[2:])
-
-        def draw_noise() -> Tensor:
-            return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
-
+        draw_noise = partial(rng.normal, generators, self.noise_shape(images.shape[-2:], request))
         known, maps = self.known(batch, images)
         for step in self.head.sample(image_latents.float(), draw_noise, request.steps, known):
             yield (
@@ -236,6 +234,26 @@ class LDMSeg(SegmentMapper):
                     for b, (x0, x_t) in enumerate(zip(step.output, step.x_t, strict=True))
                 ],
             )
+
+    def noise_shape(self, canvas: Sequence[int], request: Request) -> tuple[int, ...]:
+        return self.head.mask_autoencoder.latent_channels, canvas[0] // self.stride, canvas[1] // self.stride
+
+    def predictions(self, images: Tensor, draw_noise: Callable[[], Tensor], request: Request) -> dict[str, Tensor]:
+        """Return `logits` (B, N, h', w') of the ids, and `class_scores` (B, N, K) of the segments that they show."""
+        image_latents, features = self.image_latents(images)
+        *_, last = self.head.sample(image_latents.float(), draw_noise, request.steps)
+        logits = self.head.decode(last.output)
+        if self.classifier is None:
+            return {"logits": logits, "class_scores": torch.ones_like(logits[:, :, :1, 0])}
+        class_scores = self.classifier(features, logits.softmax(1)).softmax(-1).float()
+        return {"logits": logits, "class_scores": class_scores}
+
+    def dense_results(
+        self, predictions: dict[str, Tensor], canvas: tuple[int, int], task: str, request: Request
+    ) -> dict[str, Tensor]:
+        logits = F.interpolate(predictions["logits"], canvas, mode="bilinear")
+        things = self.things.to(logits.device)
+        return dense.id_panoptic(logits, predictions["class_scores"], things, self.thresholds(request))
 
     def known(self, batch: Batch, images: Tensor) -> tuple[Known | None, Tensor | None]:
         """Return the given latents, and the given ids (B, H, W) on the canvas; None if no image has any."""

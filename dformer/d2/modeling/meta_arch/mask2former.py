@@ -1,6 +1,6 @@
 """The meta-architecture "Mask2Former"."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -35,6 +35,6 @@ class Mask2Former(QuerySegmenter):
         return [self.head(features)], targets
 
     def predict(
-        self, features: list[Tensor], generators: list[torch.Generator], request: Request, batch: Batch
+        self, features: list[Tensor], draw_noise: Callable[[], Tensor], request: Request, batch: Batch
     ) -> Iterator[tuple[float | None, Tensor | None, list[Prediction]]]:
         yield None, None, self.head(features, request.proposals)

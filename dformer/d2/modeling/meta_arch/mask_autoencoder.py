@@ -27,6 +27,7 @@ from dformer.postprocess.id_maps import (
 )
 from dformer.postprocess.view import View
 from dformer.signals.bits import draw_ids, int_to_bits
+from dformer.utils import rng
 from dformer.utils.errors import UserError
 
 
@@ -158,8 +159,7 @@ class MaskAutoencoder(SegmentMapper):
     def compute_losses(self, images: Tensor, batch: Batch, generators: list[torch.Generator]) -> dict[str, Tensor]:
         targets = self.targets(images, batch, generators)
         mean, logvar = self.mask_autoencoder.encode(id_signal(targets, self.mask_autoencoder.num_bits))
-        noise = torch.stack([torch.randn(mean.shape[1:], generator=g, device=mean.device) for g in generators])
-        latents = mean + (logvar / 2).exp() * noise  # (B, Z, h, w)
+        latents = mean + (logvar / 2).exp() * rng.normal(generators, mean.shape[1:])  # (B, Z, h, w)
         losses = id_map_losses(self.mask_autoencoder.decode(latents), targets, self.points, generators)
         if self.kl_weight > 0:
             losses["loss_kl"] = self.kl_weight * kl_divergence(mean.float(), logvar.float()).mean()

@@ -1,6 +1,7 @@
 """The meta-architecture "Pix2SeqD"."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from dformer.diffusion.schedule import add_noise
 from dformer.models.pix2seqd import PREDICTIONS, STRIDES, BitDiffusion, ImageMemory, Pix2SeqDHead
 from dformer.models.unet.image_encoder import FeaturePyramidMerge, TokenEncoder
 from dformer.models.unet.transunet import TransUNet
+from dformer.postprocess import dense
 from dformer.postprocess.label_maps import find_segments, majority_vote
 from dformer.postprocess.queries import boxes_of
 from dformer.postprocess.view import View, resized_strips
@@ -91,6 +93,7 @@ def build_head(cfg: CfgNode, channels: tuple[int, ...], num_classes: int) -> Pix
 class Pix2SeqD(Segmenter):
     """Segment by denoising the bits of the panoptic map (Chen et al. 2023)."""
 
+    dense_tasks = ("panoptic",)
     max_time = 1.0
     options = {"steps": (1, 1000), "seed": (0, 2**31 - 1)}
     things: Tensor
@@ -164,7 +167,7 @@ class Pix2SeqD(Segmenter):
     def draw(self, item: dict[str, Any], generator: torch.Generator, canvas: torch.Size) -> tuple[Tensor, ...]:
         """Draw for an image a time, noise (n, h, w), and labels (2, h, w); return these and the past labels."""
         t = torch.rand((), generator=generator, device=self.device)
-        noise = self.noise(canvas, [generator])()[0]
+        noise = rng.normal([generator], self.noise_shape(canvas, self.request))[0]
         objects = self.to_grid(self.panoptic_map(item).to(self.device, non_blocking=True), canvas)
         classes = item["instances"].gt_classes.to(self.device, non_blocking=True)
         ids = draw_ids(objects, len(classes), self.head.num_labels[1], self.id_order, generator)
@@ -179,7 +182,7 @@ class Pix2SeqD(Segmenter):
         self, images: Tensor, batch: Batch, generators: list[torch.Generator], request: Request
     ) -> Iterator[tuple[float | None, list[Output]]]:
         memory, past = self.encode(images), self.past_labels(batch, images.shape[-2:])
-        draw_noise = self.noise(images.shape[-2:], generators)
+        draw_noise = partial(rng.normal, generators, self.noise_shape(images.shape[-2:], request))
         for step in self.head.sample(memory, draw_noise, request.steps, self.time_difference, self.eta, past):
             parts = zip(step.x_t, step.x0, step.output, strict=True)
             yield step.t, [LabelMapOutput(self, request, *part) for part in parts]
@@ -208,16 +211,40 @@ class Pix2SeqD(Segmenter):
 
         steps = request.steps, later_steps or request.steps
         found = self.head.sample_video(
-            memories(), lambda: self.noise(canvas[0], generators)(), steps, self.time_difference, self.eta
+            memories(),
+            lambda: rng.normal(generators, self.noise_shape(canvas[0], request)),
+            steps,
+            self.time_difference,
+            self.eta,
         )
         for labels in found:
             yield labels[0]
 
-    def noise(self, canvas: torch.Size, generators: list[torch.Generator]) -> Callable[[], Tensor]:
-        """Return a function that draws noise (B, n, h, w) for images of that padded size."""
-        stride, bits = self.head.diffusion.stride, sum(self.head.diffusion.bits)
-        shape = bits, canvas[0] // stride, canvas[1] // stride
-        return lambda: torch.stack([torch.randn(shape, generator=g, device=self.device) for g in generators])
+    def noise_shape(self, canvas: Sequence[int], request: Request) -> tuple[int, ...]:
+        stride = self.head.diffusion.stride
+        return sum(self.head.diffusion.bits), canvas[0] // stride, canvas[1] // stride
+
+    def predictions(self, images: Tensor, draw_noise: Callable[[], Tensor], request: Request) -> dict[str, Tensor]:
+        """Return `class_scores` (B, K + 1, h, w), `id_scores` (B, ids, h, w), and `labels` (B, 2, h, w) int64."""
+        *_, last = self.head.sample(self.encode(images), draw_noise, request.steps, self.time_difference, self.eta)
+        scores = self.head.probabilities(last.output, last.x0)
+        classes, ids = (x[:, :count] for x, count in zip(scores, self.head.num_labels, strict=True))
+        return {"class_scores": classes, "id_scores": ids, "labels": self.head.to_labels(last.x0)}
+
+    def dense_results(
+        self, predictions: dict[str, Tensor], canvas: tuple[int, int], task: str, request: Request
+    ) -> dict[str, Tensor]:
+        scores = [predictions["class_scores"], predictions["id_scores"]]
+        if self.upsampling == "nearest":
+            labels = predictions["labels"]
+            confidence = scores[0].gather(1, labels[:, :1])
+            maps = F.interpolate(torch.cat([labels.float(), confidence], dim=1), canvas, mode="nearest-exact")
+            classes, ids, confidence = maps.unbind(1)
+        else:
+            best = [F.interpolate(x, canvas, mode="bilinear").max(1) for x in scores]
+            (confidence, classes), (_, ids) = best
+        limits = self.head.num_labels[1], self.min_area, request.object_threshold
+        return dense.label_panoptic(classes.long(), ids.long(), confidence, self.things, *limits)
 
     @staticmethod
     def panoptic_map(item: dict[str, Any]) -> Tensor:

@@ -1,8 +1,8 @@
 """The base of systems that predict masks and classes from queries: DFormer and Mask2Former."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,14 +16,17 @@ from dformer.d2.modeling.meta_arch.step import Layer, Output, Request
 from dformer.layers.resize import resize
 from dformer.losses.criterion import Criterion, MaskProducts, Target
 from dformer.models.mask_decoder import Prediction, attended_regions
-from dformer.postprocess import queries
+from dformer.postprocess import TASKS, dense, queries
 from dformer.postprocess.view import View, resized_strips
+from dformer.utils import rng
 
 FEATURES = ("res2", "res3", "res4", "res5")  # strides 4, 8, 16, 32
 
 
 class QuerySegmenter(Segmenter):
     """Compute losses and results of a backbone, a head that makes `Prediction`s, and a criterion."""
+
+    dense_tasks = TASKS
 
     @configurable
     def __init__(
@@ -61,9 +64,12 @@ class QuerySegmenter(Segmenter):
 
     @abstractmethod
     def predict(
-        self, features: list[Tensor], generators: list[torch.Generator], request: Request, batch: Batch
+        self, features: list[Tensor], draw_noise: Callable[[], Tensor], request: Request, batch: Batch
     ) -> Iterator[tuple[float | None, Tensor | None, list[Prediction]]]:
-        """Yield time, noisy signal (B, N, h, w) and the predictions of all layers after each step."""
+        """Yield time, noisy signal (B, N, h, w) and the predictions of all layers after each step.
+
+        `batch` is as of `forward`, for what is given with the images; or empty, if nothing is.
+        """
 
     def to_masks(self, x_t: Tensor) -> Tensor:
         """Map a noisy signal to masks in [0, 1]."""
@@ -84,7 +90,8 @@ class QuerySegmenter(Segmenter):
     ) -> Iterator[tuple[float | None, list[Output]]]:
         features = self.features(images)
         sizes = [feature.shape[-2:] for feature in features[:0:-1]]
-        for t, x_t, predictions in self.predict(features, generators, request, batch):
+        draw_noise = partial(rng.normal, generators, self.noise_shape(images.shape[-2:], request))
+        for t, x_t, predictions in self.predict(features, draw_noise, request, batch):
             signals = [None] * len(images) if x_t is None else x_t
             yield (
                 t,
@@ -97,6 +104,25 @@ class QuerySegmenter(Segmenter):
     def output(self, item: dict[str, Any], *found: Any) -> Output:
         """Return what was found in an image of the batch; `found`: as of `QueryOutput`."""
         return QueryOutput(self, *found)
+
+    def predictions(self, images: Tensor, draw_noise: Callable[[], Tensor], request: Request) -> dict[str, Tensor]:
+        """Return `logits` (B, N, K + 1), the last for "no object", and `masks` (B, N, H/4, W/4), logits."""
+        *_, (_, _, layers) = self.predict(self.features(images), draw_noise, request, [])
+        return {"logits": layers[-1].logits.float(), "masks": layers[-1].masks.float()}
+
+    def dense_results(
+        self, predictions: dict[str, Tensor], canvas: tuple[int, int], task: str, request: Request
+    ) -> dict[str, Tensor]:
+        logits, things = predictions["logits"], self.things.to(predictions["logits"].device)
+        masks = F.interpolate(predictions["masks"], canvas, mode="bilinear")
+        match task:
+            case "semantic":
+                return dense.query_semantic(logits, masks)
+            case "panoptic":
+                thresholds = request.object_threshold, request.overlap_threshold
+                return dense.query_panoptic(logits, masks, things, *thresholds)
+            case _:
+                return dense.query_instances(logits, masks, things, self.top_k)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return maps of strides 4, 8, 16, 32; channels last, where convolutions are faster."""

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,11 +31,13 @@ class Segmenter(nn.Module, ABC):
         request: what is asked for by default.
         options: the numbers of a `Request` that the system knows -> lowest and highest value.
         max_time: the time of pure noise; None without diffusion.
+        dense_tasks: those of `tasks` that `dense_results` has.
         completes: whether it completes masks that are given in part, `known_map` of an image.
         iteration: training forwards so far; a resumed run sets it.
     """
 
     tasks: Sequence[str] = TASKS
+    dense_tasks: Sequence[str] = ()
     options: Mapping[str, tuple[int, int]] = {}
     max_time: float | None = None
     completes: bool = False
@@ -96,6 +98,28 @@ class Segmenter(nn.Module, ABC):
         raise UserError(
             f"{type(self).__name__} cannot refine masks; a DFormer trained with DIFFUSION.ASSIGNMENT denoising can"
         )
+
+    def noise_shape(self, canvas: Sequence[int], request: Request) -> tuple[int, ...]:
+        """Return the shape of the noise that is drawn for an image of a padded size; empty without diffusion."""
+        return ()
+
+    def predictions(self, images: Tensor, draw_noise: Callable[[], Tensor], request: Request) -> dict[str, Tensor]:
+        """Return what the last step predicts for all images, by name: with `dense_results`, what is exported.
+
+        Sizes and batch may be symbols (`torch.export`), and no value is looked at.
+
+        Args:
+            images: normalised and padded (B, 3, H, W).
+            draw_noise: standard normal noise (B, *noise_shape), new at each call.
+            request: as of `steps`.
+        """
+        raise UserError(f"{type(self).__name__} cannot be exported")
+
+    def dense_results(
+        self, predictions: dict[str, Tensor], canvas: tuple[int, int], task: str, request: Request
+    ) -> dict[str, Tensor]:
+        """Return the results of a task, of `dense_tasks`, in shapes that no value changes (`postprocess.dense`)."""
+        raise UserError(f"{type(self).__name__} cannot be exported")
 
     def noisy_targets(self, batch: Batch, t: float) -> list[Tensor] | None:
         """Return what training makes of each image's ground truth at time `t`: maps (M, h, w) in [0, 1] over the image.
