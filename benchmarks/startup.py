@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,9 +119,7 @@ def measure(start: str, processes: int, launcher: str, config: str, opts: list[s
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
         begin = time.monotonic()
         with open(Path(ready, "log"), "w+") as log:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
             try:
                 while sum(name.isdigit() for name in os.listdir(ready)) < processes:
                     if process.poll() is not None:
@@ -134,15 +133,18 @@ def measure(start: str, processes: int, launcher: str, config: str, opts: list[s
                 row |= {"cpu_s": round(sum(map(cpu_seconds, pids)), 1), "wall_s": round(wall, 1)}
                 return row | {"pss_gib": round(sum(map(proportional_memory, pids)) / 2**20, 2), "all": len(pids)}
             finally:
-                os.killpg(process.pid, signal.SIGKILL)
+                for pid in tree(process.pid):  # torchrun gives each of its processes a session of its own
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 process.wait()
 
 
 def tree(pid: int) -> list[int]:
     """Return a process and all that it has started, directly or not."""
-    children = [
-        int(word) for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()
-    ]
+    children: list[int] = []
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
     return [pid, *(other for child in children for other in tree(child))]
 
 

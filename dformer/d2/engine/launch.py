@@ -27,8 +27,6 @@ from dformer.utils import groups
 from dformer.utils.errors import USER_ERROR, UserError, exit_on_user_error
 from dformer.utils.processes import SIGNALS
 
-METHOD: Any = "forkserver"  # of starting processes
-
 
 def launch(
     main: Callable[..., object],
@@ -64,17 +62,21 @@ def launch(
             with socket.create_server(("127.0.0.1", 0)) as free:
                 dist_url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         first_rank, world_size = machine_rank * num_processes, num_machines * num_processes
-        _spawn(num_processes, main, (first_rank, num_processes, world_size, main, args, device, dist_url, timeout))
+        # With a GPU, from a server that imports everything once more: a driver that is loaded cannot be forked.
+        method = "fork" if device == "cpu" else "forkserver"
+        _spawn(
+            method, num_processes, main, (first_rank, num_processes, world_size, main, args, device, dist_url, timeout)
+        )
 
 
-def _spawn(num_processes: int, main: Callable[..., object], args: tuple[Any, ...]) -> None:
+def _spawn(method: Any, num_processes: int, main: Callable[..., object], args: tuple[Any, ...]) -> None:
     """Start `_spawned` in processes, forward signals to them, and exit with their exit code."""
     # The terminal sends ^C to all processes; until the new ones have a handler, only this one may react to it.
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Forked from one process that has imported everything, and has neither threads nor a GPU yet.
-    multiprocessing.get_context(METHOD).set_forkserver_preload([__name__, main.__module__])
-    context = mp.start_processes(_spawned, args, nprocs=num_processes, join=False, start_method=METHOD)
+    # Either way, forked from a process that has imported everything, and has neither threads nor a GPU yet.
+    multiprocessing.get_context(method).set_forkserver_preload([__name__, main.__module__])
+    context = mp.start_processes(_spawned, args, nprocs=num_processes, join=False, start_method=method)
     received: list[int] = []
 
     def forward(number: int, _: FrameType | None) -> None:
