@@ -219,10 +219,11 @@ def answer(
     left = None if ids_file is None else not_erased(ids_file, erased)
     stages = segment(predictor, image, request, seconds, left)
     folder = results.new()
-    (folder / "steps").mkdir()  # an upload may have any name
+    own = folder / "own"  # the downloads have the upload's name, which may be any
+    own.mkdir()
     shown: list[Shown] = []
     for k, stage in enumerate(stages, start=1):
-        picture = folder / "steps" / f"{k}.png"
+        picture = own / f"{k}.png"
         stage.save(picture, Style(alpha))
         title = "" if stage.t is None else f"step {k} of {len(stages)}, t = {stage.t:g}"
         shown.append((str(picture), title, legend_html(title, legend(stage))))
@@ -234,8 +235,8 @@ def answer(
     slider = gr.Slider(minimum=1, maximum=max(2, count), value=count, visible=count > 1)
     downloads = (gr.DownloadButton(value=str(path), interactive=True) for path in (png, json))
     ids = stages[-1].panoptic
-    save_picture(np.where(ids > 255, 0, ids).astype(np.uint8), folder / "ids.png")
-    return shown, slider, *show(shown, count), *downloads, str(folder / "ids.png"), shown[-1][0]
+    save_picture(np.where(ids > 255, 0, ids).astype(np.uint8), own / "ids.png")
+    return shown, slider, *show(shown, count), *downloads, str(own / "ids.png"), shown[-1][0]
 
 
 def not_erased(ids_file: str, erased: dict[str, Any] | None) -> IdMap:
