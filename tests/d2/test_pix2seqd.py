@@ -89,4 +89,4 @@ def test_demo_page_python_and_figures(cfg, tmp_path):
     predictor = load_model(weights)
     request = replace(predictor.model.request, tasks=("panoptic",), steps=3, seed=2)
     answer = segment(predictor, image, request, seconds=600)
-    assert [stage.t for stage in answer.stages] == pytest.approx([1, 2 / 3, 1 / 3])
+    assert [stage.t for stage in answer] == pytest.approx([1, 2 / 3, 1 / 3])
