@@ -58,7 +58,7 @@ $(APP)/.with-%: $(READY)
 	$(APP)/bin/python -m pip install --no-build-isolation --editable '.[$*]'
 	@touch $@
 
-$(READY): requirements.lock pyproject.toml setup.py tools/install_detectron2.py
+$(READY): requirements.lock pyproject.toml setup.py dformer/apps/install_detectron2.py
 	@# Nothing is changed or removed but what has both Python's mark of an environment and ours.
 	@if [ -e "$(VENV)" ] && ! { [ -e "$(VENV)/pyvenv.cfg" ] && { [ -e "$(READY)" ] || [ -e "$(UNFINISHED)" ]; }; }; then \
 		echo 'error: "$(VENV)" exists and was not made by this Makefile: move it away, or name another folder:' \

@@ -1,6 +1,7 @@
 """All else is in pyproject.toml; here the kernels of dformer.ops are compiled, as far as the machine allows."""
 
 import runpy
+import shutil
 from pathlib import Path
 
 from setuptools import setup
@@ -12,11 +13,17 @@ build = runpy.run_path(str(Path(__file__).parent / "dformer" / "ops" / "build.py
 
 
 class BuildWithKernels(build_py):
-    """Puts the kernels beside the modules, in place for an editable install. Where that fails, the install goes on."""
+    """Puts the kernels beside the modules, in place for an editable install. Where that fails, the install goes on.
+
+    A wheel also gets the configs, which a checkout has beside the package (see `dformer.d2.config.files`).
+    """
 
     def run(self) -> None:
         super().run()
-        folder = Path(__file__).parent if self.editable_mode else Path(self.build_lib)
+        root = Path(__file__).parent
+        folder = root if self.editable_mode else Path(self.build_lib)
+        if not self.editable_mode:
+            shutil.copytree(root / "configs", folder / "dformer" / "configs", dirs_exist_ok=True)
         for told in build["install"](folder / "dformer" / "ops" / build["LIBRARIES"]):
             print(told)
 

@@ -1,4 +1,8 @@
-"""Conversion of checkpoints of published models to ours, and back."""
+"""Convert a checkpoint of a published model (DFormer, Mask2Former) to ours, or ours to theirs.
+
+dformer convert model_final_94dc52.pkl mask2former_r50.pth
+dformer convert --to published output/model_final.pth model_final.pth
+"""
 
 from functools import reduce
 from pathlib import Path
@@ -7,11 +11,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from dformer.apps.commands.arguments import command_parser
 from dformer.d2.checkpoint.checkpointer import fetch_checkpoint
 from dformer.d2.checkpoint.zoo import config_of_checkpoint
 from dformer.d2.config import get_cfg, merge_config
 from dformer.d2.data import model_classes
-from dformer.utils.errors import UserError
+from dformer.utils.errors import UserError, exit_on_user_error
 from dformer.weights.checkpoint import write_checkpoint
 from dformer.weights.loading import check, fit_weights, table
 from dformer.weights.published.convert import our_system, to_published
@@ -72,3 +77,16 @@ def _check_settings(cfg: CfgNode, weights: dict[str, torch.Tensor]) -> None:
         value = reduce(getattr, key.split("."), cfg)
         if system and value != expected:
             raise UserError(f"{key} is {value}, but the published {system.name} knows {expected} only")
+
+
+@exit_on_user_error
+def main() -> None:
+    parser = command_parser(__doc__)
+    parser.add_argument("source", metavar="SRC", help="checkpoint: .pth, .pkl, .safetensors; also https://...")
+    parser.add_argument("target", metavar="DST", help="file to write: .pth, or .safetensors")
+    parser.add_argument("--to", choices=["ours", "published"], default="ours", help="default: ours")
+    parser.add_argument("--config-file", metavar="FILE", help="config to write into DST; default: that of the model")
+    parser.add_argument("--ema", action="store_true", help="use the moving average of the weights in SRC")
+    parser.add_argument("--half", action="store_true", help="write matrices and kernels in float16: half the size")
+    args = parser.parse_args()
+    print(convert(args.source, args.target, args.to, args.config_file, args.ema, args.half))

@@ -1,4 +1,9 @@
-"""Conversion of a data set to another form, written whole or not at all.
+"""Write a data set in another form: coco_instances, coco_panoptic, semantic or instance_ids.
+
+dformer convert-dataset pedestrians.yaml --to coco_panoptic --output pedestrians_panoptic
+dformer convert-dataset coco_2017_val_panoptic --to instance_ids --output masks
+
+The folder appears when all is written, with a dataset.yaml that declares what it holds. Images stay where they are.
 
 Each form keeps what it can hold: COCO instances all of things; panoptic PNGs all but overlaps; PNGs of instance ids
 neither classes nor crowds; semantic PNGs no instances. Losses are reported.
@@ -17,13 +22,15 @@ from numpy.typing import NDArray
 from panopticapi.utils import id2rgb, rgb2id
 from PIL import Image
 
+from dformer.apps.commands.arguments import command_parser
+from dformer.d2.data import find_datasets
 from dformer.d2.data.datasets import get_metadata, get_records
 from dformer.data.coco_format import as_rle, category_entries, image_entry, image_size, instances_json, things_of
 from dformer.data.images import read_labels, read_panoptic_png
 from dformer.data.panoptic import paint_classes, paint_masks
 from dformer.data.segmentations import area_and_box, decode_rle, encode_mask
 from dformer.data.types import Record
-from dformer.utils.errors import UserError, did_you_mean
+from dformer.utils.errors import UserError, did_you_mean, exit_on_user_error
 from dformer.utils.files import atomic_folder, write_json
 from dformer.utils.processes import Map, parallel_map
 
@@ -193,3 +200,20 @@ WRITERS = {
     "semantic": _write_semantic,
     "instance_ids": _write_instance_ids,
 }
+
+
+@exit_on_user_error
+def main() -> None:
+    parser = command_parser(__doc__)
+    parser.add_argument("dataset", help="a name, or a YAML file of declarations (datasets/README.md)")
+    parser.add_argument("--name", help="which data set of the file, where it declares several")
+    parser.add_argument("--to", required=True, choices=WRITERS, dest="form", help="form to write")
+    parser.add_argument("--output", metavar="DIR", required=True, help="new folder to write to")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes; by default as many as cores")
+    args = parser.parse_args()
+    names = find_datasets([args.dataset])
+    if args.name is not None and args.name not in names or len(names) > 1 and args.name is None:
+        raise UserError(f"choose one of the data sets in {args.dataset} with --name: {', '.join(names)}")
+    for lost in convert(args.name or names[0], args.form, args.output, args.workers):
+        print(f"not kept: {lost}")
+    print(f"{args.output}: written, declared in {args.output}/dataset.yaml")

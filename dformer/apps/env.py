@@ -1,6 +1,6 @@
 """A report on the environment: versions, devices, operators, and what is missing.
 
-python -m dformer.apps.env
+dformer env
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ def detectron2_state() -> str | None:
     if spec is None or spec.origin is None:
         return None
     found = installed("detectron2") or ""
-    builder = "pure Python build of tools/install_detectron2.py" if "+dformer" in found else "your own"
+    builder = "pure Python build of dformer install-detectron2" if "+dformer" in found else "your own"
     return f"{found}, {builder}, in {Path(spec.origin).parent}"
 
 
@@ -61,7 +61,7 @@ def report() -> str:
             lines.append(("PyTorch", f"does not load: {error}"))
     lines.append(("data sets", os.environ.get("DETECTRON2_DATASETS", "datasets (DETECTRON2_DATASETS is not set)")))
     missing = [name for name in REQUIRED if not installed(name)]
-    for command, is_tool in (("pip install -e .", False), ("python tools/install_detectron2.py", True)):
+    for command, is_tool in (("pip install -e .", False), ("dformer install-detectron2", True)):
         if names := [name for name in missing if (name in ADDED_BY_TOOL) == is_tool]:
             lines.append(("to get", f"{', '.join(names)}: {command}"))
     width = max(len(name) for name, _ in lines)
@@ -69,5 +69,10 @@ def report() -> str:
     return "\n".join(f"{name:{width}}  {text.replace(chr(10), indent)}" for name, text in lines)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the report."""
     print(report())
+
+
+if __name__ == "__main__":
+    main()

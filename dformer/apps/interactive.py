@@ -54,7 +54,7 @@ def open_image(file: str | Path) -> UInt8:
         if height * width > MAX_MEGAPIXELS * 10**6:
             raise UserError(
                 f"{name} has {width} x {height} pixels, {height * width / 10**6:.0f} megapixels; "
-                f"here it may have {MAX_MEGAPIXELS}. Make it smaller, or use tools/demo.py"
+                f"here it may have {MAX_MEGAPIXELS}. Make it smaller, or use `dformer demo`"
             )
         return read_image(file)
     except UserError as error:
@@ -108,6 +108,6 @@ def legend(stage: Result) -> list[Entry]:
 
 
 def as_json(result: Result, request: Request, weights: str) -> str:
-    """Return the result as `tools/demo.py` writes it for an image, with the request beside it."""
+    """Return the result as `dformer demo` writes it for an image, with the request beside it."""
     size = {"height": result.size[0], "width": result.size[1]}
     return json.dumps({"weights": weights, **vars(request), **size, "segments": result.to_coco()}, indent=1)

@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 USER_ERROR = 2  # exit code
 INTERRUPTED = 130  # exit code of shells for SIGINT
-NO_DETECTRON2 = "Detectron2 is not installed: run `python tools/install_detectron2.py`, which needs no compiler"
+NO_DETECTRON2 = "Detectron2 is not installed: run `dformer install-detectron2`, which needs no compiler"
 
 
 class UserError(ValueError):

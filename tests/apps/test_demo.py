@@ -238,7 +238,7 @@ def test_without_detectron2_it_says_how_to_install_it(tmp_path):
     load = "import dformer; dformer.load('dformer://shapes')"
     for command in (["tools/demo.py", "--input", "a.jpg", "--output", str(tmp_path / "out")], ["-c", load]):
         done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode and "tools/install_detectron2.py" in done.stderr.splitlines()[-1]
+        assert done.returncode and "dformer install-detectron2" in done.stderr.splitlines()[-1]
         assert command[0] == "-c" or "Traceback" not in done.stderr
 
 

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dformer.apps import shapes as shapes_data
 from dformer.apps.diffusion_figures import TIMES, annotated_objects, default_times, follow_denoising, noised
 from dformer.d2.data import register_shapes
 from dformer.d2.engine.predictor import Predictor
 from dformer.visualize.files import VideoReader
-from tests import load_script, run_script
+from tests import run_script
 from tests.d2.tiny import random_model
-
-shapes_script = load_script("datasets/shapes.py")
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (90, 128, 3), np.uint8)
 
@@ -27,7 +26,7 @@ def predictor(tmp_path_factory) -> Predictor:
 
 @pytest.fixture
 def shapes(tmp_path, empty_catalogs) -> str:
-    shapes_script.generate(tmp_path, shapes_script.Parameters(train=1, val=2, size=64), progress=False)
+    shapes_data.generate(tmp_path, shapes_data.Parameters(train=1, val=2, size=64), progress=False)
     register_shapes(tmp_path)
     return "shapes_val"
 

@@ -38,7 +38,7 @@ def test_screen_without_any_package_names_what_is_missing_and_the_commands() -> 
     lines = screen("-S")  # without site-packages
     assert all(lines[name].strip() == "missing" for name in env.REQUIRED)
     assert "ms_deform_attn, cpu" not in lines
-    assert lines["to get"].endswith("panopticapi-lite, detectron2: python tools/install_detectron2.py")
+    assert lines["to get"].endswith("panopticapi-lite, detectron2: dformer install-detectron2")
 
 
 def test_whose_detectron2(tmp_path: Path) -> None:
@@ -56,4 +56,4 @@ def test_whose_detectron2(tmp_path: Path) -> None:
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: detectron2\nVersion: 0.5+dformer.1\n")
     state = python("-S", "-c", script).strip()
-    assert state == f"0.5+dformer.1, pure Python build of tools/install_detectron2.py, in {package}"
+    assert state == f"0.5+dformer.1, pure Python build of dformer install-detectron2, in {package}"

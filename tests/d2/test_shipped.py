@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
+from dformer.apps import shapes as shapes_data
 from dformer.d2.checkpoint.checkpointer import ASSETS, shipped_models
 from dformer.d2.data import register_shapes
 from tests import ROOT, load_script
 from tests.d2.tiny import own_loggers
 
-shapes_script = load_script("datasets/shapes.py")
 train_net = load_script("tools/train_net.py")
 
 CONFIG = "configs/quick/dformer_shapes_long.yaml"
@@ -20,7 +20,7 @@ def test_it_evaluates_to_its_stated_quality(monkeypatch, tmp_path):
     stated = json.loads((ROOT / "benchmarks/results/training/shapes.json").read_text())["PQ"]
     assert f"PQ {stated:.1f}" in (ROOT / "README.md").read_text()
     # validation images do not depend on the number of others
-    shapes_script.generate(tmp_path, shapes_script.Parameters(train=1), progress=False)
+    shapes_data.generate(tmp_path, shapes_data.Parameters(train=1), progress=False)
     register_shapes(tmp_path, "shipped_shapes")
     options = ["DATASETS.TEST", "('shipped_shapes_val',)", "DATALOADER.NUM_WORKERS", "0"]
     options += ["MODEL.WEIGHTS", "dformer://shapes", "OUTPUT_DIR", str(tmp_path / "out")]

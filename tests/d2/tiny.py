@@ -14,9 +14,9 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
+from dformer.apps import shapes
 from dformer.d2.config import get_cfg
 from dformer.d2.data import register_shapes
-from tests import load_script
 
 CONFIG = """
 VERSION: 2
@@ -106,8 +106,7 @@ def random_model(file: Path, meta_architecture: str = "DFormer", opts: Sequence[
 
 def small_shapes(folder: Path, name: str, **counts: int) -> None:
     """Generate 64 x 64 images of Shapes in `folder`, and register `<name>_train` and `<name>_val`."""
-    script = load_script("datasets/shapes.py")
-    script.generate(folder, script.Parameters(size=64, **counts), progress=False)
+    shapes.generate(folder, shapes.Parameters(size=64, **counts), progress=False)
     register_shapes(folder, name)
 
 

@@ -8,12 +8,12 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 from pycocotools import mask as rle
 
+from dformer.apps import shapes
 from dformer.utils.errors import UserError
 from dformer.visualize.files import VideoReader
-from tests import load_script, run_script
+from tests import run_script
 from tests.datasets import check_measures
 
-shapes = load_script("datasets/shapes.py")
 SMALL = shapes.Parameters(train=6, val=3, size=64, seed=1)
 
 

@@ -11,22 +11,20 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from dformer.apps import shapes as shapes_data
 from dformer.d2.data import register_shapes
 from dformer.d2.engine import trainer
 from dformer.d2.engine.launch import launch
 from dformer.d2.engine.run import run
 from dformer.utils.errors import exit_on_user_error
-from tests import load_script
 from tests.d2.tiny import tiny_cfg
-
-shapes_script = load_script("datasets/shapes.py")
 
 STEPS = 12
 LOG_PERIOD = 5  # no divisor of the checkpoints' period
 
 
 def make_data(root: Path) -> None:
-    shapes_script.generate(root, shapes_script.Parameters(train=8, val=2, size=64), progress=False)
+    shapes_data.generate(root, shapes_data.Parameters(train=8, val=2, size=64), progress=False)
 
 
 def configure(data: str, output: str, workers: int) -> CfgNode:

@@ -175,6 +175,7 @@ def wheel(folder: Path, **variables: str) -> tuple[Path, str]:
     number = len(list(folder.glob("wheels*")))
     copy, target = folder / f"source{number}", folder / f"wheels{number}"
     shutil.copytree(ROOT / "dformer", copy / "dformer", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    shutil.copytree(ROOT / "configs", copy / "configs")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables

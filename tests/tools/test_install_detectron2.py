@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from dformer.apps import install_detectron2 as installer
 from dformer.utils.errors import UserError
-from tests import ROOT, load_script
-
-installer = load_script("tools/install_detectron2.py")
+from tests import ROOT
 
 TRANSFORM = "import numpy as np\nMASK = np.zeros(3, dtype=np.bool)\n"
 
@@ -150,7 +149,7 @@ def installed(site: Path, version: str) -> Path:
 
 def isolated(site: Path, call: str) -> str:
     """What `call` of the installer prints in a Python whose only site-packages is `site`."""
-    script = f"from tests import load_script; print(load_script('tools/install_detectron2.py').{call})"
+    script = f"from dformer.apps import install_detectron2; print(install_detectron2.{call})"
     command = [sys.executable, "-S", "-c", script]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()

@@ -48,7 +48,7 @@ def read_run(folder: str | Path, config_file: str | None = None, opts: list[str]
     found = [path for path in (root, *sorted(root.glob("[!.]*"))) if any((path / name).exists() for name in SAVED)]
     if not found:
         raise UserError(
-            f"{folder} is no folder with predictions; give OUTPUT_DIR of a run, where `tools/train_net.py --eval-only` "
+            f"{folder} is no folder with predictions; give OUTPUT_DIR of a run, where `dformer eval` "
             "saves them, or a folder of predictions (docs/evaluation.md shows the tree)"
         )
     saved = found[0] / "config.yaml"

@@ -21,6 +21,7 @@ from dformer.utils.errors import UserError, did_you_mean
 from dformer.utils.files import atomic_write
 from dformer.weights.checkpoint import read_checkpoint, write_checkpoint
 from dformer.weights.loading import load, table
+from dformer.weights.published.downloads import fetch_published, is_name
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,8 @@ def fetch_checkpoint(path: str, averaged: bool = False) -> dict[str, Any]:
 
     Args:
         path: a local file, a URL of Detectron2's path manager (`detectron2://...`, `https://...`), `timm://<name>`, a
-            pretrained model of timm's, or `dformer://<name>`, a model that comes with the package.
+            pretrained model of timm's, `dformer://<name>`, a model that comes with the package, or the name of a
+            published checkpoint, "mask2former/coco/panoptic/r50" (all: `dformer.weights.published.downloads`).
         averaged: see `read_checkpoint`.
 
     Raises:
@@ -131,7 +133,7 @@ def fetch_checkpoint(path: str, averaged: bool = False) -> dict[str, Any]:
             raise UserError(f"{path} does not come with dformer{hint} (available: {', '.join(known)})")
         return read_checkpoint(ASSETS / f"{path.removeprefix(SHIPPED)}.safetensors", averaged)
     try:
-        local_path = PathManager.get_local_path(path)
+        local_path = fetch_published(path) if is_name(path) else PathManager.get_local_path(path)
     except OSError as error:
         raise UserError(f"weights {path} cannot be fetched: {error}") from error
     checkpoint = read_checkpoint(local_path, averaged)

@@ -1,7 +1,6 @@
 """From a checkpoint to the config that it goes with."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -9,10 +8,10 @@ from detectron2.config import CfgNode
 from dformer.d2.checkpoint.checkpointer import fetch_checkpoint
 from dformer.d2.config import get_cfg, merge_config, merge_text
 from dformer.d2.config.device import resolve_device
+from dformer.d2.config.files import CONFIGS
 from dformer.utils.errors import UserError
 from dformer.weights.published.convert import our_system
-
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+from dformer.weights.published.downloads import is_name, published
 
 
 def inference_config(
@@ -42,7 +41,11 @@ def inference_config(
 
 def config_of(path: str) -> CfgNode:
     """Return the config of the checkpoint at `path` (see `fetch_checkpoint`), with `path` in MODEL.WEIGHTS."""
-    cfg = config_of_checkpoint(fetch_checkpoint(path), path)
+    if is_name(path):  # of another model, too, the weights may fit
+        cfg = get_cfg()
+        merge_config(cfg, str(CONFIGS / published(path).config), [])
+    else:
+        cfg = config_of_checkpoint(fetch_checkpoint(path), path)
     cfg.MODEL.WEIGHTS = path
     return cfg
 

@@ -112,7 +112,7 @@ def add_dformer_config(cfg: CN) -> None:
     # Custom data sets for TRAIN and TEST: `{name: {form: ..., images: ..., annotations: ...}}`, or YAML files of such
     # declarations (datasets/README.md).
     cfg.DATASETS.CUSTOM = ()
-    # Images of each data set to check before the first step (tools/check_dataset.py checks all). 0: no check.
+    # Images of each data set to check before the first step (`dformer check` checks all). 0: no check.
     cfg.DATASETS.CHECK_IMAGES = 200
 
     # Unreadable images or annotations that each training process may replace by others; one more stops training.

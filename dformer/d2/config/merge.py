@@ -11,6 +11,7 @@ import yaml
 from detectron2.config import CfgNode as CN
 
 from dformer.d2.config.defaults import RANGES
+from dformer.d2.config.files import find_config
 from dformer.data.declarations import ROOT, resolve_path, with_paths
 from dformer.data.forms import folder_of
 from dformer.data.prepare import default_root
@@ -63,6 +64,7 @@ def merge_config(cfg: CN, config_file: str | None, opts: list[str]) -> None:
             the wrong type or out of range.
     """
     if config_file:
+        config_file = find_config(config_file)
         try:
             cfg.merge_from_file(config_file, allow_unsafe=False)
             datasets = _Reader.load_yaml_with_base(config_file).get("DATASETS") or {}
@@ -122,7 +124,9 @@ def read_yaml(text: str, where: str) -> Any:
 
 def config_text(cfg: CN) -> str:
     """Return the cfg as YAML; its first line is a comment with the command of this process."""
-    return f"# {shlex.join(['python', *sys.argv])}\n{cfg.dump()}"
+    command, *arguments = sys.argv  # of `dformer train`: that, as one word
+    program = command if command.startswith("dformer ") else shlex.join(["python", command])
+    return f"# {program} {shlex.join(arguments)}\n{cfg.dump()}"
 
 
 def _explain(cfg: CN, error: Exception) -> str:

@@ -69,7 +69,7 @@ def _check_contents(cfg: CfgNode, training: Sequence[str], testing: Sequence[str
         more = f"\n  and {len(fatal) - MAX_SHOWN} more" if len(fatal) > MAX_SHOWN else ""
         raise UserError(
             f"the data cannot be trained on:{shown}{more}\nFor all faults, run: "
-            f"python tools/check_dataset.py {' '.join(i.name for i in inspections)} (with the same DATASETS.CUSTOM)"
+            f"dformer check {' '.join(i.name for i in inspections)} (with the same DATASETS.CUSTOM)"
         )
     return [
         f"{inspection.name}: {first.kind} ({1 + len(others)}): {first.file}: {first.what}; {first.remedy}"

@@ -28,7 +28,7 @@ Records = list[dict[str, Any]]
 
 
 def register_shapes(root: str | Path, prefix: str = "shapes", folder_name: str = "shapes") -> None:
-    """Register `<prefix>_train` and `<prefix>_val`: what datasets/shapes.py has written or will write to `root`.
+    """Register `<prefix>_train` and `<prefix>_val`: what `dformer shapes` has written or will write to `root`.
 
     `folder_name` is "shapes_small" for its many small things.
     """

@@ -247,7 +247,7 @@ class Trainer(TrainerBase):
             raise FloatingPointError(
                 f"{what}, for {MAX_BAD_STEPS} steps in a row. A lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or, "
                 "with SOLVER.AMP, DTYPE bfloat16 often helps. "
-                f"Run the last of these steps again with: python tools/replay.py {file}"
+                f"Run the last of these steps again with: dformer replay {file}"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -119,3 +119,17 @@ def test_a_path_that_is_meant_for_the_folder_of_all_data_is_named(tmp_path, monk
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(custom))
     with pytest.raises(UserError, match=r"config\.yaml.*DATASETS\.CUSTOM.*\$DETECTRON2_DATASETS/images/\*\.jpg"):
         merge_config(get_cfg(), str(tmp_path / "config.yaml"), [])
+
+
+def test_configs_that_come_with_dformer_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = get_cfg()
+    merge_config(cfg, "configs/quick/mask2former_shapes.yaml", [])
+    assert cfg.MODEL.META_ARCHITECTURE == "Mask2Former"
+    (tmp_path / "configs/quick").mkdir(parents=True)
+    (tmp_path / "configs/quick/mask2former_shapes.yaml").write_text("VERSION: 2\nSEED: 7\n")
+    cfg = get_cfg()
+    merge_config(cfg, "configs/quick/mask2former_shapes.yaml", [])
+    assert cfg.SEED == 7, "a user's own goes first"
+    with pytest.raises(UserError, match="configs/quick/mask2former_shape.yaml.*mask2former_shapes.yaml"):
+        merge_config(cfg, "configs/quick/mask2former_shape.yaml", [])

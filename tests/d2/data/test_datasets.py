@@ -14,6 +14,7 @@ from detectron2.data.datasets.builtin import register_all_coco
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
+from dformer.apps import shapes
 from dformer.d2.config import get_cfg
 from dformer.d2.data import (
     available_tasks,
@@ -29,7 +30,6 @@ from dformer.d2.data.ade20k import register_ade20k
 from dformer.data.panoptic import semantic_from_panoptic
 from dformer.utils.errors import UserError
 from dformer.utils.files import write_json
-from tests import load_script
 
 SHAPES = "test_data_sets_shapes"
 
@@ -37,9 +37,8 @@ SHAPES = "test_data_sets_shapes"
 @pytest.fixture(scope="module")
 def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a small Shapes, registered as SHAPES_train and SHAPES_val."""
-    script = load_script("datasets/shapes.py")
     root = tmp_path_factory.mktemp("shapes")
-    script.generate(root, script.Parameters(train=8, val=3, size=64), progress=False)
+    shapes.generate(root, shapes.Parameters(train=8, val=3, size=64), progress=False)
     register_shapes(root, SHAPES)
     return root
 
@@ -230,8 +229,7 @@ def test_test_loader(shapes_root: Path) -> None:
 
 
 def test_a_file_that_goes_missing_is_replaced_in_training_and_ends_evaluation(tmp_path: Path) -> None:
-    script = load_script("datasets/shapes.py")
-    script.generate(tmp_path, script.Parameters(train=4, val=2, size=64), progress=False)
+    shapes.generate(tmp_path, shapes.Parameters(train=4, val=2, size=64), progress=False)
     register_shapes(tmp_path, "test_data_sets_missing")
     cfg = config("test_data_sets_missing_train")
     train, test = build_train_loader(cfg), build_test_loader(cfg, "test_data_sets_missing_val")

@@ -82,7 +82,7 @@ def test_a_nonfinite_step_of_one_process_is_skipped_by_all_and_traced(measured, 
 def test_all_processes_stop_together_and_save_batches_for_a_replay(measured, two, monkeypatch, capsys):
     for rank, message in enumerate(measured["stop"]):
         file = two / f"bad_step_{MAX_BAD_STEPS - 1:07d}" / f"rank{rank}.pth"
-        assert f"{MAX_BAD_STEPS} steps in a row" in message and f"tools/replay.py {file}" in message
+        assert f"{MAX_BAD_STEPS} steps in a row" in message and f"dformer replay {file}" in message
         monkeypatch.setattr(sys, "argv", ["replay.py", str(file), "--device", "cpu"])
         replay.main()
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("image ")]

@@ -16,8 +16,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from dformer.apps import shapes as shapes_data
 from dformer.d2.data import register_shapes
-from tests import load_script
 from tests.d2.evaluation.oracle import (
     Results,
     Segment,
@@ -29,8 +29,6 @@ from tests.d2.evaluation.oracle import (
     read_segments,
     semantic_output,
 )
-
-shapes_script = load_script("datasets/shapes.py")
 
 NUM_CLASSES = 133  # of COCO panoptic
 pytestmark = pytest.mark.usefixtures("empty_catalogs")
@@ -142,9 +140,9 @@ def test_ade20k(data_dir, tmp_path, split, folder, images):
 
 
 def test_shapes(tmp_path):
-    shapes_script.generate(tmp_path, shapes_script.Parameters(train=1, val=4, size=64), progress=False)
+    shapes_data.generate(tmp_path, shapes_data.Parameters(train=1, val=4, size=64), progress=False)
     register_shapes(tmp_path)
-    pairs = oracle(DatasetCatalog.get("shapes_val"), num_classes=len(shapes_script.CATEGORIES))
+    pairs = oracle(DatasetCatalog.get("shapes_val"), num_classes=len(shapes_data.CATEGORIES))
     results = evaluate("shapes_val", pairs, tmp_path / "out")
     assert list(results) == ["panoptic_seg", "segm", "sem_seg"]
     assert_perfect(results)

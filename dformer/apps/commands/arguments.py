@@ -1,8 +1,18 @@
-"""The arguments of tools that draw segments."""
+"""What parsers of several commands share."""
 
 import argparse
 
 from dformer.visualize import COLOR_BY, DEFAULT_STYLE, Style
+
+
+def command_parser(doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """Return the parser of a command, which is described by its module's docstring: what it does, then its usage."""
+    description, _, usage = (doc or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=f"{usage}\n{epilog}".strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def add_style_arguments(parser: argparse.ArgumentParser) -> None:
