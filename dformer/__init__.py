@@ -2,7 +2,7 @@
 
     import dformer
     model = dformer.load("dformer://shapes")
-    result = model(image)  # (H, W, 3) uint8, RGB
+    result = model("photo.jpg")  # or an array (H, W, 3) uint8, RGB, or a list
 
 Nothing heavy is imported before a model is loaded.
 """
@@ -24,7 +24,8 @@ def load(weights: str, config_file: str | None = None, opts: Sequence[str] = ())
     """Load a trained model and return it as a function of images, on the GPU where there is one.
 
     Args:
-        weights: a checkpoint of ours or of a published model: a file, a URL, or a shipped model ("dformer://shapes").
+        weights: a checkpoint of ours or of a published model: a file, a URL, a shipped model ("dformer://shapes"), or the
+            name of a published one ("mask2former/coco/panoptic/r50"), which is downloaded once.
         config_file: config of the model; by default the one of the checkpoint.
         opts: config overrides, "KEY", "VALUE", ...
 

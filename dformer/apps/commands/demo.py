@@ -1,5 +1,6 @@
 """Segment images and videos: a picture or video of each result, and segments.json with all segments.
 
+dformer demo --weights mask2former/coco/panoptic/r50 --input a.jpg --output out
 dformer demo --weights model.pth --input a.jpg 'dir/*.png' dir --output out
 dformer demo --weights model.pth --input dir --recursive --no-labels --color-by instance --output out
 dformer demo --weights model.pth --input video.mp4 --every 2 --output out
@@ -19,7 +20,7 @@ from dformer.utils.errors import UserError, exit_on_user_error
 def parse_arguments() -> argparse.Namespace:
     status = "exit status: 0 all done, 1 some inputs could not be read, 2 nothing done, 130 interrupted"
     parser = command_parser(__doc__, status)
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint of ours or of a published model (MODEL.WEIGHTS)")
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint: a file, or mask2former/coco/panoptic/r50, ...")
     parser.add_argument("--config-file", metavar="FILE", help="config of the model; default: the one of the checkpoint")
     parser.add_argument("--compare", metavar="FILE", help="checkpoint whose results are drawn beside the others")
     parser.add_argument("--input", nargs="+", metavar="PATH", default=[], help="images, videos, folders, 'patterns'")
