@@ -24,8 +24,8 @@ def load(weights: str, config_file: str | None = None, opts: Sequence[str] = ())
     """Load a trained model and return it as a function of images, on the GPU where there is one.
 
     Args:
-        weights: a checkpoint of ours or of a published model: a file, a URL, a shipped model ("dformer://shapes"), or the
-            name of a published one ("mask2former/coco/panoptic/r50"), which is downloaded once.
+        weights: a checkpoint of ours or of a published model: a file, a URL, a shipped model ("dformer://shapes"), or
+            the name of a published one ("mask2former/coco/panoptic/r50"), which is downloaded once.
         config_file: config of the model; by default the one of the checkpoint.
         opts: config overrides, "KEY", "VALUE", ...
 
