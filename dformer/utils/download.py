@@ -17,7 +17,7 @@ RANGE_NOT_SATISFIABLE = 416  # there is nothing after what we have
 
 
 def download(url: str, file: Path, md5: str) -> None:
-    """Download `url` to `file`, which appears when it is whole and its MD5 begins with `md5`.
+    """Fetch `url` into `file`, which appears when it is whole and its MD5 begins with `md5`.
 
     A call that was interrupted is continued by the next one, `<file>.part`. Of several processes, one downloads and the
     others wait.
