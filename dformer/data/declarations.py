@@ -1,8 +1,11 @@
 """Declarations of custom data sets, `{form: ..., images: ..., annotations: ...}`; see datasets/README.md."""
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +16,64 @@ from dformer.data.prepare import default_root
 from dformer.utils.errors import UserError, did_you_mean
 
 COMMON_KEYS = ("form", "images", "annotations")
-PATHS = ("images", "annotations", "pngs", "instances")
+PATHS = ("images", "annotations", "pngs", "instances", "table")
 ROOT = "$DETECTRON2_DATASETS"  # at the beginning of a path: the folder of all data sets
 
 
 @dataclass(frozen=True)
 class Split:
-    """Hold out images for validation, drawn by their names: adding images moves no other image.
+    """Hold out images for validation: by a share, a list or folds. The draw is by names: adding images moves no other.
 
     Attributes:
-        val: their number or, below 1, their share.
+        val: their number or, below 1, their share; 0: see `list` and `folds`.
         seed: of the draw.
+        group: a regular expression on the images' paths. Images that match alike, in its first group if it has one,
+            are of one patient, scene or video, and stay together.
+        list: a file with the names of the images that are held out, one a line.
+        folds, fold: of so many parts of about the same size, the one that is held out, from 0.
     """
 
-    val: float
+    val: float = 0
     seed: int = 0
+    group: str = ""
+    list: str = ""
+    folds: int = 0
+    fold: int = 0
 
-    def validation(self, names: list[str]) -> set[str]:
-        """Return the names that are drawn; raise UserError if none or all would be."""
-        count = round(self.val * len(names)) if self.val < 1 else int(self.val)
-        if not 0 < count < len(names):
-            raise UserError(f"split: {self.val} of {len(names)} images leaves nothing to train on or to validate with")
-        return set(sorted(names, key=lambda name: hashlib.sha256(f"{self.seed}/{name}".encode()).digest())[:count])
+    def validation(self, names: Sequence[str], files: Sequence[str] | None = None) -> set[str]:
+        """Return the names that are held out, by the images' `files`; raise UserError if none or all would be."""
+        files = files or names
+        if self.list:
+            held_out = self._listed(names, files)
+        else:
+            groups = [self._group(file) for file in files] if self.group else names
+            order = sorted(set(groups), key=lambda group: hashlib.sha256(f"{self.seed}/{group}".encode()).digest())
+            if self.folds:
+                chosen = set(order[self.fold :: self.folds])
+            else:
+                count, sizes = round(self.val * len(names)) if self.val < 1 else int(self.val), Counter(groups)
+                before = accumulate((sizes[group] for group in order), initial=0)
+                chosen = {group for group, images in zip(order, before, strict=False) if images < count}
+            held_out = {name for name, group in zip(names, groups, strict=True) if group in chosen}
+        if not 0 < len(held_out) < len(names):
+            raise UserError(f"split: {self} leaves nothing to train on or to validate with, of {len(names)} images")
+        return held_out
+
+    def _group(self, file: str) -> str:
+        match = re.search(self.group, file)
+        if match is None:
+            raise UserError(f'split: "{self.group}" (group) matches nothing in {file}')
+        return match[1] if match.re.groups else match[0]
+
+    def _listed(self, names: Sequence[str], files: Sequence[str]) -> set[str]:
+        try:
+            wanted = {line.strip() for line in Path(self.list).read_text().splitlines() if line.strip()}
+        except (OSError, ValueError) as error:
+            raise UserError(f"split: {self.list} (list) cannot be read: {error}") from error
+        known = {key: name for name, file in zip(names, files, strict=True) for key in (Path(file).name, name)}
+        if unknown := sorted(wanted - known.keys()):
+            raise UserError(f"split: {self.list} names {unknown[0]}, which is no image of the data set")
+        return {known[key] for key in wanted}
 
 
 def resolve_path(path: str | Path, folder: Path) -> Path:
@@ -50,6 +89,8 @@ def with_paths(custom: Any, of_file: Callable[[str], str], of_data: Callable[[st
     """
 
     def replaced(key: str, value: Any) -> Any:
+        if key == "split" and isinstance(value, Mapping) and isinstance(value.get("list"), str):
+            return {**value, "list": of_data(value["list"])}
         is_path = isinstance(value, str) and (key in PATHS or key == "classes")
         return of_data(value) if is_path else value
 
@@ -92,7 +133,7 @@ def parse(declaration: Any, root: Path, where: str) -> tuple[Source, Split | Non
             raise UserError(f"{where}void is a value of pixels, or a list of them, got {void!r}")
         if named := set(values["void"]) & set(values.get("classes", {})):
             raise UserError(f"{where}{min(named)} is declared as void, and in classes")
-    return Source(form, **values), _parse_split(declaration.get("split"), where)
+    return Source(form, **values), _parse_split(declaration.get("split"), root, where)
 
 
 def _parse_classes(declared: Any, root: Path, where: str) -> dict[int, str]:
@@ -113,13 +154,18 @@ def _parse_classes(declared: Any, root: Path, where: str) -> dict[int, str]:
     return {value: str(name) for value, name in declared.items()}
 
 
-def _parse_split(declared: Any, where: str) -> Split | None:
+def _parse_split(declared: Any, root: Path, where: str) -> Split | None:
     if declared is None:
         return None
     try:
         split = Split(**declared)
-        if split.val > 0 and isinstance(split.seed, int):
-            return split
-    except TypeError:
+        re.compile(split.group)
+        ways = [split.val > 0, bool(split.list), split.folds > 1 and 0 <= split.fold < split.folds]
+        if sum(ways) == 1 and isinstance(split.seed, int):
+            return replace(split, list=str(resolve_path(split.list, root))) if split.list else split
+    except (TypeError, re.error):
         pass
-    raise UserError(f"{where}split is {{val: number or share of images, seed: 0}}, got {declared!r}")
+    raise UserError(
+        f"{where}split is {{val: number or share of images}}, {{list: file}} or {{folds: number, fold: 0}}, with "
+        f"seed: 0 and group: regular expression, got {declared!r}"
+    )

@@ -4,9 +4,10 @@ A reader returns records in Detectron2's standard format, and metadata: the clas
 evaluator applies.
 """
 
+import csv
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ class Source:
         pngs: coco_panoptic: folder of the PNGs of segment ids.
         instances: coco_panoptic: the same things as COCO instances json, for mask AP; None: made from the PNGs.
         classes: value in the annotation -> class name; several values may have the same name. None: from the data.
+        table: instance_ids of several classes: a csv file with the columns image, id and class.
         void: semantic: values of pixels that are not annotated. None: 255, unless it is a class.
     """
 
@@ -53,6 +55,7 @@ class Source:
     annotations: Path
     pngs: Path | None = None
     instances: Path | None = None
+    table: Path | None = None
     classes: Mapping[int, str] | None = None
     void: tuple[int, ...] | None = None
 
@@ -167,10 +170,13 @@ def _values(file: Path) -> set[int]:
 
 def _instance_ids(source: Source) -> Annotated:
     pairs = _pairs(source)
-    names = list((source.classes or {1: "object"}).values())
-    if len(names) > 1:
-        raise UserError(f"{source.annotations}: instance ids have one class; declare one of {', '.join(names)}")
     annotated = parallel_map(_read_instance_ids, [ids for _, ids in pairs.values()])
+    if source.table:
+        names = _classes_by_table(source, pairs, annotated)
+    else:
+        names = list((source.classes or {1: "object"}).values())
+    if len(names) > 1 and not source.table:
+        raise UserError(f"{source.annotations}: ids tell no class; declare one of {', '.join(names)}, or a `table`")
     records = _records(pairs, annotated)
     return [{**r, "ids_file_name": str(pairs[r["image_id"]][1])} for r in records], _things(names, source)
 
@@ -179,6 +185,47 @@ def _read_instance_ids(file: Path) -> tuple[Size, Objects]:
     ids = read_labels(file)
     masks = {k: encode_mask(ids == k) for k in np.unique(ids).tolist() if k}
     return ids.shape, [{**_object(0, mask, rle.toBbox(mask).tolist()), "id": k} for k, mask in masks.items()]
+
+
+def _classes_by_table(source: Source, pairs: Mapping[str, Any], annotated: Sequence[tuple[Size, Objects]]) -> list[str]:
+    """Give each object the class that the table says, in place, and return the names of all classes."""
+    assert source.table is not None
+    try:
+        with open(source.table, newline="") as file:
+            table = {(row["image"], int(row["id"])): row["class"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{source.table}: expected a csv file with the columns image, id and class ({error!r})"
+        ) from error
+    names = list(dict.fromkeys((source.classes or {}).values())) or sorted(set(table.values()))
+    for name, (_, objects) in zip(pairs, annotated, strict=True):
+        for found in objects:
+            label = table.get((name, found["id"]))
+            if label not in names:
+                what = "has no row" if label is None else f'is "{label}", none of the classes {", ".join(names)}'
+                raise UserError(f"{source.table}: the object {found['id']} of the image {name} {what}")
+            found["category_id"] = names.index(label)
+    return names
+
+
+def _instance_masks(source: Source) -> Annotated:
+    pairs = _pairs(source)
+    names = list((source.classes or {1: "object"}).values())
+    annotated = parallel_map(partial(_read_masks, names=names), list(pairs.values()))
+    return _records(pairs, annotated), _things(names, source)
+
+
+def _read_masks(files: tuple[Path, list[Path] | None], names: list[str]) -> tuple[Size, Objects]:
+    image, masks = files
+    objects = []
+    for file in masks or []:
+        if len(names) > 1 and file.parent.name not in names:
+            raise UserError(f"{file}: its folder is none of the classes: {', '.join(names)}")
+        labels = read_labels(file)
+        mask = encode_mask(2 * labels.astype(np.int64) > labels.max())  # of 0 and 1, or of 0 and 255
+        cls = names.index(file.parent.name) if len(names) > 1 else 0
+        objects.append(_object(cls, mask, rle.toBbox(mask).tolist()))
+    return read_size(image), objects
 
 
 def _labelme(source: Source) -> Annotated:
@@ -247,13 +294,15 @@ class Form(NamedTuple):
     optional: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()  # of annotation files that are paired with images
     file_may_be_missing: bool = False  # an image without an annotation file has no objects
+    file_of_object: bool = False  # each object has a file, in a folder of the image's name
 
 
 FORMS = {
     "coco_instances": Form(_coco_instances),
     "coco_panoptic": Form(_coco_panoptic, ("pngs",), ("instances",)),
     "semantic": Form(_semantic, (), ("classes", "void"), LABEL_SUFFIXES),
-    "instance_ids": Form(_instance_ids, (), ("classes",), LABEL_SUFFIXES),
+    "instance_ids": Form(_instance_ids, (), ("classes", "table"), LABEL_SUFFIXES),
+    "instance_masks": Form(_instance_masks, (), ("classes",), LABEL_SUFFIXES, True, file_of_object=True),
     "labelme": Form(_labelme, (), ("classes",), (".json",)),
     "yolo_segment": Form(_yolo_segment, ("classes",), (), (".txt",), file_may_be_missing=True),
 }
@@ -284,10 +333,24 @@ def pair_files(source: Source) -> tuple[dict[str, Any], list[Path], list[Path]]:
     """
     form = FORMS[source.form]
     images = _files_by_name(source.images, IMAGE_SUFFIXES)
-    annotations = _files_by_name(source.annotations, form.suffixes)
+    annotations: dict[str, Any] = _files_by_name(source.annotations, form.suffixes)
+    if form.file_of_object:
+        annotations = _by_folder(annotations, images)
     pairs = {n: (f, annotations.get(n)) for n, f in images.items() if n in annotations or form.file_may_be_missing}
     without_annotation = [file for name, file in images.items() if name not in pairs]
     return pairs, without_annotation, [file for name, file in annotations.items() if name not in images]
+
+
+def _by_folder(files: Mapping[str, Path], images: Container[str]) -> dict[str, list[Path] | Path]:
+    """Files of the folder, or of folders in it, that has an image's name; others by their own."""
+    found: dict[str, Any] = {}
+    for name, file in files.items():
+        image = next((str(folder) for folder in Path(name).parents if str(folder) in images), None)
+        if image is None:
+            found[name] = file
+        else:
+            found.setdefault(image, []).append(file)
+    return found
 
 
 def _pairs(source: Source) -> dict[str, Any]:

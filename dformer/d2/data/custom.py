@@ -74,7 +74,8 @@ def _load(
     """The records of a declared data set; sets its metadata."""
     records, metadata = read()
     if split:
-        held_out = split.validation([str(r["image_id"]) for r in records])
+        names, files = ([str(r[key]) for r in records] for key in ("image_id", "file_name"))
+        held_out = split.validation(names, files)
         records = [r for r in records if (str(r["image_id"]) in held_out) == validation]
     MetadataCatalog.get(name).set(**metadata)
     return [dict(r) for r in records]

@@ -176,6 +176,46 @@ def test_labelme_rectangles_and_names_from_the_files(tmp_path: Path) -> None:
     assert targets("own", record, "instance") == [(1, expected.tobytes()), (0, expected.tobytes())]
 
 
+def draw_objects(folder: Path, ids: np.ndarray) -> None:
+    (folder / "images").mkdir(parents=True)
+    for name in ("a", "b"):
+        Image.new("RGB", ids.shape[::-1]).save(folder / "images" / f"{name}.png")
+
+
+@pytest.mark.parametrize("classes", [None, ["cell", "debris"]])
+def test_a_png_of_each_object(tmp_path: Path, classes: list[str] | None) -> None:
+    ids = np.zeros((20, 30), np.uint8)
+    ids[2:9, 3:8], ids[5:18, 20:29] = 1, 2
+    draw_objects(tmp_path, ids)
+    for value, name in ((1, "cell"), (2, "debris")):
+        folder = tmp_path / "masks" / "a" / (name if classes else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((ids == value) * np.uint8(255)).save(folder / f"{value}.png")
+    more = {"classes": classes} if classes else {}
+    first, second = declare("own", tmp_path, form="instance_masks", images="images", annotations="masks", **more)
+    found = targets("own", first, "instance")
+    assert found == [(0, (ids == 1).tobytes()), (int(bool(classes)), (ids == 2).tobytes())]
+    assert targets("own", second, "instance") == []
+
+
+def test_classes_of_ids_by_a_table(tmp_path: Path) -> None:
+    ids = np.zeros((20, 30), np.uint8)
+    ids[2:9, 3:8], ids[5:18, 20:29] = 3, 7
+    draw_objects(tmp_path, ids)
+    (tmp_path / "masks").mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(ids).save(tmp_path / "masks" / f"{name}.png")
+    rows = ["image,id,class", "a,3,nut", "a,7,bolt", "b,3,bolt"]
+    (tmp_path / "objects.csv").write_text("\n".join([*rows, "b,7,bolt"]))
+    form = {"form": "instance_ids", "images": "images", "annotations": "masks", "table": "objects.csv"}
+    first, second = declare("own", tmp_path, **form)
+    assert MetadataCatalog.get("own").thing_classes == ["bolt", "nut"]
+    assert [[cls for cls, _ in targets("own", record, "instance")] for record in (first, second)] == [[1, 0], [0, 0]]
+    (tmp_path / "objects.csv").write_text("\n".join(rows))
+    with pytest.raises(UserError, match="object 7 of the image b"):
+        declare("incomplete", tmp_path, **form)
+
+
 def test_patterns_pair_names_with_endings(tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     for name in ("a", "b"):
@@ -207,6 +247,24 @@ def test_split_depends_on_seed_and_names_alone() -> None:
     for val in (0.001, 100):
         with pytest.raises(UserError, match="split"):
             Split(val).validation(names)
+
+
+def test_split_by_group_list_and_folds(tmp_path: Path) -> None:
+    names = [f"p{k // 7}_slice{k}" for k in range(70)]
+    files = [f"images/{name}.png" for name in names]
+    held_out = Split(0.2, group=r"(p\d+)_").validation(names, files)
+    assert len(held_out) == 14 and len({name.split("_")[0] for name in held_out}) == 2
+    folds = [Split(folds=5, fold=k, group=r"p\d+").validation(names, files) for k in range(5)]
+    assert set().union(*folds) == set(names) and [len(fold) for fold in folds] == 5 * [14]
+    (tmp_path / "val.txt").write_text("p0_slice1\np3_slice22.png\n\n")
+    assert Split(list=str(tmp_path / "val.txt")).validation(names, files) == {"p0_slice1", "p3_slice22"}
+    for wrong in (Split(0.2, group="patient"), Split(list=str(tmp_path / "none.txt")), Split(folds=80, fold=75)):
+        with pytest.raises(UserError, match="split"):
+            wrong.validation(names, files)
+    declaration = {"form": "instance_ids", "images": ".", "annotations": "."}
+    for split in ({"val": 0.2, "folds": 5}, {"folds": 5, "fold": 5}, {"group": "p"}, {"val": 2, "group": "("}):
+        with pytest.raises(UserError, match="split"):
+            register_declarations({"wrong": {**declaration, "split": split}}, tmp_path)
 
 
 # From a config
