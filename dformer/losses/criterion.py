@@ -4,6 +4,7 @@ Shapes: L supervised predictions (one per decoder layer), B images, N masks each
 image b, K classes, P points.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -70,6 +71,7 @@ class Criterion(nn.Module):
         num_points: int,
         oversample_ratio: float,
         importance_sample_ratio: float,
+        class_weights: Sequence[float] = (),
     ) -> None:
         super().__init__()
         self.weights = weights
@@ -77,6 +79,7 @@ class Criterion(nn.Module):
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
         class_weight = torch.ones(num_classes + 1)
+        class_weight[: len(class_weights)] = torch.tensor(class_weights)
         class_weight[-1] = no_object_weight
         self.register_buffer("class_weight", class_weight, persistent=False)
 

@@ -71,6 +71,26 @@ def test_perfect_predictions_cost_nothing_and_wrong_ones_something(criterion):
     assert wrong_mask["loss_dice"] > perfect["loss_dice"] + 1 and wrong_mask["loss_mask"] > perfect["loss_mask"] + 1
 
 
+def test_classes_weigh_what_the_weights_say():
+    def loss_ce(weights):
+        criterion = Criterion(
+            num_classes=NUM_CLASSES,
+            weights=LossWeights(1.0, 1.0, 1.0),
+            no_object_weight=1.0,
+            num_points=64,
+            oversample_ratio=3.0,
+            importance_sample_ratio=0.75,
+            class_weights=weights,
+        )
+        truth = target(2)._replace(labels=torch.tensor([0, 1]))
+        logits, masks = prediction([truth], 2)
+        logits[0, 1] = torch.tensor([5.0, 0.0, 0.0, 0.0])  # the second object is taken for the first class
+        return loss(criterion, [(logits, masks)], [truth], generators(1))["loss_ce"].item()
+
+    assert loss_ce((1.0, 3.0, 1.0)) == pytest.approx(1.5 * loss_ce(()), rel=1e-3)  # 3 of 4 parts instead of 1 of 2
+    assert loss_ce((1.0, 1.0, 1.0)) == loss_ce(())
+
+
 def test_order_of_queries_does_not_matter(criterion):
     targets = [target(3)]
     logits, masks = prediction(targets, queries=5, sure=2.0)

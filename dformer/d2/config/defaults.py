@@ -87,6 +87,7 @@ def add_dformer_config(cfg: CN) -> None:
     # Matching and loss.
     cfg.MODEL.CRITERION = CN()
     cfg.MODEL.CRITERION.CLASS_WEIGHT = 2.0
+    cfg.MODEL.CRITERION.CLASS_WEIGHTS = ()  # of each class in the cross-entropy, by class id; empty: 1 each
     cfg.MODEL.CRITERION.MASK_WEIGHT = 5.0
     cfg.MODEL.CRITERION.DICE_WEIGHT = 5.0
     cfg.MODEL.CRITERION.NO_OBJECT_WEIGHT = 0.1  # of the class "no object" in the cross-entropy
@@ -169,6 +170,11 @@ def add_dformer_config(cfg: CN) -> None:
     # Every VIS_PERIOD steps (Detectron2, 0: never), TensorBoard gets pictures of two images of the test set, or of the
     # training set: annotated, masks with noise, predicted.
 
+    # Experiment trackers that get the numbers of metrics.json, too: "wandb", "mlflow"; and the project of the run.
+    cfg.TRACKING = CN()
+    cfg.TRACKING.WRITERS = ()
+    cfg.TRACKING.PROJECT = "dformer"
+
     # Inference and evaluation.
     cfg.TEST.AMP = CN()
     cfg.TEST.AMP.ENABLED = False  # in the type of SOLVER.AMP.DTYPE; False: in float32, as published
@@ -187,6 +193,8 @@ def add_dformer_config(cfg: CN) -> None:
     # Metric on the first of DATASETS.TEST that chooses model_best.pth with EVAL_PERIOD: PQ, PQ_things, PQ_stuff,
     # PQ_agnostic, AP or mIoU. Empty: PQ, PQ_agnostic, AP or mIoU, the first that is measured.
     cfg.TEST.BEST_METRIC = ""
+    # Evaluations (EVAL_PERIOD) without a better BEST_METRIC after which training ends; 0: it never ends early.
+    cfg.TEST.PATIENCE = 0
     cfg.TEST.BOUNDARY = False  # also boundary AP and boundary IoU
     cfg.TEST.CLASS_AGNOSTIC = False  # also class-agnostic PQ
     # Detectron2's TEST.AUG (MIN_SIZES, MAX_SIZE, FLIP) averages class scores, for semantic segmentation only.
@@ -229,6 +237,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "TEST.OVERLAP_THRESHOLD": (0, 1),
     "TEST.DETECTIONS_PER_IMAGE": (1, 1_000_000),
     "TEST.MIN_AREA": (0, 1e9),
+    "TEST.PATIENCE": (0, 1e9),
     "TEST.TILE": (0, 16384),
     "TEST.TILE_OVERLAP": (0, 16384),
     **DIFFUSIONINST_RANGES,

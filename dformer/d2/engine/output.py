@@ -8,7 +8,7 @@ from dformer.utils.files import read_json
 
 # All that a training writes there.
 FILES = ["model_*.pth", "last_checkpoint", "config.yaml", "runs.json", "metrics.json", "events.out.tfevents.*"]
-FILES += ["log.txt*", "results.json", "results.csv", "inference", "bad_step_*"]
+FILES += ["log.txt*", "results.json", "results.csv", "inference", "bad_step_*", "wandb", "wandb_run", "mlflow_run"]
 
 
 def refuse_used(folder: str) -> None:

@@ -42,6 +42,10 @@ LOG_PERIOD = 20  # iterations
 MAX_BAD_STEPS = 10  # steps in a row without a usable gradient, after which training stops
 
 
+class EarlyStop(BaseException):
+    """End the training loop, as evaluations get no better."""
+
+
 class Trainer(TrainerBase):
     """Train the model of a cfg with Detectron2's training loop and hooks.
 
@@ -102,6 +106,8 @@ class Trainer(TrainerBase):
         if self.average and not (path and "model_ema" in checkpoint):
             self.average.restart(self.model)
         self.start_iter: int = self.iter + 1 if path else 0
+        if self.checkpoints.is_patience_exhausted:  # that run has ended early, and is only evaluated again
+            self.max_iter = self.start_iter
 
     def train(self) -> None:
         """Train up to MAX_ITER, then evaluate. After a signal, save the last step and exit with `RESUME_ME`."""
@@ -112,6 +118,11 @@ class Trainer(TrainerBase):
         with self.interruption:
             try:
                 super().train(self.start_iter, self.max_iter)
+            except EarlyStop:
+                since = self.checkpoints.since_best
+                logger.info(
+                    f"Stopped early, after iteration {self.iter}: {since} evaluations were no better (PATIENCE)"
+                )
             except SystemExit:
                 done = min(self.iter, self.max_iter - 1)
                 logger.info(f"Stopped after iteration {done}, which is saved; use --resume (exit code {RESUME_ME})")
@@ -129,6 +140,10 @@ class Trainer(TrainerBase):
     def after_step(self) -> None:
         """Run the hooks, and exit if a signal has asked for it."""
         super().after_step()
+        if self.checkpoints.is_patience_exhausted:
+            self.checkpointer.save("model_final", iteration=self.iter)
+            self.writers.close(is_done=True)
+            raise EarlyStop
         if self.is_stopping:
             self._stop()
 
@@ -161,6 +176,7 @@ class Trainer(TrainerBase):
         self.is_evaluation_due = False
         if self.cfg.TEST.EVAL_PERIOD > 0 and comm.is_main_process():
             self._save_best()
+        self.checkpoints.since_best = groups.all_gather(self.checkpoints.since_best)[0]
         return self.results if len(self.results) != 1 else next(iter(self.results.values()))
 
     def _save_best(self) -> None:

@@ -185,6 +185,22 @@ def test_the_best_and_the_newest_checkpoints_are_kept(cfg, data):
     assert best["trainer"]["hooks"]["Checkpoints"]["best"] == 60.0
 
 
+def test_training_stops_early_and_a_resumed_run_only_evaluates(cfg, data):
+    cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.TEST.PATIENCE = 20, 2, 2
+    data.scores = [40.0, 50.0, 50.0, 45.0]
+    run(cfg)
+    assert [iteration for iteration, _ in data.evaluated] == [2, 4, 6, 8]
+    assert final(cfg)["iteration"] == 7 and logged(Path(cfg.OUTPUT_DIR))[-1]["iteration"] == 7
+    assert read_checkpoint(Path(cfg.OUTPUT_DIR) / "model_best.pth")["iteration"] == 3
+
+    data.scores = [45.0]
+    again = train(cfg, resume=True)
+    assert again.model.trained == [] and len(data.evaluated) == 5
+    cfg.TEST.PATIENCE, data.scores, data.start = 4, [60.0, 50.0, 50.0, 50.0, 50.0], 8
+    run(cfg, resume=True)
+    assert data.evaluated[-1][0] == 18 and final(cfg)["iteration"] == 17
+
+
 @pytest.mark.parametrize("period", [15, 20])
 def test_a_signal_stops_an_evaluation_which_the_resumed_run_repeats(cfg, data, tmp_path, period):
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD = 3 * period, 7, period

@@ -25,7 +25,9 @@ class Checkpoints(HookBase):
         self.checkpointer = checkpointer
         self.periods = [period for period in (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) if period > 0]
         self.keep = cfg.SOLVER.CHECKPOINT_KEEP
+        self.patience = cfg.TEST.PATIENCE
         self.best: float | None = None  # the highest metric of an evaluation
+        self.since_best = 0  # evaluations
         self.saved = -1  # the last iteration that was saved
         self._numbered: list[Path] = []  # of this run, the newest last
 
@@ -63,15 +65,21 @@ class Checkpoints(HookBase):
 
     def save_best(self, value: float) -> None:
         """Save model_best.pth if `value` exceeds all earlier ones."""
+        self.since_best += 1
         if value > (-math.inf if self.best is None else self.best):
-            self.best = value
+            self.best, self.since_best = value, 0
             try:
                 self.checkpointer.save(BEST, iteration=self.trainer.iter)
             except UserError as error:
                 logger.error(f"{error}. Training continues")
 
+    @property
+    def is_patience_exhausted(self) -> bool:
+        """Tell whether TEST.PATIENCE evaluations were no better than the best before them."""
+        return 0 < self.patience <= self.since_best
+
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "since_best": self.since_best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = state["best"]
+        self.best, self.since_best = state["best"], state.get("since_best", 0)  # older checkpoints have none

@@ -1,4 +1,4 @@
-"""Logged numbers of a training: the log line, metrics.json and TensorBoard, also across a resume."""
+"""Logged numbers of a training: the log line, metrics.json, TensorBoard and trackers, also across a resume."""
 
 import datetime
 import logging
@@ -14,6 +14,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 from fvcore.common.history_buffer import HistoryBuffer
+
+from dformer.d2.engine.hooks.trackers import TrackerWriter
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ class Writers(HookBase):
         self.writers: list[EventWriter] = []
         if comm.is_main_process():
             tensorboard = TensorboardXWriter(cfg.OUTPUT_DIR, WINDOW)
-            self.writers = [LogLine(cfg), JSONWriter(str(self.metrics), WINDOW), tensorboard]
+            trackers = [TrackerWriter(name, cfg, WINDOW) for name in cfg.TRACKING.WRITERS]
+            self.writers = [LogLine(cfg), JSONWriter(str(self.metrics), WINDOW), tensorboard, *trackers]
         self.last_written = -1  # iteration
         self.resumed: dict[str, Any] | None = None
 
@@ -57,8 +60,12 @@ class Writers(HookBase):
             self.writers[0].write()  # the log line alone, to tell early how long it will take
 
     def after_train(self) -> None:
+        self.close(is_done=self.trainer.iter >= self.trainer.max_iter)  # else the resumed run writes what is left
+
+    def close(self, is_done: bool) -> None:
+        """Close the writers; if the training `is_done`, write what is left first."""
         for writer in self.writers:
-            if self.trainer.iter >= self.trainer.max_iter:  # else the resumed run writes what is left
+            if is_done:
                 writer.write()
             writer.close()
 

@@ -61,9 +61,13 @@ def _build_mask_decoder(cfg: CfgNode, classes: int, num_evidence: int) -> MaskDe
 
 def _build_criterion(cfg: CfgNode, classes: int) -> Criterion:
     criterion = cfg.MODEL.CRITERION
+    if len(criterion.CLASS_WEIGHTS) not in (0, classes):
+        given = len(criterion.CLASS_WEIGHTS)
+        raise UserError(f"MODEL.CRITERION.CLASS_WEIGHTS has {given} numbers for {classes} classes")
     return Criterion(
         num_classes=classes,
         weights=LossWeights(criterion.CLASS_WEIGHT, criterion.MASK_WEIGHT, criterion.DICE_WEIGHT),
+        class_weights=criterion.CLASS_WEIGHTS,
         no_object_weight=criterion.NO_OBJECT_WEIGHT,
         num_points=criterion.NUM_POINTS,
         oversample_ratio=criterion.OVERSAMPLE_RATIO,
