@@ -82,6 +82,7 @@ class CheckedImage:
         size: height and width of the image; None: it cannot be read.
         digest: of the file; images with the same digest are the same.
         classes: of each object or region, without crowds.
+        sides: of squares of the objects' areas, in pixels.
         void: share of the pixels of a label map that are void, 0 to 1.
     """
 
@@ -89,5 +90,6 @@ class CheckedImage:
     size: Size | None = None
     digest: str = ""
     classes: list[int] = field(default_factory=list)
+    sides: list[float] = field(default_factory=list)
     void: float = 0.0
     findings: list[Finding] = field(default_factory=list)

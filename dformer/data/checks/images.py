@@ -56,6 +56,8 @@ def _check_panoptic(record: Record, image: CheckedImage) -> Findings:
             yield Finding("empty mask", file, f"no pixel has the id {i}, which its json names")
         elif not segment.get("iscrowd"):
             image.classes.append(segment["category_id"])
+            if segment.get("isthing", True):
+                image.sides.append(areas[i] ** 0.5)
 
 
 def _check_semantic(record: Record, image: CheckedImage, ignore_label: int) -> Findings:
@@ -88,6 +90,7 @@ def _check_instances(record: Record, image: CheckedImage) -> Findings:
             yield Finding("empty mask", image.file, f"{name}: its mask has no pixel; it is not trained on")
         elif not annotation.get("iscrowd"):
             image.classes.append(annotation["category_id"])
+            image.sides.append(float(rle.area(mask)) ** 0.5)
 
 
 def _check_ids(file: str, image: CheckedImage) -> Findings:
