@@ -63,7 +63,7 @@ class Writers(HookBase):
         self.close(is_done=self.trainer.iter >= self.trainer.max_iter)  # else the resumed run writes what is left
 
     def close(self, is_done: bool) -> None:
-        """Close the writers; if the training `is_done`, write what is left first."""
+        """End the writers; if the training `is_done`, write what is left first."""
         for writer in self.writers:
             if is_done:
                 writer.write()
