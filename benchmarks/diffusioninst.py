@@ -2,6 +2,7 @@
 """DiffusionInst beside a plain build of the published way, with the same random weights, in turns.
 
 python benchmarks/diffusioninst.py                                      # 800 x 1333, 500 boxes, 1 and 4 steps
+python benchmarks/diffusioninst.py --dtype bfloat16
 python benchmarks/diffusioninst.py --builds ours --boxes 100 300 500 1000 --steps 1
 python benchmarks/diffusioninst.py --memory --json benchmarks/results/diffusioninst/memory.json
 
@@ -54,6 +55,7 @@ def main() -> None:
     arguments.add_argument("--boxes", nargs="+", type=int, default=[500])
     arguments.add_argument("--steps", nargs="+", type=int, default=[1, 4])
     arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--dtype", default="float32", help="of torch.autocast, such as bfloat16; of both builds")
     arguments.add_argument("--no-peak", action="store_true", help="leave out the peak memory, each in a fresh process")
     arguments.add_argument("--memory", action="store_true", help="measure what training keeps, instead of inference")
     arguments.add_argument("--peak-of", action="store_true", help="print the peak memory of one case, and nothing else")
@@ -64,15 +66,16 @@ def main() -> None:
         report([kept_in_training(args.opts, args.sizes[0], n) for n in args.boxes], environment("cpu"), args.json)
         return
     model, plain_backbone = build(args.opts)
-    if args.peak_of:
-        build_of = builds(model, plain_backbone)[args.builds[0]]
-        item = image(args.sizes[0])
-        print(peak_memory(partial(build_of, item, args.boxes[0], args.steps[0]), "cpu"))
-        return
     rows = []
-    for size, boxes, steps in product(args.sizes, args.boxes, args.steps):
-        rows += compare(args, model, plain_backbone, size, boxes, steps)
-    report(rows, environment("cpu"), args.json)
+    with torch.autocast("cpu", getattr(torch, args.dtype), enabled=args.dtype != "float32"):
+        if args.peak_of:
+            build_of = builds(model, plain_backbone)[args.builds[0]]
+            item = image(args.sizes[0])
+            print(peak_memory(partial(build_of, item, args.boxes[0], args.steps[0]), "cpu"))
+            return
+        for size, boxes, steps in product(args.sizes, args.boxes, args.steps):
+            rows += compare(args, model, plain_backbone, size, boxes, steps)
+    report(rows, {**environment("cpu"), "dtype": args.dtype}, args.json)
 
 
 def build(opts: list[str]) -> tuple[Any, Any]:
@@ -120,7 +123,7 @@ def compare(args: Any, model: Any, plain_backbone: Any, size: str, boxes: int, s
     found.clear()
     for name in chosen:
         command = [sys.executable, __file__, "--peak-of", "--builds", name, "--sizes", size, "--boxes", str(boxes)]
-        command += ["--steps", str(steps), "--opts", *args.opts]
+        command += ["--steps", str(steps), "--dtype", args.dtype, "--opts", *args.opts]
         peak = None if args.no_peak else float(subprocess.run(command, check=True, capture_output=True).stdout)
         cpu, clock = (1e3 * median(x) for x in zip(*times[name], strict=True))
         case = {"build": name, "size": size, "boxes": boxes, "steps": steps, "instances": counts[name]}
@@ -164,7 +167,7 @@ def plain(model: Any, backbone: Any, item: dict[str, Any], num_boxes: int, steps
     renew = partial(renew_boxes, draw_noise=draw_noise, threshold=renewal)
     for k, step in enumerate(sample(denoise, draw_noise, times, schedule, partial(ddim_step, eta=1.0), renew)):
         if k == 0 or k + 1 < steps:
-            logits, boxes, kernels = (x[0] for x in step.output[-1])
+            logits, boxes, kernels = (x[0].float() for x in step.output[-1])
             scores, index = logits.sigmoid().flatten().topk(num_boxes)
             row = index // logits.shape[1]
             found.append((boxes[row], scores, index % logits.shape[1], kernels[row]))
@@ -184,7 +187,7 @@ def plain_decoder(decoder: Any, pyramid: list[Tensor], boxes: Tensor, t: Tensor)
     for stage in decoder.stages:
         rois = torch.cat([torch.zeros(boxes.shape[1], 1), boxes[0]], dim=1)
         level = box_levels(boxes, len(pyramid))[0]
-        regions = rois.new_zeros(len(rois), pyramid[0].shape[1], 7, 7)
+        regions = pyramid[0].new_zeros(len(rois), pyramid[0].shape[1], 7, 7)
         for k, x in enumerate(pyramid):
             rows = (level == k).nonzero()[:, 0]
             regions[rows] = roi_align(x, rois[rows], 7, 1 / 2 ** (k + 2), 2, aligned=True)
