@@ -1,0 +1,60 @@
+"""Quality of tracks: J&F (DAVIS), HOTA (Luiten et al. 2021) and IDF1, computed by trackeval."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+
+from dformer.utils.errors import UserError
+
+Labels = NDArray[np.integer]
+
+
+def track_quality(videos: Iterable[tuple[Labels, Labels]]) -> dict[str, float]:
+    """Return J&F with its parts J and F, HOTA with its parts DetA and AssA, and IDF1, over all videos, in 0..100.
+
+    J&F matches tracks over whole videos (DAVIS, unsupervised) and is a mean over true tracks; the others count masks.
+
+    Args:
+        videos: pairs (ground truth, prediction) of ids (T, H, W), 0: no object. Classes do not matter.
+
+    Raises:
+        UserError: the package trackeval is missing.
+    """
+    try:
+        from trackeval.metrics import HOTA, Identity, JAndF
+    except ModuleNotFoundError as error:
+        raise UserError("J&F, HOTA and IDF1 need the package trackeval: pip install 'dformer[video]'") from error
+    metrics = {"J&F": JAndF(), "HOTA": HOTA(), "Identity": Identity({"PRINT_CONFIG": False})}
+    counts: dict[str, dict[int, Any]] = {name: {} for name in metrics}
+    for number, (truth, found) in enumerate(videos):
+        for name, metric in metrics.items():
+            if name == "J&F" and not truth.any():
+                continue  # it is a mean over true tracks
+            counts[name][number] = metric.eval_sequence(_sequence(truth, found))  # which it changes
+    whole: dict[str, Any] = {}
+    for name, metric in metrics.items():
+        whole |= metric.combine_sequences(counts[name])
+    names = {"J&F": "J&F", "J": "J-Mean", "F": "F-Mean", "HOTA": "HOTA", "DetA": "DetA", "AssA": "AssA", "IDF1": "IDF1"}
+    return {name: 100 * float(np.mean(whole[theirs])) for name, theirs in names.items()}  # HOTA: over its thresholds
+
+
+def _sequence(truth: Labels, found: Labels) -> dict[str, Any]:
+    """Return a video as trackeval's metrics take it."""
+    data: dict[str, Any] = {"num_timesteps": len(truth), "similarity_scores": []}
+    for ours, theirs in ((truth, "gt"), (found, "tracker")):
+        values = np.unique(ours[ours > 0])
+        present = [np.unique(frame[frame > 0]) for frame in ours]
+        data[f"num_{theirs}_ids"] = len(values)
+        data[f"num_{theirs}_dets"] = sum(map(len, present))
+        data[f"{theirs}_ids"] = [np.searchsorted(values, ids) for ids in present]
+        data[f"{theirs}_dets"] = [
+            [mask_utils.encode(np.asfortranarray(frame == i, dtype=np.uint8)) for i in ids]
+            for frame, ids in zip(ours, present, strict=True)
+        ]
+    for true, predicted in zip(data["gt_dets"], data["tracker_dets"], strict=True):
+        overlap = mask_utils.iou(predicted, true, [0] * len(true)) if true and predicted else np.zeros(0)
+        data["similarity_scores"].append(np.reshape(overlap, (len(predicted), len(true))).T)
+    return data

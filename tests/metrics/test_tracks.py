@@ -1,0 +1,39 @@
+"""J&F, HOTA and IDF1."""
+
+import numpy as np
+import pytest
+
+from dformer.metrics.tracks import track_quality
+
+pytest.importorskip("trackeval")
+
+
+def video(*rows):
+    """Ids (T, 8, n), each row a frame."""
+    return np.repeat(np.array(rows)[:, None], 8, axis=1)
+
+
+TRUTH = video(*[[1] * 8 + [0] * 8 + [2] * 8] * 4)
+
+
+def test_the_truth_has_100_whatever_its_ids_are():
+    found = np.choose(TRUTH, [0, 9, 3])
+    assert track_quality([(TRUTH, found)]) == pytest.approx(
+        dict.fromkeys(("J&F", "J", "F", "HOTA", "DetA", "AssA", "IDF1"), 100)
+    )
+
+
+def test_a_switched_id_costs_association_and_not_detection():
+    found = TRUTH.copy()
+    found[2:][found[2:] == 1] = 3
+    quality = track_quality([(TRUTH, found)])
+    assert quality["DetA"] == pytest.approx(100)
+    # Object 1 has half of its masks in the better of its tracks, object 2 all: J, and IDF1 of 6 of 8 masks.
+    assert quality["J"] == pytest.approx(75) and quality["IDF1"] == pytest.approx(75)
+    assert quality["AssA"] == pytest.approx(75)  # of each mask 1/2 or 1
+
+
+def test_a_video_without_objects_and_one_without_answers():
+    assert track_quality([(TRUTH, np.zeros_like(TRUTH))])["IDF1"] == 0
+    quality = track_quality([(TRUTH, TRUTH), (0 * TRUTH, 0 * TRUTH)])
+    assert quality == pytest.approx(dict.fromkeys(quality, 100))
