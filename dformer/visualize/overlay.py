@@ -70,9 +70,12 @@ def _regions(segments: Iterable[Segment], class_names: Sequence[str], color_by: 
         category_id = segment.category_id
         if not 0 <= category_id < len(class_names):
             raise ValueError(f"category_id {category_id} has no name: there are {len(class_names)}")
-        text = class_names[category_id] + ("" if segment.score is None else f" {100 * segment.score:.0f}%")
+        text = class_names[category_id] + ("" if segment.track is None else f" {segment.track}")
+        text += "" if segment.score is None else f" {100 * segment.score:.0f}%"
         by_instance = color_by == "instance" and segment.is_thing
-        color = class_color(instances.total()) if by_instance else class_color(category_id, instances[category_id])
+        number = instances.total() if by_instance else instances[category_id]
+        number = number if segment.track is None else segment.track  # the same colour in all frames
+        color = class_color(number) if by_instance else class_color(category_id, number)
         yield Region(segment.mask, text, color, segment.is_thing)
         instances[category_id] += bool(segment.mask.any())
 

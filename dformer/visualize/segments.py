@@ -18,6 +18,7 @@ class Segment(NamedTuple):
     score: float | None = None  # in [0, 1]
     is_thing: bool = True  # an object (a thing) or an amorphous region (stuff)
     is_crowd: bool = False  # a group of objects annotated as one
+    track: int | None = None  # in a video: the object's number, from 1
 
 
 def panoptic_segments(segment_map: Ints, infos: Iterable[Mapping[str, Any]]) -> Iterator[Segment]:

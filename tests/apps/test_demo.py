@@ -259,6 +259,7 @@ def test_frames_of_a_video_have_the_results_of_images(cfg, tmp_path):
         assert len(single["segments"]) == len(found[k]["segments"]) > 0
         for one, other in zip(single["segments"], found[k]["segments"], strict=True):
             assert one["category"] == other["category"] and one["score"] == pytest.approx(other["score"], abs=1e-5)
+            assert "track_id" not in one and ("track_id" in other) == other["isthing"]
             same = rle.decode(one["segmentation"]) == rle.decode(other["segmentation"])
             assert same.shape == (48, 80) and same.mean() > 0.999, "but for rounding"
 

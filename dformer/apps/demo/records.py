@@ -2,9 +2,9 @@
 
 `segments.json`: {"images": [{"file", "picture", "height", "width", "segments": [...]}], "task", "weights"}; a segment:
 {"id", "category_id", "category", "isthing", "score", "area", "bbox", "segmentation"}. Frames of a video also have their
-number, "frame", from 0. Category ids are the model's class ids, from 0. "area" is in pixels of the image, "bbox" is
-[x, y, width, height], "segmentation" is COCO's run-length encoding at the size of the image. "score" is in [0, 1]; null
-for semantic results.
+number, "frame", from 0, and things have a "track_id" there, from 1. Category ids are the model's class ids, from 0.
+"area" is in pixels of the image, "bbox" is [x, y, width, height], "segmentation" is COCO's run-length encoding at the
+size of the image. "score" is in [0, 1]; null for semantic results.
 
 `coco.json`: the same in the format of COCO's annotations: {"annotations", "images", "categories"}.
 """
@@ -52,7 +52,8 @@ def coco_file(
         images.append(image | {key: record[key] for key in ("frame", "height", "width") if key in record})
         for segment in record["segments"]:
             annotation = {"id": next(ids), "image_id": len(images), "iscrowd": 0}
-            annotation |= {key: segment[key] for key in ("category_id", "segmentation", "area", "bbox")}
+            known = ("category_id", "segmentation", "area", "bbox", "track_id")
+            annotation |= {key: segment[key] for key in known if key in segment}
             append(annotation if segment["score"] is None else annotation | {"score": segment["score"]})
 
     with json_list(file, "annotations", {"images": images, "categories": categories}) as append:

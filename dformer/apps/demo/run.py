@@ -15,6 +15,7 @@ from dformer.apps.demo.records import coco_file, json_list
 from dformer.d2.data import read_image
 from dformer.d2.engine.predictor import IdMap, Predictor
 from dformer.d2.engine.result import Result
+from dformer.postprocess.tracking import Tracks
 from dformer.utils.errors import UserError
 from dformer.visualize import DEFAULT_STYLE, Style, UInt8, draw_panels
 from dformer.visualize.files import VideoReader, VideoWriter, save_picture
@@ -123,8 +124,8 @@ class Demo:
             except UserError as error:
                 problems.append(str(error))
         segmented = self.segment([image for *_, image in read]) if read else []
-        for (file, result, _), (picture, found) in zip(read, segmented, strict=True):
-            save_picture(picture, result)
+        for (file, result, _), found in zip(read, segmented, strict=True):
+            save_picture(self.draw(found), result)
             self.record(found, {"file": str(file), "picture": result.name})
         return problems
 
@@ -139,27 +140,31 @@ class Demo:
         progress = tqdm(total=reader.length, desc=result.name, unit="frame")
         with reader, VideoWriter(result, reader.fps / every) as writer, progress:
             frames = iter(reader)
+            tracks: list[Tracks | None] = [None] * len(self.models)
             while batch := list(islice(frames, self.settings.batch)):
                 found = self.segment([frame for _, frame in batch])
-                for (index, _), (picture, results) in zip(batch, found, strict=True):
-                    writer.write(picture)
+                for (index, _), results in zip(batch, found, strict=True):
+                    for k, untracked in enumerate(results):
+                        results[k], tracks[k] = untracked.tracked(tracks[k])
+                    writer.write(self.draw(results))
                     self.record(results, {"file": name, "frame": index, "picture": result.name})
                     progress.update()
         if not writer.frames or (reader.length and writer.frames < 0.99 * reader.length):  # some headers are estimates
             return [f"{name} ends after {writer.frames} of {reader.length or 'its'} frames: it is damaged"]
         return []
 
-    def segment(self, images: Sequence[UInt8]) -> list[tuple[UInt8, list[Result]]]:
-        """Return a picture of each image, and what each model found in it."""
+    def segment(self, images: Sequence[UInt8]) -> list[list[Result]]:
+        """Return what each model found in each image."""
         settings = self.settings
         known = None if self.known is None else [self.known]
         asked = {"task": settings.task, "threshold": settings.threshold, "max_pixels": MAX_PIXELS}
         found = [model(images, known=known, batch=len(images), **asked) for model in self.models]
-        drawn = []
-        for results in map(list, zip(*found, strict=True)):
-            pictures = [result.draw(settings.style) for result in results]
-            drawn.append((draw_panels(pictures, self.captions) if len(pictures) > 1 else pictures[0], results))
-        return drawn
+        return [list(results) for results in zip(*found, strict=True)]
+
+    def draw(self, results: Sequence[Result]) -> UInt8:
+        """Return a picture of what each model found in an image, beside each other."""
+        pictures = [result.draw(self.settings.style) for result in results]
+        return draw_panels(pictures, self.captions) if len(pictures) > 1 else pictures[0]
 
     def record(self, found: Sequence[Result], source: dict[str, Any]) -> None:
         """Write what each model found in an image to the JSON files."""

@@ -27,6 +27,7 @@ from dformer.d2.modeling.meta_arch import Request, Segmenter, Step
 from dformer.data.images import to_image
 from dformer.postprocess.ensemble import merge_samples
 from dformer.postprocess.known import coarse_masks
+from dformer.postprocess.tracking import Tracks
 from dformer.utils.errors import UserError
 from dformer.utils.memory import keep_pages
 from dformer.visualize import INSTANCE_THRESHOLD, fit_size, resize
@@ -113,18 +114,20 @@ class Predictor:
             yield self._result(step.results[0], read, size, request, step.t)
 
     def video(self, file: str | Path | int, *, every: int = 1, batch: int = 4, **asked: Any) -> Iterator[Result]:
-        """Yield the result of each frame of a video, with its number, `frame`.
+        """Yield the result of each frame of a video, with its number, `frame`, and the objects' numbers, `tracks`.
 
         Args:
             file: a video file, or the number of a camera.
             every: each n-th frame only.
             batch, asked: as of a call.
         """
+        tracks: Tracks | None = None
         with VideoReader(file, every) as reader:
             frames = iter(reader)
             while read := list(islice(frames, batch)):
                 found = self([frame for _, frame in read], batch=batch, **asked)
                 for (number, _), result in zip(read, found, strict=True):
+                    result, tracks = result.tracked(tracks)
                     yield replace(result, frame=number)
 
     def refine(
