@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -205,10 +206,14 @@ class Predictor:
         default = INSTANCE_THRESHOLD if task == "instance" else self.model.request.object_threshold
         if threshold is not None and task == "semantic":
             raise UserError("threshold: semantic results have no scores; leave it out")
-        known = [*self.model.options, "overlap_threshold"]
-        for name in numbers:
+        known = {**dict.fromkeys(self.model.options, Integral), "overlap_threshold": Real}
+        for name, number in numbers.items():
             if name not in known:
                 raise UserError(f"{name}: {type(self.model).__name__} has no such number; it has {', '.join(known)}")
+            if not isinstance(number, known[name]):
+                raise UserError(
+                    f"{name} must be {'a whole' if known[name] is Integral else 'a'} number, got {number!r}"
+                )
         least = default if threshold is None else threshold
         request = replace(self.model.request, tasks=(task,), object_threshold=least, **numbers)  # type: ignore[arg-type]
         self.model.check(request)

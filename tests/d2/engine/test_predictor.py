@@ -183,6 +183,8 @@ def test_large_results_are_bounded_and_written_at_the_size_of_the_image(model, i
         ({"threshold": 2}, "threshold"),
         ({"task": "semantic", "threshold": 0.5}, "threshold.*semantic"),
         ({"steps": 0}, "steps.*1"),
+        ({"steps": 2.5}, "steps.*whole.*2.5"),
+        ({"overlap_threshold": "high"}, "overlap_threshold.*high"),
         ({"step": 4}, "step:.*steps"),
     ],
 )
