@@ -13,6 +13,7 @@ from torch import Tensor
 DROPPED = [
     (r"(stem\.)?(fc|head|norm|classifier|linear)\.(.*\.)?(weight|bias)", "the classifier"),
     (r".*\.(relative_position_index|attn_mask)", "follows from the window size"),
+    (r"(attn_pool|fc_norm)\..*|mask_token", "the classifier"),
 ]
 
 # torchvision's ResNet -> Detectron2's, tried in this order.
@@ -43,7 +44,7 @@ def from_imagenet(weights: Mapping[str, Tensor], expected: Collection[str]) -> t
     for wrapped_name, tensor in weights.items():
         name = wrapped_name.removeprefix("module.")
         reason = next((reason for pattern, reason in DROPPED if re.fullmatch(pattern, name)), None)
-        if reason:
+        if reason and f"backbone.body.{name}" not in expected:
             dropped[name] = reason
         elif is_timm:
             if is_original_swin:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
 from dformer.utils.errors import UserError
@@ -16,8 +17,9 @@ from dformer.weights.published.mask2former import window_size
 
 CLASS_EMBED = re.compile(r"(.*\.)?class_embed\..*")
 QUERIES = re.compile(r"(.*\.)?query_(feat|embed)")  # (N, C), a row a query
-# What no pretrained backbone has: the norms of the maps that the decoder sees.
-NOT_PRETRAINED = re.compile(r"backbone\.norms\..*")
+# What no pretrained backbone has: the norms of the maps that the decoder sees, the pyramid over a vision transformer.
+NOT_PRETRAINED = re.compile(r"backbone\.(norms|pyramid)\..*")
+PATCHES = "patch_embed.proj.weight"  # (D, 3, pixels, pixels)
 PAST_MAPS = re.compile(r"head\.decoder\.conv_in\.weight")  # its last input channels are those of past maps
 COUNTER = ".num_batches_tracked"  # of batch norms; frozen ones here have none
 BIAS_TABLE = ".relative_position_bias_table"
@@ -102,6 +104,9 @@ def _fit_tensor(fit: Fit, name: str, tensor: Tensor, expected: Tensor) -> None:
     elif name.endswith(BIAS_TABLE) and theirs[1:] == shape[1:]:
         fit.loaded[name] = resize_bias_table(tensor, shape[0])
         fit.resized[name] = f"windows of {window_size(len(tensor))} -> {window_size(shape[0])}"
+    elif name.endswith(PATCHES) and theirs[:2] == shape[:2]:
+        fit.loaded[name] = resample_patch_embed(tensor, list(shape[2:]))
+        fit.resized[name] = f"patches of {theirs[2]} pixels -> {shape[2]}"
     elif PAST_MAPS.fullmatch(name) and theirs[0] == shape[0] and theirs[1] < shape[1]:
         fit.loaded[name] = F.pad(tensor, (0, 0, 0, 0, 0, shape[1] - theirs[1]))
         fit.resized[name] = f"{theirs[1]} -> {shape[1]} channels, zeros for the past maps of a video model"

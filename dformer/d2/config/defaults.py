@@ -60,11 +60,15 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.SIZE_DIVISIBILITY = 32  # images are padded to multiples of this, the largest stride of the pyramid
 
-    # Any timm model with `features_only`, for MODEL.BACKBONE.NAME "build_timm_backbone".
+    # Any timm model with `features_only`, for MODEL.BACKBONE.NAME "build_timm_backbone"; or a plain vision transformer
+    # (DINOv2, DINOv3, SigLIP, MAE), for "build_timm_vit_backbone".
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "swin_tiny_patch4_window7_224"
     cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0  # stochastic depth, also for ResNets
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # stages after the last of these are not built
+
+    cfg.MODEL.TIMM.PYRAMID_DIM = 256  # channels of the pyramid over a plain vision transformer
+    cfg.MODEL.TIMM.FROZEN = False  # a plain vision transformer is not trained, only the pyramid
 
     # Backbone features -> pyramid of strides 32, 16, 8 and a pixel embedding of stride 4.
     cfg.MODEL.PIXEL_DECODER = CN()
@@ -149,6 +153,8 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone / BASE_LR
+    # Learning rate of each layer of a plain vision transformer / that of the layer after it; 1: the same for all.
+    cfg.SOLVER.LAYER_DECAY = 1.0
     # "WarmupMultiStepLR" (SOLVER.STEPS, GAMMA), or to BASE_LR_END at MAX_ITER "WarmupCosineLR" or "WarmupPolyLR"
     # (POLY_POWER)
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
@@ -231,6 +237,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "INPUT.SCALE_TEST": (1e-3, 100),
     "SOLVER.IMS_PER_BATCH": (1, 1_000_000),
     "SOLVER.ACCUMULATE": (1, 1_000_000),
+    "SOLVER.LAYER_DECAY": (1e-3, 1),
     "SOLVER.MAX_ITER": (0, 1e12),
     "SOLVER.CHECKPOINT_PERIOD": (1, 1e12),
     "TEST.OBJECT_THRESHOLD": (0, 1),

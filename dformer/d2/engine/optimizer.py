@@ -16,14 +16,15 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 RUNNING_NORMS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # with running statistics
 NORMS = (*RUNNING_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 # Embeddings that are bare parameters, by the last part of their name: those of timm's backbones and of our models.
-EMBEDDINGS = {"relative_position_bias_table", "absolute_pos_embed", "pos_embed", "cls_token"}
+EMBEDDINGS = {"relative_position_bias_table", "absolute_pos_embed", "pos_embed", "cls_token", "reg_token"}
 EMBEDDINGS |= {"level_embed", "query_embed", "query_feat"}
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Group the trainable parameters of `model` by learning rate and weight decay.
 
-    The backbone learns at BASE_LR * BACKBONE_MULTIPLIER. Norms decay by WEIGHT_DECAY_NORM; embeddings (queries, levels,
+    The backbone learns at BASE_LR * BACKBONE_MULTIPLIER, and a layer of a plain vision transformer at LAYER_DECAY times
+    the rate of the layer after it. Norms decay by WEIGHT_DECAY_NORM; embeddings (queries, levels,
     absolute and relative positions) by WEIGHT_DECAY_EMBED.
 
     Returns:
@@ -36,7 +37,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if not parameter.requires_grad:
                 continue
-            lr = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if name.startswith("backbone.") else 1.0)
+            lr = solver.BASE_LR * (_backbone_factor(cfg, model, name) if name.startswith("backbone.") else 1.0)
             decay = solver.WEIGHT_DECAY
             if isinstance(module, NORMS):
                 decay = solver.WEIGHT_DECAY_NORM
@@ -46,6 +47,16 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     return [
         {"params": params, "lr": lr, "initial_lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()
     ]
+
+
+def _backbone_factor(cfg: CfgNode, model: nn.Module, name: str) -> float:
+    factor = cfg.SOLVER.BACKBONE_MULTIPLIER
+    if cfg.SOLVER.LAYER_DECAY == 1:
+        return factor
+    backbone: Any = model.backbone
+    if not hasattr(backbone, "layers_above"):
+        raise UserError("SOLVER.LAYER_DECAY must be 1 unless MODEL.BACKBONE.NAME is build_timm_vit_backbone")
+    return factor * cfg.SOLVER.LAYER_DECAY ** backbone.layers_above(name.removeprefix("backbone."))
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -28,8 +28,7 @@ class TimmBackbone(Backbone):
 
     def __init__(self, *, name: str, drop_path_rate: float, out_features: Sequence[str] = tuple(STRIDES)) -> None:
         super().__init__()
-        if not timm.is_model(name):
-            raise UserError(f'MODEL.TIMM.NAME: timm has no model "{name}"{did_you_mean(name, timm.list_models())}')
+        known_model(name)
         any_size = {"strict_img_size": False, "always_partition": True} if name.startswith("swin") else {}
         self.patch = 4 if any_size else 1  # pixels a cell
         options = {"features_only": True, "drop_path_rate": drop_path_rate, **any_size}
@@ -122,10 +121,22 @@ def build_tensorflow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Ba
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """Return the backbone named by MODEL.TIMM, for images of three channels."""
-    timm_cfg = cfg.MODEL.TIMM
-    for key in timm_cfg.OUT_FEATURES:
+    node = cfg.MODEL.TIMM
+    if node.FROZEN:
+        raise UserError('MODEL.TIMM.FROZEN is for MODEL.BACKBONE.NAME "build_timm_vit_backbone"; set it to False')
+    return TimmBackbone(name=node.NAME, drop_path_rate=node.DROP_PATH_RATE, out_features=out_features(cfg))
+
+
+def known_model(name: str) -> str:
+    """Return the name of a timm model; a `UserError` if timm has none."""
+    if not timm.is_model(name):
+        raise UserError(f'MODEL.TIMM.NAME: timm has no model "{name}"{did_you_mean(name, timm.list_models())}')
+    return name
+
+
+def out_features(cfg: CfgNode) -> tuple[str, ...]:
+    """Return MODEL.TIMM.OUT_FEATURES; a `UserError` if one is no map of a backbone."""
+    for key in cfg.MODEL.TIMM.OUT_FEATURES:
         if key not in STRIDES:
             raise UserError(f'MODEL.TIMM.OUT_FEATURES: "{key}" is none of {", ".join(STRIDES)}')
-    return TimmBackbone(
-        name=timm_cfg.NAME, drop_path_rate=timm_cfg.DROP_PATH_RATE, out_features=tuple(timm_cfg.OUT_FEATURES)
-    )
+    return tuple(cfg.MODEL.TIMM.OUT_FEATURES)

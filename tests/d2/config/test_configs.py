@@ -5,16 +5,18 @@ from itertools import product
 
 import pytest
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 
 from dformer.d2.config import get_cfg, merge_config
 from tests import ROOT
 
 CONFIGS = ROOT / "configs"
 ZOO = ROOT / "docs" / "model_zoo.md"
-SMALL = ("quick", "own", "coco/ldmseg")  # no part of the model zoo's tables
+SMALL = ("quick", "own", "coco/ldmseg", "coco/panoptic/vit")  # no part of the model zoo's tables
 PARTS = {"base.yaml", "camvid.yaml", "pennfudan.yaml", "stage2.yaml"}
 PARTS |= {path.name for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in SMALL}
+BACKBONES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("backbones/*/*.yaml"))
+PARTS |= {name.rpartition("/")[2] for name in BACKBONES}
 MODELS = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.name not in PARTS)
 
 
@@ -56,6 +58,17 @@ def test_builds_with_the_size_that_the_model_zoo_says(name, monkeypatch, request
         assert size - time_embedding == pytest.approx(papers[backbone], rel=0.012)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in BACKBONES if not name.endswith(("/vit.yaml", "/convnext.yaml"))])
+def test_backbones_build(name):
+    sizes = {"tiny": 28, "small": 50, "dinov2_small": 22, "dinov3_small": 22, "base": 88, "large": 303}
+    stem = name.rpartition("/")[2].removesuffix(".yaml")
+    expected = sizes.get(stem, sizes[stem.rpartition("_")[2]])
+    with torch.device("meta"):
+        backbone = build_backbone(load(name))
+    assert millions(backbone.body) == pytest.approx(expected, rel=0.05)
+
+
 def test_there_are_configs_for_all_tasks_backbones_and_systems():
     backbones = ("r50", "r101", "swin_tiny", "swin_small", "swin_base", "swin_base_22k", "swin_large_22k")
     tasks = ("coco/panoptic", "coco/instance", "ade20k/panoptic", "ade20k/instance", "ade20k/semantic")
@@ -71,7 +84,9 @@ def test_there_are_configs_for_all_tasks_backbones_and_systems():
     assert wanted == {name for name in MODELS if not name.startswith(SMALL)}
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("coco") and "former_" in name])
+@pytest.mark.parametrize(
+    "name", [name for name in MODELS if "former_" in name and name.startswith("coco/") and not name.startswith(SMALL)]
+)
 def test_coco_recipe(name):
     cfg = load(name)
     images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH

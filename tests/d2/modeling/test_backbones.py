@@ -1,15 +1,19 @@
 """timm models as backbones: strides, any input size, and clear errors."""
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import build_model
 from detectron2.modeling.backbone import build_resnet_backbone
 from torch import nn
 
+from dformer.d2.checkpoint.checkpointer import fetch_checkpoint, load_weights
 from dformer.d2.config import get_cfg
 from dformer.d2.modeling.backbones import FoldedConv2d, TimmBackbone, fold_frozen_norms
 from dformer.utils.errors import UserError
+from tests.d2.tiny import tiny_cfg
 
 
 def backbone(name):
@@ -26,6 +30,21 @@ def test_maps_of_any_input_size(name, size):
         if name != "convnext_atto":  # whose strided convolutions drop an incomplete cell
             assert maps[key].shape == (1, shape.channels, *(-(-side // shape.stride) for side in size))
         assert maps[key].shape[:2] == (1, shape.channels) and maps[key].isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext_atto", "swinv2_tiny_window8_256"])
+def test_weights_of_timm(tmp_path, name):
+    """A file with timm's names and head, as timm://... gives them."""
+    torch.manual_seed(1)
+    pretrained = timm.create_model(name)
+    torch.save(pretrained.state_dict(), tmp_path / "weights.pth")
+    options = ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", name]
+    model = build_model(tiny_cfg("Mask2Former", options))
+    load_weights(model, fetch_checkpoint(str(tmp_path / "weights.pth")), "weights.pth", trained=False)
+    theirs = {key.replace(".", "_"): x for key, x in pretrained.state_dict().items()}
+    ours = {key.replace(".", "_"): x for key, x in model.backbone.body.state_dict().items()}
+    assert ours and all(torch.equal(x, theirs[key]) for key, x in ours.items())
 
 
 def test_swin_pads_images_to_whole_patches():
