@@ -10,7 +10,7 @@ import importlib.util
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,12 +135,36 @@ def check_settings(model: Segmenter, settings: Settings, file_format: str) -> No
         raise UserError("--seed: noise that is a constant has one size; leave out --dynamic, or --seed")
 
 
+def _equal_bags(
+    weight: Tensor,
+    index: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool,
+    mode: int,
+    sparse: bool,
+    per_sample_weights: Tensor,
+    *_: Any,
+) -> tuple[Tensor, ...]:
+    """Compute `embedding_bag`'s weighted sums by a gather, for bags of one size, as `layers.roi_align` has them."""
+    sums = (weight[index] * per_sample_weights[:, None]).unflatten(0, (offsets.shape[0], -1)).sum(1)
+    return sums, offsets, offsets, offsets
+
+
+# Operators that other runtimes lack.
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    torch.ops.dformer.ms_deform_attn.default: reference.ms_deform_attn,
+    torch.ops.aten._embedding_bag_forward_only.default: _equal_bags,
+    torch.ops.aten.__lshift__.Tensor: lambda x, places: x * 2**places,
+    torch.ops.aten.__rshift__.Tensor: lambda x, places: x // 2**places,
+}
+
+
 def capture(exported: Exported) -> ExportedProgram:
-    """Return the program of a model, in operators of PyTorch alone: deformable attention samples by grid_sample."""
+    """Return the program of a model, in operators that other runtimes have: see `DECOMPOSITIONS`."""
     inputs = tuple(exported.example().values())
     with torch.no_grad():
         program = torch.export.export(exported, inputs, dynamic_shapes=exported.dynamic_shapes(), strict=False)
-    return program.run_decompositions({torch.ops.dformer.ms_deform_attn.default: reference.ms_deform_attn})
+    return program.run_decompositions(DECOMPOSITIONS)
 
 
 def save(
@@ -165,20 +189,28 @@ def save(
             onnx.save(path)
 
 
-def run(path: Path, file_format: str, inputs: Tensors) -> Tensors:
-    """Return the outputs of an exported file, by name; ONNX runs in ONNX Runtime on the CPU."""
+def load(path: Path, file_format: str) -> Callable[[Tensors], Tensors]:
+    """Return an exported file as a function of inputs by name; ONNX runs in ONNX Runtime on the CPU."""
     match file_format:
         case "exported_program":
-            return torch.export.load(path).module()(*inputs.values())
+            module = torch.export.load(path).module()
+            return lambda inputs: module(*inputs.values())
         case "torchscript":
-            return torch.jit.load(str(path))(*inputs.values())
+            module = torch.jit.load(str(path))
+            return lambda inputs: module(*inputs.values())
         case _:
             import onnxruntime
 
-            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-            outputs = session.run(None, {name: x.cpu().numpy() for name, x in inputs.items()})
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             names = [output.name for output in session.get_outputs()]
-            return {name: torch.from_numpy(x) for name, x in zip(names, outputs, strict=True)}
+
+            def call(inputs: Tensors) -> Tensors:
+                outputs = session.run(None, {name: x.cpu().numpy() for name, x in inputs.items()})
+                return {name: torch.from_numpy(x) for name, x in zip(names, outputs, strict=True)}
+
+            return call
 
 
 def difference(found: Tensors, expected: Tensors) -> float:
@@ -238,7 +270,7 @@ def export(predictor: Predictor, path: Path, file_format: str, settings: Setting
     save(capture(exported), exported, path, file_format, metadata)
     inputs = exported.example(seed=1)
     with torch.no_grad():
-        return difference(run(path, file_format, inputs), exported(*inputs.values()))
+        return difference(load(path, file_format)(inputs), exported(*inputs.values()))
 
 
 def parser() -> argparse.ArgumentParser:

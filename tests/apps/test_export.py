@@ -41,7 +41,7 @@ def check(exported: Exported, files: dict[str, Path], **inputs) -> None:
     with torch.no_grad():
         expected = exported(*given.values())
     for name, path in files.items():
-        assert export.difference(export.run(path, name, given), expected) < TOLERANCE, name
+        assert export.difference(export.load(path, name)(given), expected) < TOLERANCE, name
 
 
 @pytest.mark.parametrize("system", EXPORTABLE)
