@@ -8,7 +8,7 @@ from tests.faults.harness import killed, rank_killed, repeat, terminated, worker
 @pytest.mark.parametrize(
     "fault, count",
     [
-        (killed, 2),
+        (killed, 1),
         (terminated, 1),
         pytest.param(killed, 50, marks=pytest.mark.slow),
         pytest.param(terminated, 20, marks=pytest.mark.slow),

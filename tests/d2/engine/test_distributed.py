@@ -32,9 +32,9 @@ def start(launcher: str, task: str, folder: Path) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The folder of two processes under torchrun."""
+    """The folder of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    process = start("torchrun", "measure", folder)
+    process = start("--num-gpus", "measure", folder)
     assert process.returncode == 0, process.stderr
     return folder
 

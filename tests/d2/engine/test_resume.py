@@ -80,7 +80,7 @@ def newest(tmp_path):
 
 def test_in_pieces_with_two_processes(tmp_path):
     make_data(tmp_path / "data")
-    process = start("torchrun", "resume", tmp_path)
+    process = start("--num-gpus", "resume", tmp_path)
     assert process.returncode == 0, process.stderr
     assert "model_0000009.pth cannot be read" in process.stdout
     assert difference(tmp_path / "pieces", tmp_path / "whole") == ""
