@@ -8,10 +8,15 @@ Slots are noised from the true masks of an image: all of them, half of them, or 
 replaced by their boxes or by polygons of four points; the other slots are noise. What a slot answers is compared with
 the true mask: the mean IoU over all objects, and the share with the right class. (A model that ignores its input gives
 the IoU of a random object.) Then the model starts from noise, with several steps.
+
+A model with denoising assignment also completes (half of the segments are given; PQ of the other half), gives several
+answers (how well their agreement tells right segments from wrong ones), and, with --other, makes the segments of
+another model better.
 """
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +28,8 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from measure import environment, parser, report
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,10 +38,15 @@ from dformer.d2.data import get_metadata, num_classes, register_custom
 from dformer.d2.data.datasets import get_records
 from dformer.d2.engine.predictor import Predictor
 from dformer.d2.evaluation.evaluate import evaluate, headline
+from dformer.d2.modeling.meta_arch.query_segmenter import QueryOutput
 from dformer.data.annotations import annotation_reader
 from dformer.data.images import read_image
+from dformer.metrics.calibration import segment_calibration
+from dformer.metrics.segments import MatchedSegment, quality_by_size
 from dformer.models.dformer import DFormerHead
-from dformer.signals.hints import FREE, Hints, fill_boxes, mask_iou
+from dformer.postprocess.ensemble import merge_samples
+from dformer.postprocess.view import View
+from dformer.signals.hints import FREE, Hints, fill_boxes, given_hints, mask_iou
 from dformer.signals.masks import downsample
 from dformer.utils import rng
 from dformer.utils.errors import UserError, exit_on_user_error
@@ -44,6 +56,7 @@ TIMES = (0, 200, 300, 400, 600, 800, 999)  # of 1000
 REFINE_TIME = 300  # at which coarse masks are given in the record's `refine`
 STEPS = (1, 2, 4, 8)
 SHIFT = DILATION = 4  # pixels
+SAMPLES = 8  # answers whose agreement is measured
 INPUTS = ("all", "half", "shifted", "dilated", "boxes", "polygons")
 
 
@@ -54,6 +67,7 @@ class Image(NamedTuple):
     classes: Tensor
     masks: Tensor
     canvas: tuple[int, int]
+    pixels: NDArray[np.uint8]
 
 
 def coarsen(masks: Tensor, kind: str) -> Tensor:
@@ -86,7 +100,7 @@ def load_images(predictor: Predictor, name: str, limit: int) -> Iterator[Image]:
             item = {"image": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}
             images = model.preprocess([item]).tensor
             memory = model.head.encode(model.features(images))
-            yield Image(memory, torch.tensor(classes), masks, (images.shape[2], images.shape[3]))
+            yield Image(memory, torch.tensor(classes), masks, (images.shape[2], images.shape[3]), pixels)
 
 
 @torch.no_grad()
@@ -153,6 +167,102 @@ def measure_steps(cfg: CfgNode) -> list[dict[str, Any]]:
     return rows
 
 
+def match(found: tuple[Tensor, list[dict[str, Any]]], classes: Tensor, masks: Tensor) -> list[MatchedSegment]:
+    """Return the G true segments in their order, each with what matches it, and then the found ones that match none."""
+    ids, segments = found
+    shown = torch.stack([ids == s["id"] for s in segments]) if segments else masks[:0]
+    overlap = mask_iou(masks, shown) > 0.5
+    rows = []
+    for index, category in enumerate(classes.tolist()):
+        (match, *_) = [*overlap[index].nonzero()[:, 0].tolist(), None]
+        area = int(masks[index].sum())
+        if match is None:
+            rows.append(MatchedSegment(category, None, 0.0, None, area))
+        else:
+            iou = mask_iou(masks[index][None], shown[match][None]).item()
+            rows.append(MatchedSegment(category, segments[match]["category_id"], iou, segments[match]["score"], area))
+    wrong = [s for s, is_right in zip(segments, overlap.any(0).tolist(), strict=True) if not is_right]
+    return rows + [MatchedSegment(None, s["category_id"], 0.0, s["score"], s["area"]) for s in wrong]
+
+
+def quality(segments: Sequence[MatchedSegment], predictor: Predictor) -> float:
+    """Return PQ: segments of all images, those that match an object of another class counted as missed and false."""
+    names = enumerate(predictor.class_names)
+    categories = {k: {"id": k, "name": name, "isthing": k in predictor.things} for k, name in names}
+    return quality_by_size(segments, categories)["all"]["PQ"]
+
+
+def measure_completion(predictor: Predictor, images: Sequence[Image]) -> dict[str, float]:
+    """Return PQ of every other object: when nothing is given, and when the objects between are."""
+    alone, completed = list[MatchedSegment](), list[MatchedSegment]()
+    for image in tqdm(images, "complete", leave=False, disable=None):
+        ids = 2 * torch.arange(1, len(image.masks[::2]) + 1)
+        known = (ids[:, None, None] * image.masks[::2]).amax(0)
+        (free,) = predictor.predict([image.pixels])
+        (found,) = predictor.predict([image.pixels], known=[known.numpy().astype(np.uint8)])
+        matched, count = match(free["panoptic_seg"], image.classes, image.masks), len(image.masks)
+        alone += matched[1:count:2] + matched[count:]
+        labels, segments = found["panoptic_seg"]
+        assert (labels[known > 0] == known[known > 0]).all()
+        new = labels, [s for s in segments if s["id"] not in ids]
+        completed += match(new, image.classes[1::2], image.masks[1::2])
+    return {"alone": quality(alone, predictor), "given half": quality(completed, predictor)}
+
+
+def measure_agreement(predictor: Predictor, images: Sequence[Image]) -> dict[str, Any]:
+    """Compare one answer and its class scores with what `SAMPLES` answers agree on, and their agreement as scores."""
+    rows: dict[str, list[MatchedSegment]] = {"one answer": [], "agreement": []}
+    for image in tqdm(images, "ensemble", leave=False, disable=None):
+        requests = [replace(predictor.model.request, seed=seed) for seed in range(SAMPLES)]
+        found = [predictor.predict([image.pixels], request=request)[0]["panoptic_seg"] for request in requests]
+        ids, segments, _ = merge_samples([(labels.numpy(), shown) for labels, shown in found])
+        rows["one answer"] += match(found[0], image.classes, image.masks)
+        rows["agreement"] += match((torch.from_numpy(ids), segments), image.classes, image.masks)
+    return {
+        name: {
+            "PQ": quality(segments, predictor),
+            "AUROC": auroc([(s.score, s.iou > 0.5) for s in segments if s.score is not None]),
+            "ECE": segment_calibration(segments).error,
+        }
+        for name, segments in rows.items()
+    }
+
+
+def auroc(scored: Sequence[tuple[float, bool]]) -> float:
+    """Return how often a right one has a higher score than a wrong one; equal scores count half."""
+    right, wrong = ([score for score, is_right in scored if is_right == side] for side in (True, False))
+    return float(mannwhitneyu(right, wrong).statistic / (len(right) * len(wrong)))
+
+
+@torch.no_grad()
+def measure_other(predictor: Predictor, other: Predictor, images: Sequence[Image]) -> dict[str, float]:
+    """Return PQ of another model's segments, and of what this one makes of them, against the time of the hints."""
+    model, rows = predictor.model, dict[str, list[MatchedSegment]]()
+    for image in tqdm(images, "other", leave=False, disable=None):
+        (found,) = other.predict([image.pixels])
+        labels, segments = found["panoptic_seg"]
+        rows.setdefault("input", []).extend(match((labels, segments), image.classes, image.masks))
+        size = labels.shape[0], labels.shape[1]
+        shown = [
+            F.pad(labels == s["id"], (0, image.canvas[1] - size[1], 0, image.canvas[0] - size[0])) for s in segments
+        ]
+        cells = downsample(
+            torch.stack(shown) if shown else torch.zeros(0, *image.canvas) > 0, model.head.diffusion.stride
+        )
+        num_slots, *_ = model.head.noise_shape(*image.canvas)
+        for t in TIMES[1:-1]:
+            generator = rng.generator("cpu", 0)
+            noise = torch.randn(1, num_slots, *cells.shape[1:], generator=generator)
+            time = t * model.head.diffusion.timesteps // 1000
+            (step,) = model.head.sample_hints(
+                image.memory, given_hints([cells], num_slots), lambda noise=noise: noise, [time], 0.0
+            )
+            output = QueryOutput(model, model.request, step.output, None, [])
+            result = output.result(View(image.canvas, size, size))["panoptic_seg"]
+            rows.setdefault(str(t), []).extend(match(result, image.classes, image.masks))
+    return {key: quality(segments, predictor) for key, segments in rows.items()}
+
+
 def record(slots: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]], cfg: CfgNode) -> dict[str, Any]:
     """Return the figures by name: of all true masks against t, PQ against steps, and coarse masks made better."""
     true = {str(row["t"]): row for row in slots if row["input"] == "all"}
@@ -188,6 +298,7 @@ def main() -> None:
     options.add_argument("--weights", metavar="FILE", default="dformer://shapes", help="checkpoint of a DFormer")
     options.add_argument("--dataset", metavar="NAME", default="shapes_val", help="data set to test on")
     options.add_argument("--images", type=int, default=100, help="at most so many, for the slots")
+    options.add_argument("--other", metavar="FILE", help="checkpoint of a model whose segments are made better")
     options.add_argument("--plot", type=Path, metavar="FILE", help="write a plot of IoU against t")
     options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     args = options.parse_args()
@@ -197,15 +308,25 @@ def main() -> None:
     predictor = Predictor(cfg)
     if not isinstance(predictor.model.head, DFormerHead):
         raise UserError(f"{args.weights}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; give a DFormer")
-    slots = measure_slots(predictor.model.head, list(load_images(predictor, args.dataset, args.images)))
+    images = list(load_images(predictor, args.dataset, args.images))
+    slots = measure_slots(predictor.model.head, images)
     steps = measure_steps(cfg)
+    results = record(slots, steps, cfg)
     report(slots, {}, None)
+    if predictor.model.completes:
+        results["complete"] = measure_completion(predictor, images)
+        results["ensemble"] = measure_agreement(predictor, images)
+        report([results["complete"]], {}, None)
+        report([{"score": name} | row for name, row in results["ensemble"].items()], {}, None)
+        if args.other:
+            results["other"] = measure_other(predictor, Predictor(inference_config(args.other, None, [])), images)
+            report([results["other"]], {}, None)
     report(steps, environment("cpu"), None)
     if args.plot:
         draw(slots, args.plot)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.json, record(slots, steps, cfg) | {"weights": args.weights, **environment("cpu")})
+        write_json(args.json, results | {"weights": args.weights, **environment("cpu")})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ enlarged by an integer s (`enlargement`), so that labels are readable. Files are
 from dformer.visualize.arrays import Bools, Color, Floats, Ints, UInt8, fit_size, resize
 from dformer.visualize.color import class_color
 from dformer.visualize.comparison import draw_comparison, draw_semantic_comparison, match_segments
-from dformer.visualize.overlay import COLOR_BY, DEFAULT_STYLE, Style, draw_segments, enlargement
+from dformer.visualize.overlay import COLOR_BY, DEFAULT_STYLE, Style, draw_agreement, draw_segments, enlargement
 from dformer.visualize.panels import draw_grid, draw_panels
 from dformer.visualize.segments import (
     INSTANCE_THRESHOLD,
@@ -30,6 +30,7 @@ __all__ = [
     "Style",
     "UInt8",
     "class_color",
+    "draw_agreement",
     "draw_comparison",
     "draw_grid",
     "draw_panels",

@@ -11,12 +11,13 @@ from PIL import Image
 from scipy import ndimage
 
 from dformer.utils.errors import UserError
-from dformer.visualize.arrays import Bools, Color, UInt8, tight_box
+from dformer.visualize.arrays import Bools, Color, Floats, UInt8, tight_box
 from dformer.visualize.color import class_color, lighten
 from dformer.visualize.labels import Patch, draw_labels
 from dformer.visualize.segments import Segment
 
 COLOR_BY = ("class", "instance")
+UNSURE: Color = (255, 32, 0)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,14 @@ def _regions(segments: Iterable[Segment], class_names: Sequence[str], color_by: 
         color = class_color(number) if by_instance else class_color(category_id, number)
         yield Region(segment.mask, text, color, segment.is_thing)
         instances[category_id] += bool(segment.mask.any())
+
+
+def draw_agreement(image: UInt8, agreement: Floats) -> UInt8:
+    """Draw where answers disagree: the image in grey, the redder the lower their agreement (H, W) in [0, 1] is."""
+    canvas = enlarge(image)
+    grey = canvas.mean(axis=2, keepdims=True)
+    share = np.array(Image.fromarray(1 - agreement).resize(canvas.shape[1::-1], Image.Resampling.BILINEAR))[..., None]
+    return np.rint(grey + share.clip(0, 1) * (np.array(UNSURE) - grey)).astype(np.uint8)
 
 
 def draw_regions(image: UInt8, regions: Iterable[Region], style: Style = DEFAULT_STYLE) -> UInt8:

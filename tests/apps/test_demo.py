@@ -319,3 +319,30 @@ def test_two_models_side_by_side(cfg, tmp_path):
     assert any((place == alone).all() for row in places for place in row[:40]), "the first model is on the left"
     with VideoReader(out / "a.mp4") as result:
         assert abs(next(iter(result))[1].shape[1] - sheet.shape[1]) <= 1
+
+
+@pytest.fixture(scope="module")
+def listening(tmp_path_factory):
+    """A model that takes masks."""
+    return random_model(tmp_path_factory.mktemp("weights") / "model.pth", opts=["DIFFUSION.ASSIGNMENT", "denoising"])
+
+
+def test_coarse_segments_are_refined_in_their_order(listening, tmp_path):
+    ids = np.zeros((48, 80), np.uint8)
+    ids[:20, :30], ids[25:, 40:] = 7, 3
+    Image.fromarray(ids).save(tmp_path / "coarse.png")
+    image = str(save_image(tmp_path / "a.jpg"))
+    settings = Settings(refine=str(tmp_path / "coarse.png"))
+    assert segment_files(listening, [image], tmp_path / "out", settings) == []
+    (record,) = records(tmp_path / "out")
+    assert len(record["segments"]) == 2 and (tmp_path / "out" / record["picture"]).exists()
+
+
+def test_several_answers_have_a_picture_of_where_they_disagree(listening, tmp_path):
+    image = str(save_image(tmp_path / "a.jpg"))
+    for name, samples in (("one", None), ("merged", 2)):
+        assert segment_files(listening, [image], tmp_path / name, Settings(samples=samples)) == []
+    one, merged = (Image.open(tmp_path / name / records(tmp_path / name)[0]["picture"]) for name in ("one", "merged"))
+    assert merged.width > 2 * one.width
+    with pytest.raises(UserError, match="samples"):
+        segment_files(listening, [image], tmp_path / "out", Settings(samples=2, refine="coarse.png"))

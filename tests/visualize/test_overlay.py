@@ -13,6 +13,7 @@ from dformer.visualize import (
     Segment,
     Style,
     class_color,
+    draw_agreement,
     draw_segments,
     enlargement,
     instance_segments,
@@ -138,3 +139,12 @@ def test_any_map_of_segments(segment_map, alpha):
     segments = [{"id": i, "category_id": i % 7, "score": 0.5, "isthing": i % 2 == 0} for i in range(-2, 5)]
     picture = draw_panoptic(image, segment_map, segments, alpha)
     assert picture.shape[:2] == tuple(side * enlargement(*segment_map.shape) for side in segment_map.shape)
+
+
+def test_where_answers_disagree_is_red():
+    agreement = np.ones((480, 640), np.float32)
+    agreement[:, 320:] = 0.25
+    picture = draw_agreement(GREY, agreement).astype(int)
+    assert (picture[:, 100] == 128).all()
+    red, green, blue = picture[200, 500]
+    assert red > 200 and green < 80 and blue < 80

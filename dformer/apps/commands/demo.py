@@ -7,6 +7,8 @@ dformer demo --weights model.pth --input video.mp4 --every 2 --output out
 dformer demo --weights model.pth --camera 0 --output out         # until Ctrl-C
 dformer demo --weights model.pth --compare other.pth --input a.jpg --output out
 dformer demo --weights ldmseg.pth --input a.jpg --inpaint known.png --output out
+dformer demo --weights dformer://shapes --input a.jpg --refine coarse.png --output out
+dformer demo --weights dformer://shapes --input a.jpg --samples 8 --output out
 """
 
 import argparse
@@ -27,8 +29,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--camera", type=int, metavar="N", help="segment what camera N sees, until Ctrl-C")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder for pictures, videos and segments.json")
     parser.add_argument(
-        "--inpaint", metavar="PNG", help="LDMSeg: complete this map of ids of segments (0: unknown) of the one input"
+        "--inpaint", metavar="PNG", help="complete this map of ids of segments (0: unknown) of the one input"
     )
+    parser.add_argument(
+        "--refine", metavar="PNG", help="make the coarse segments of this map of ids, of the one input, better"
+    )
+    parser.add_argument("--samples", type=int, metavar="K", help="merge K answers, and show where they disagree")
     parser.add_argument("--coco", action="store_true", help="also write coco.json, as COCO has annotations")
     parser.add_argument("--task", choices=TASKS, help="default: what the model was trained for")
     parser.add_argument("--steps", type=int, metavar="K", help="sampling steps (DIFFUSION.SAMPLING_STEPS)")
@@ -56,7 +62,16 @@ def main() -> None:
     compare = args.compare and inference_config(args.compare, None, args.opts, args.steps, args.seed)
     style = style_of(args)
     settings = Settings(
-        args.task, args.threshold, style, args.every, args.batch, args.recursive, args.coco, args.inpaint
+        args.task,
+        args.threshold,
+        style,
+        args.every,
+        args.batch,
+        args.recursive,
+        args.coco,
+        args.inpaint,
+        args.refine,
+        args.samples,
     )
     try:
         problems = segment_files(cfg, args.input, args.output, settings, compare, args.camera)

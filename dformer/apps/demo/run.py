@@ -7,6 +7,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
@@ -15,6 +16,7 @@ from dformer.apps.demo.records import coco_file, json_list
 from dformer.d2.data import read_image
 from dformer.d2.engine.predictor import IdMap, Predictor
 from dformer.d2.engine.result import Result
+from dformer.postprocess.known import split_known
 from dformer.postprocess.tracking import Tracks
 from dformer.utils.errors import UserError
 from dformer.visualize import DEFAULT_STYLE, Style, UInt8, draw_panels
@@ -38,6 +40,8 @@ class Settings:
     coco: bool = False  # also write coco.json
     # A PNG of what is known of the one input: 0 where nothing is, and else ids of segments (see `Predictor.predict`).
     inpaint: str | None = None
+    refine: str | None = None  # such a PNG of coarse segments, to be made better (see `Predictor.refine`)
+    samples: int | None = None  # answers that are merged (see `Predictor.ensemble`)
 
 
 def segment_files(
@@ -69,11 +73,10 @@ def segment_files(
     files, problems = find_inputs(inputs, settings.recursive, Path(output))
     if not files and camera is None:
         return problems
-    known = None
-    if settings.inpaint is not None:
-        if len(files) != 1 or camera is not None or is_video(files[0]):
-            raise UserError(f"inpaint: {settings.inpaint} says what is known of one image; give one with --input")
-        known = read_known(settings.inpaint)
+    given = [file for file in (settings.inpaint, settings.refine) if file is not None]
+    if given and (len(files) != 1 or camera is not None or is_video(files[0])):
+        raise UserError(f"inpaint, refine: {given[0]} says what is known of one image; give one with --input")
+    known = read_known(given[0]) if given else None
     sources: list[Path | int] = [*files] if camera is None else [*files, camera]
     names = [Path(f"camera-{source}.mp4") if isinstance(source, int) else source for source in sources]
     cfgs, output = [cfg] if compare is None else [cfg, compare], Path(output)
@@ -106,7 +109,7 @@ def segment_files(
 class Demo:
     """Hold the models and, for each of them, a caption and the functions that write a record to its JSON files.
 
-    What is `known` of the only image, the models complete.
+    What is `known` of the only image, the models complete or refine.
     """
 
     models: list[Predictor]
@@ -156,9 +159,17 @@ class Demo:
     def segment(self, images: Sequence[UInt8]) -> list[list[Result]]:
         """Return what each model found in each image."""
         settings = self.settings
-        known = None if self.known is None else [self.known]
-        asked = {"task": settings.task, "threshold": settings.threshold, "max_pixels": MAX_PIXELS}
-        found = [model(images, known=known, batch=len(images), **asked) for model in self.models]
+        asked = {"threshold": settings.threshold}
+        if settings.refine is not None:
+            assert self.known is not None
+            _, masks = split_known(torch.from_numpy(self.known))
+            found = [[model.refine(image, masks.numpy()) for image in images] for model in self.models]
+        elif settings.samples is not None:
+            found = [[model.ensemble(image, settings.samples, **asked) for image in images] for model in self.models]
+        else:
+            known = None if self.known is None else [self.known]
+            asked |= {"task": settings.task, "max_pixels": MAX_PIXELS}
+            found = [model(images, known=known, batch=len(images), **asked) for model in self.models]
         return [list(results) for results in zip(*found, strict=True)]
 
     def draw(self, results: Sequence[Result]) -> UInt8:
@@ -178,3 +189,6 @@ def _check(settings: Settings) -> None:
     for name, count in (("every", settings.every), ("batch", settings.batch)):
         if count < 1:
             raise UserError(f"{name} must be 1 or more, got {count}")
+    chosen = [name for name in ("inpaint", "refine", "samples") if getattr(settings, name) is not None]
+    if len(chosen) > 1:
+        raise UserError(f"{', '.join(chosen)}: choose one of them")

@@ -24,6 +24,8 @@ from dformer.visualize import (
     Segment,
     Style,
     UInt8,
+    draw_agreement,
+    draw_panels,
     draw_segments,
     resize,
     result_segments,
@@ -121,8 +123,14 @@ class Result:
         return [self.class_names[segment.category_id] for segment in self.segments]
 
     def draw(self, style: Style = DEFAULT_STYLE) -> UInt8:
-        """Draw the segments over the image, and return the picture (H * s, W * s, 3), see `draw_segments`."""
-        return draw_segments(self.image, self.segments, self.class_names, style)
+        """Draw the segments over the image, and return the picture (H * s, W * s, 3), see `draw_segments`.
+
+        Where several answers were merged, the picture beside it shows where they disagree, see `draw_agreement`.
+        """
+        picture = draw_segments(self.image, self.segments, self.class_names, style)
+        if self.agreement is None:
+            return picture
+        return draw_panels([picture, draw_agreement(self.image, self.agreement)], ["most answers", "disagreement"])
 
     def save(self, file: str | Path, style: Style = DEFAULT_STYLE) -> None:
         """Write a picture (.png, .jpg, .webp) or, as .json, height, width and the segments of `to_coco`."""
