@@ -92,9 +92,9 @@ def perturb(masks: Tensor, generator: torch.Generator) -> Tensor:
     kind = torch.rand(count, 1, 1, generator=generator, device=device)
     dilated = F.max_pool2d(masks[:, None], 3, 1, 1)[:, 0]
     eroded = -F.max_pool2d(-masks[:, None], 3, 1, 1)[:, 0]
-    result = torch.where(kind < 0.5, masks, dilated)
-    result = torch.where(kind > 0.75, eroded, result)
-    result = torch.where(kind > 0.85, fill_boxes(masks), result)
+    result = torch.where(kind < 0.4, masks, dilated)
+    result = torch.where(kind > 0.6, eroded, result)
+    result = torch.where(kind > 0.7, fill_boxes(masks), result)
     shifts = torch.rand(count, 3, generator=generator, device=device)
     steps = ((2 * MAX_SHIFT + 1) * shifts[:, :2]).long() - MAX_SHIFT  # (G, 2) in -MAX_SHIFT..MAX_SHIFT
     steps = torch.where(shifts[:, 2:] < 0.5, steps, 0)

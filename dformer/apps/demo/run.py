@@ -159,7 +159,7 @@ class Demo:
     def segment(self, images: Sequence[UInt8]) -> list[list[Result]]:
         """Return what each model found in each image."""
         settings = self.settings
-        asked = {"threshold": settings.threshold}
+        asked: dict[str, Any] = {"threshold": settings.threshold}
         if settings.refine is not None:
             assert self.known is not None
             _, masks = split_known(torch.from_numpy(self.known))
