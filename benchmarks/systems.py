@@ -109,7 +109,7 @@ def build(
     model: Any = build_model(cfg) if name in OURS else build_transformers(cfg)
     set_classes(model, cfg.MODEL.NUM_CLASSES)
     if compiled:
-        parts = [model.backbone, model.head.pixel_decoder, model.head.mask_decoder] if name in OURS else [model]
+        parts = [model.get_submodule(part) for part in model.compilable] if name in OURS else [model]
         for part in parts:
             part.compile(dynamic=False)
     return model, cfg

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load"]
 
 
-def load(weights: str, config_file: str | None = None, opts: Sequence[str] = ()) -> Predictor:
+def load(weights: str, config_file: str | None = None, opts: Sequence[str] = (), *, compile: bool = False) -> Predictor:
     """Load a trained model and return it as a function of images, on the GPU where there is one.
 
     Args:
@@ -28,6 +28,7 @@ def load(weights: str, config_file: str | None = None, opts: Sequence[str] = ())
             the name of a published one ("mask2former/coco/panoptic/r50"), which is downloaded once.
         config_file: config of the model; by default the one of the checkpoint.
         opts: config overrides, "KEY", "VALUE", ...
+        compile: compile backbone and decoders by torch.compile, which takes a minute or more at the first image.
 
     Raises:
         UserError: the checkpoint or the config cannot be used, or Detectron2 is not installed.
@@ -42,4 +43,4 @@ def load(weights: str, config_file: str | None = None, opts: Sequence[str] = ())
             raise
         raise UserError(NO_DETECTRON2) from error
 
-    return Predictor(inference_config(weights, config_file, list(opts)))
+    return Predictor(inference_config(weights, config_file, list(opts)), compile)

@@ -4,9 +4,10 @@
 python -m benchmarks.inference.export --json benchmarks/results/inference/export.json
 python -m benchmarks.inference.export --systems DFormer --formats onnx --steps 1 --task panoptic
 
-The models are those of configs/quick with random weights, at 128 x 128. A row is a system with a number of sampling
-steps. For each format it has the difference to PyTorch (`dformer.apps.export.difference`) for other inputs than the
-file was captured with, or why there is no file; and the time of a call, that of PyTorch, eager, beside it.
+The models are those of configs/quick with random weights, none of them zero, at 128 x 128. A row is a system with a
+number of sampling steps. For each format it has the difference to PyTorch (`dformer.apps.export.difference`) for other
+inputs than the file was captured with, or why there is no file; and the time of a call, that of PyTorch, eager, beside
+it.
 """
 
 import sys
@@ -35,6 +36,9 @@ def prepare(system: str, steps: int, task: str | None) -> Exported:
     merge_config(cfg, str(CONFIGS / f"{system}_shapes.yaml"), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
     torch.manual_seed(0)
     model = build_model(cfg).eval()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
     request = replace(model.request, steps=steps, object_threshold=0.05, overlap_threshold=0.05)
     if task is not None:
         task = task if task in model.dense_tasks else model.dense_tasks[0]

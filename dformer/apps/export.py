@@ -1,8 +1,8 @@
 """Export a trained model to a file that runs without this package: ONNX, a torch.export program, or TorchScript.
 
-python -m dformer.apps.export --weights model.pth --output model.onnx
-python -m dformer.apps.export --weights model.pth --output model.onnx --task panoptic --steps 4 --dynamic size batch
-python -m dformer.apps.export --weights model.pth --output model.pt2 --format exported_program --size 512 512
+dformer export --weights model.pth --output model.onnx
+dformer export --weights model.pth --output model.onnx --task panoptic --steps 4 --dynamic size batch
+dformer export --weights model.pth --output model.pt2 --format exported_program --size 512 512
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from dformer.apps.commands.arguments import command_parser
 from dformer.d2.checkpoint.zoo import inference_config
 from dformer.d2.engine.predictor import Predictor
 from dformer.d2.modeling.meta_arch import Request, Segmenter
@@ -153,7 +154,7 @@ def _equal_bags(
 # Operators that other runtimes lack.
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.dformer.ms_deform_attn.default: reference.ms_deform_attn,
-    torch.ops.aten._embedding_bag_forward_only.default: _equal_bags,
+    torch.ops.aten.embedding_bag.padding_idx: _equal_bags,
     torch.ops.aten.__lshift__.Tensor: lambda x, places: x * 2**places,
     torch.ops.aten.__rshift__.Tensor: lambda x, places: x // 2**places,
 }
@@ -273,12 +274,9 @@ def export(predictor: Predictor, path: Path, file_format: str, settings: Setting
         return difference(load(path, file_format)(inputs), exported(*inputs.values()))
 
 
-def parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
-    description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = command_parser(__doc__)
     parser.add_argument("--weights", metavar="FILE", help="checkpoint of ours or of a published model (MODEL.WEIGHTS)")
     parser.add_argument("--config-file", metavar="FILE", help="config of the model; default: the one of the checkpoint")
     parser.add_argument("--output", metavar="FILE", required=True, help="the file: .onnx, .pt2 or .pt")
@@ -291,13 +289,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--proposals", type=int, metavar="N", help="masks or boxes; default: as many as in training")
     parser.add_argument("--seed", type=int, metavar="S", help="make noise of this seed a constant; default: an input")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides")
-    return parser
+    return parser.parse_args(argv)
 
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Export a model as the command line says."""
-    args = parser().parse_args(argv)
+    args = parse_arguments(argv)
     cfg = inference_config(args.weights, args.config_file, args.opts, args.steps)
     predictor = Predictor(cfg)
     request = replace(predictor.model.request, proposals=args.proposals or predictor.model.request.proposals)

@@ -21,6 +21,9 @@ TASKS = {name: "instance" if name == "DiffusionInst" else "panoptic" for name in
 def settings(system: str, **options) -> tuple[torch.nn.Module, Settings]:
     """A tiny model, and settings for two sampling steps after which something is found."""
     model = build(system).eval()
+    for parameter in model.parameters():  # layers that begin at zero would hide what comes before them
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
     request = replace(model.request, steps=2 if "steps" in model.options else 1)
     request = replace(request, object_threshold=0.05, overlap_threshold=0.05)
     return model, Settings(**{"request": request, "size": SIZE, "batch": 2, **options})

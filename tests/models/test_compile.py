@@ -1,11 +1,14 @@
-"""torch.compile and torch.export go through the pixel decoder, its operator included, without a break."""
+"""torch.compile and torch.export go through the pixel decoder without a break; systems are compiled by part."""
 
 import pytest
 import torch
 from torch import Tensor
 from torch.export import Dim, export
 
+import dformer
 from dformer.models.pixel_decoder import MSDeformAttnPixelDecoder
+from tests.d2.systems import SYSTEMS, build
+from tests.d2.tiny import random_model, tiny_batch
 
 CHANNELS = (8, 16, 24, 32)
 STRIDES = (4, 8, 16, 32)
@@ -50,3 +53,39 @@ def test_export(decoder):
     assert names.count("dformer.ms_deform_attn.default") == 2
     x = features(96, 160)
     torch.testing.assert_close(program.module()(x), decoder(x))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_compilable_parts_exist(system):
+    model = build(system)
+    model.compile_parts()
+    compiled = [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
+    assert sorted(compiled) == sorted(model.compilable)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", [name for name in SYSTEMS if "assignment" not in name])
+def test_losses_of_compiled_systems(system):
+    """By the backend that generates no code: what it compiles is the same."""
+    batch = tiny_batch((2, 1))
+    expected = build(system).train().losses(batch)
+    torch._dynamo.reset()
+    model = build(system).train()
+    names = list(model.state_dict())
+    for name in model.compilable:
+        model.get_submodule(name).compile(backend="aot_eager")
+    losses = model.losses(batch)
+    assert list(model.state_dict()) == names
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss, rtol=1e-3, atol=1e-4)
+    sum(losses.values()).backward()
+    assert all(x.grad is None or x.grad.isfinite().all() for x in model.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_predictor(tmp_path):
+    torch._dynamo.reset()
+    random_model(tmp_path / "model.pth")
+    weights, image = str(tmp_path / "model.pth"), (255 * torch.rand(64, 64, 3)).byte().numpy()
+    expected = dformer.load(weights)(image).panoptic
+    assert (dformer.load(weights, compile=True)(image).panoptic == expected).mean() > 0.99

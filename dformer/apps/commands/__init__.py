@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "replay": ("commands.replay", (), "run again the batch at which a training has stopped"),
     "check": ("commands.check_dataset", (), "check data sets before they are trained on"),
     "convert": ("convert_checkpoint", (), "convert a published checkpoint to ours, or back"),
+    "export": ("export", (), "export a model to ONNX, a torch.export program, or TorchScript"),
     "convert-dataset": ("convert_dataset", (), "write a data set in another form"),
     "visualize-data": ("commands.visualize_data", (), "draw what a model gets"),
     "visualize-diffusion": ("commands.visualize_diffusion", (), "draw the diffusion"),

@@ -166,6 +166,8 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"  # norm of all gradients together
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.01
     cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0
+    # torch.compile of backbone and decoders in training; the first steps then take minutes (docs/performance.md).
+    cfg.SOLVER.COMPILE = False
     cfg.SOLVER.CHECKPOINT_KEEP = 3  # periodic checkpoints that are kept, the newest; 0: all
     # A step's IMS_PER_BATCH images are computed in so many parts, one after the other, with the gradients of all
     # together: less memory, for a further forward (docs/performance.md).

@@ -46,13 +46,16 @@ class Predictor:
     Images are resized as for evaluation (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST; TEST.AUG). It runs in float32, with
     TEST.AMP.ENABLED in mixed precision. The same image and request give the same result at each call.
 
+    With `compiled`, backbone and decoders are compiled by torch.compile, at the first image and again when the size
+    changes; from then on for all sizes.
+
     Attributes:
         model: the model, in evaluation mode; `model.request` is what a cfg asks for.
         class_names, things: names of the model's classes, and the ids of those that are things (see `model_classes`).
         task: the one that it was trained for, INPUT.TASK, if TEST.TASKS has it.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, compiled: bool = False) -> None:
         if not cfg.MODEL.WEIGHTS:
             raise UserError("the model needs trained weights: give a checkpoint with MODEL.WEIGHTS <file>")
         keep_pages()
@@ -62,6 +65,8 @@ class Predictor:
         self.model.check(self.model.request)
         checkpoint = fetch_checkpoint(cfg.MODEL.WEIGHTS, averaged=cfg.MODEL.EMA_DECAY > 0)
         load_weights(self.model, checkpoint, cfg.MODEL.WEIGHTS)
+        if compiled:
+            self.model.compile_parts()
         self._is_bgr = cfg.INPUT.FORMAT == "BGR"
         self._augmentations = T.AugmentationList(test_augmentations(cfg))
         self._augmented = augment(cfg, self.model)

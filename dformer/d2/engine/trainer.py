@@ -68,6 +68,8 @@ class Trainer(TrainerBase):
         if cfg.SOLVER.ACTIVATION_CHECKPOINTING:
             blocks = checkpoint_activations(self.model)
             logger.info(f"Activation checkpointing: {len(blocks)} blocks compute their activations twice")
+        if cfg.SOLVER.COMPILE:
+            self.model.compile_parts()
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_schedule(cfg)
         self.data_loader = build_train_loader(cfg)

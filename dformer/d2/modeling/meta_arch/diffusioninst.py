@@ -41,6 +41,7 @@ MAX_PROPOSALS = 2_000  # at inference
 class DiffusionInst(Segmenter):
     """Find instances by denoising boxes, each of which brings its mask head (Gu et al. 2022)."""
 
+    compilable = ("backbone", "head.fpn", "head.mask_branch", "head.roi_decoder")
     tasks = dense_tasks = ("instance",)
 
     @configurable

@@ -82,6 +82,7 @@ class LDMSeg(SegmentMapper):
         self.id_order = id_order
         self.pixel_weight, self.class_weight = pixel_weight, class_weight
         self.pretrained = pretrained
+        self.compilable = ("head.unet", "vae_image" if backbone is None else "backbone")
         self.max_time = head.diffusion.timesteps - 1
         self.options = {"steps": (1, head.diffusion.timesteps), "seed": (0, 2**31 - 1)}
 

@@ -143,6 +143,8 @@ class MaskAutoencoder(SegmentMapper):
     the annotation as far as the latents keep it.
     """
 
+    compilable = ("mask_autoencoder.encoder", "mask_autoencoder.decoder")
+
     @configurable
     def __init__(self, *, mask_autoencoder: MaskAutoencoderModel, kl_weight: float, **settings: Any) -> None:
         super().__init__(**settings)

@@ -93,6 +93,7 @@ def build_head(cfg: CfgNode, channels: tuple[int, ...], num_classes: int) -> Pix
 class Pix2SeqD(Segmenter):
     """Segment by denoising the bits of the panoptic map (Chen et al. 2023)."""
 
+    compilable = ("backbone", "head.encoder", "head.fuse", "head.decoder")
     dense_tasks = ("panoptic",)
     max_time = 1.0
     options = {"steps": (1, 1000), "seed": (0, 2**31 - 1)}

@@ -26,6 +26,7 @@ FEATURES = ("res2", "res3", "res4", "res5")  # strides 4, 8, 16, 32
 class QuerySegmenter(Segmenter):
     """Compute losses and results of a backbone, a head that makes `Prediction`s, and a criterion."""
 
+    compilable = ("backbone", "head.pixel_decoder", "head.mask_decoder")
     dense_tasks = TASKS
 
     @configurable

@@ -31,12 +31,14 @@ class Segmenter(nn.Module, ABC):
         request: what is asked for by default.
         options: the numbers of a `Request` that the system knows -> lowest and highest value.
         max_time: the time of pure noise; None without diffusion.
+        compilable: names of the parts that `compile_parts` compiles: backbone and decoders.
         dense_tasks: those of `tasks` that `dense_results` has.
         completes: whether it completes masks that are given in part, `known_map` of an image.
         iteration: training forwards so far; a resumed run sets it.
     """
 
     tasks: Sequence[str] = TASKS
+    compilable: Sequence[str] = ("backbone",)
     dense_tasks: Sequence[str] = ()
     options: Mapping[str, tuple[int, int]] = {}
     max_time: float | None = None
@@ -66,6 +68,14 @@ class Segmenter(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def compile_parts(self) -> None:
+        """Compile backbone and decoders in place by torch.compile; what each is compiled for, it is at its first call.
+
+        What decides between parts (matching, sampling, results) stays as it is. Names of parameters do not change.
+        """
+        for name in self.compilable:
+            self.get_submodule(name).compile()
 
     def initialize(self) -> None:
         """Load parts that were trained before, which the config names; called once, before a training begins."""
