@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Measure LDMSeg's parts beside diffusers', or how well it completes masks.
 
-python benchmarks/ldmseg.py parts --json benchmarks/results/ldmseg_cpu.json
+python benchmarks/ldmseg.py parts --json benchmarks/results/ldmseg/parts_cpu.json
 python benchmarks/ldmseg.py inpainting --weights model.pth --dataset shapes_val --json inpainting.json
 
-parts: time and memory of the U-Net by steps and pixels, and of what decodes latents, with the same weights as
-diffusers' (pip install diffusers; without it, only ours are measured). --channels 320 640 1280 1280 is Stable
-Diffusion's width, 815.6 million parameters. diffusers decodes to images by Stable Diffusion's decoder, ours to ids.
+parts: time (on a CPU, that of all threads) and memory of the U-Net by steps and pixels, and of what decodes latents,
+with the same weights as diffusers' (pip install diffusers; without it, only ours are measured). --channels 320 640
+1280 1280 is Stable Diffusion's width, 815.6 million parameters. diffusers decodes to images by Stable Diffusion's
+decoder, ours to ids.
 
 inpainting: blocks of B x B pixels of the annotation are dropped at random (LDMSeg, Fig. 9), and the rest is given.
 Class-agnostic PQ is that of the whole map, of the dropped pixels alone, and of the same pixels where nothing is given.
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from measure import environment, medians, milliseconds, parser, peak_memory, report
+from measure import cpu_milliseconds, environment, medians, milliseconds, parser, peak_memory, report
 from numpy.typing import NDArray
 from panopticapi.evaluation import PQStat
 from panopticapi.utils import id2rgb, rgb2id
@@ -131,14 +132,15 @@ def measure_parts(args: argparse.Namespace) -> None:
                 cases["U-Net", name, size, steps] = partial(denoised, unet, inputs, steps), parameters
         for name, (decode, count) in decoders().items():
             cases["decoder", name, size, 0] = partial(decode, inputs[:, :4]), count
-    times = medians({key: partial(milliseconds, run) for key, (run, _) in cases.items()}, args.rounds)
+    timer, unit = (cpu_milliseconds, "cpu_ms") if args.device == "cpu" else (milliseconds, "ms")
+    times = medians({key: partial(timer, run) for key, (run, _) in cases.items()}, args.rounds)
     rows = [
         {
             "part": part,
             "implementation": name,
             "pixels": f"{size} x {size}",
             "steps": steps or "-",
-            "ms": times[part, name, size, steps],
+            unit: times[part, name, size, steps],
             "peak_mib": peak(run, args.device),
             "parameters_m": count / 1e6,
         }

@@ -50,6 +50,13 @@ def milliseconds(run: Callable[[], Any], flush: Tensor | None = None) -> float:
     return first.elapsed_time(last)
 
 
+def cpu_milliseconds(run: Callable[[], Any]) -> float:
+    """Return the time of one call that all threads of this process compute, whatever else the machine does."""
+    start = time.process_time()
+    run()
+    return 1e3 * (time.process_time() - start)
+
+
 def medians(timers: Mapping[Key, Callable[[], float]], rounds: int) -> dict[Key, float]:
     """Return the median of each function's values, called in turns (a b c a b c ...): a slow moment hits all."""
     values = [{key: timer() for key, timer in timers.items()} for _ in range(rounds)]

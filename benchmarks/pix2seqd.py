@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Measure Pix2Seq-D's encoder and decoder, and inference by steps, pixels and bits: an image is encoded once.
 
-python benchmarks/pix2seqd.py --sizes 256 512 --steps 1 5 20 --json benchmarks/results/pix2seqd_cpu.json
+python benchmarks/pix2seqd.py --sizes 256 512 --steps 1 5 20 --json benchmarks/results/pix2seqd/steps.json
 python benchmarks/pix2seqd.py --dtype bfloat16 --compile --sizes 1024
 
-`bound_ms` is the time of the encoder and `steps` times that of the decoder. The model is that of COCO's config, with
-random weights; --opts are KEY VALUE of it.
+`bound_ms` is the time of the encoder and `steps` times that of the decoder; on a CPU, times are those of all threads
+together. The model is that of COCO's config, with random weights; --opts are KEY VALUE of it.
 """
 
 from functools import partial
 
 import torch
 from detectron2.modeling import build_model
-from measure import count_flops, environment, medians, milliseconds, parser, peak_memory, report
+from measure import count_flops, cpu_milliseconds, environment, medians, milliseconds, parser, peak_memory, report
 from torch import Tensor
 
 from dformer.d2.config import get_cfg, merge_config
@@ -52,7 +52,8 @@ def measure(model: Pix2SeqD, size: int, steps: list[int], rounds: int) -> list[d
     runs = {"encoder": encoder, "decoder": decoder, **{count: partial(infer, count) for count in steps}}
     for run in runs.values():
         run()  # compiles, and chooses kernels
-    times = medians({key: partial(milliseconds, run) for key, run in runs.items()}, rounds)
+    timer = cpu_milliseconds if model.device.type == "cpu" else milliseconds
+    times = medians({key: partial(timer, run) for key, run in runs.items()}, rounds)
     bits = sum(model.head.diffusion.bits)
     shared = {"pixels": size, "bits": bits, "patch": model.head.patch_size}
     flops = {"encoder_gflop": count_flops(encoder) / 1e9, "decoder_gflop": count_flops(decoder) / 1e9}
