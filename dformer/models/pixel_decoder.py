@@ -76,7 +76,7 @@ def _cell_centres(height: int, width: int, device: torch.device) -> Tensor:
     """Centres (height * width, 2) of a map's cells, x and y in [0, 1], row by row."""
     y = (torch.arange(height, device=device) + 0.5) / height
     x = (torch.arange(width, device=device) + 0.5) / width
-    return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
+    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=2).flatten(0, 1)
 
 
 class FPNPixelDecoder(nn.Module):
