@@ -25,7 +25,7 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
-from dformer.apps.shapes import THINGS, Array, _draw_stuff, _surface, signed_distance, unit_area
+from dformer.apps.shapes import THINGS, Array, draw_stuff, draw_surface, signed_distance, unit_area
 from dformer.data.prepare import default_root
 from dformer.utils.errors import UserError, exit_on_user_error
 from dformer.utils.files import atomic_folder
@@ -52,7 +52,7 @@ class Thing(NamedTuple):
 
 def clip(rng: np.random.Generator, size: int, frames: int) -> Iterator[tuple[UInt8, UInt8, UInt8]]:
     """Yield the frames of a clip: RGB (size, size, 3), ids of things from 1 and classes (size, size)."""
-    scene, stuff = _draw_stuff(rng, round(size * (1 + MARGIN)))
+    scene, stuff = draw_stuff(rng, round(size * (1 + MARGIN)))
     free = len(scene) - size
     light, phase = rng.uniform(0, 2 * np.pi, 2)
     things = [_thing(rng, size, frames, light) for _ in range(rng.integers(2, 7))]
@@ -74,7 +74,7 @@ def clip(rng: np.random.Generator, size: int, frames: int) -> Iterator[tuple[UIn
 def _thing(rng: np.random.Generator, size: int, frames: int, light: float) -> Thing:
     kind = int(rng.integers(len(THINGS)))
     radius = rng.uniform(size / 8, size / 3) / np.sqrt(unit_area(THINGS[kind]))
-    surface = _surface(rng, THINGS[kind], (2 * int(1.5 * radius + 3),) * 2, light, size)
+    surface = draw_surface(rng, THINGS[kind], (2 * int(1.5 * radius + 3),) * 2, light, size)
     start, gap = int(rng.integers(1, max(frames, 2))), int(rng.choice(HIDDEN)) if rng.random() < 0.3 else 0
     speeds = rng.normal(0, 0.02 * size, 2), rng.uniform(0, 2 * np.pi), rng.normal(0, 0.06), rng.normal(0, 0.15)
     velocity, rotation, spin, pulse = speeds

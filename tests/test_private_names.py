@@ -23,6 +23,8 @@ NAMES = {
     "_get_default_store": ("dformer/d2/engine/launch.py", "torch", "2.12", distributed.distributed_c10d),
     "_foreach_lerp_": ("dformer/utils/ema.py", "torch", "2.12", torch),
     "_python_dispatch": ("benchmarks/measure.py", "torch", "2.12", torch.utils),
+    "_subclasses": ("benchmarks/memory/training.py", "torch", "2.12", torch),
+    "_pytree": ("benchmarks/memory/training.py", "torch", "2.12", torch.utils),
     "_attn": ("dformer/d2/modeling/backbones.py", "timm", "1.0.31", timm.models.swin_transformer.SwinTransformerBlock),
     "_gts": ("dformer/metrics/boundary.py", "pycocotools", "2.0.11", COCOeval()),
     "_dts": ("dformer/metrics/boundary.py", "pycocotools", "2.0.11", COCOeval()),

@@ -23,7 +23,6 @@ from detectron2.structures import Boxes, Instances
 from tabulate import tabulate
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +33,9 @@ from dformer.d2.engine.optimizer import build_optimizer, clip_gradients  # noqa:
 from dformer.d2.modeling.accumulation import accumulate_gradients  # noqa: E402
 from dformer.layers.checkpointing import checkpoint_activations  # noqa: E402
 from tests.fake_cuda import fake_cuda  # noqa: E402
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from measure import TorchDispatchMode  # noqa: E402
 
 CONFIGS = {
     "DFormer": "coco/panoptic/dformer_r50_50ep.yaml",

@@ -132,7 +132,7 @@ def draw(
         segments: (size, size), indices into `classes`; -1 is void.
         classes: of each segment, an index into `CATEGORIES`; things first, in drawing order, each with its pixels.
     """
-    image, stuff = _draw_stuff(rng, size)
+    image, stuff = draw_stuff(rng, size)
     segments = np.full((size, size), -1)
     classes: list[int] = []
     things = Things.of(size, small)
@@ -147,7 +147,7 @@ def draw(
             lost = np.bincount(occluded[occluded >= 0], minlength=len(classes))
             left, full = (np.append(x, inside.sum()) for x in (visible - lost, areas))
             if (left >= np.maximum(things.visible, 0.5 * full)).all():
-                surface = _surface(rng, THINGS[kind], coverage.shape, light, things.texture)
+                surface = draw_surface(rng, THINGS[kind], coverage.shape, light, things.texture)
                 image[window] += coverage[..., None] * (surface - image[window])
                 segments[window][inside] = len(classes)
                 areas, visible = full, left
@@ -174,8 +174,8 @@ def film(rng: np.random.Generator, size: int, frames: int) -> Iterator[NDArray[n
         yield scene[top : top + size, left : left + size]
 
 
-def _draw_stuff(rng: np.random.Generator, size: int) -> tuple[Array, NDArray[np.int64]]:
-    """Textured regions: the image (size, size, 3) in [0, 1] and the index into `STUFF` of each pixel."""
+def draw_stuff(rng: np.random.Generator, size: int) -> tuple[Array, NDArray[np.int64]]:
+    """Draw textured regions; return the image (size, size, 3) in [0, 1] and the index into `STUFF` of each pixel."""
     present = rng.permutation(len(STUFF))[: rng.choice([1, 2, 3], p=[0.1, 0.45, 0.45])]
     heights = np.full((len(STUFF), size, size), -np.inf)
     for kind in present:
@@ -274,8 +274,8 @@ def unit_area(name: str) -> float:
     return corners * inner * np.sin(np.pi / corners)
 
 
-def _surface(rng: np.random.Generator, name: str, shape: tuple[int, ...], light: float, size: int) -> Array:
-    """Colours (*shape, 3) of a thing: its kind's pattern in two colours, shaded from the direction `light`."""
+def draw_surface(rng: np.random.Generator, name: str, shape: tuple[int, ...], light: float, size: int) -> Array:
+    """Return colours (*shape, 3) of a thing: its kind's pattern in two colours, shaded from the direction `light`."""
     y, x = np.mgrid[: shape[0], : shape[1]] / size
     turn, period = rng.uniform(0, np.pi), rng.uniform(0.04, 0.12)
     u = 2 * np.pi * (x * np.cos(turn) + y * np.sin(turn)) / period

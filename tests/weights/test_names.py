@@ -3,9 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
-from safetensors import safe_open
 
-from dformer.d2.checkpoint.checkpointer import ASSETS
 from dformer.weights.checkpoint import read_checkpoint
 from dformer.weights.names import OLD_NAMES, rename
 from tests.d2.tiny import tiny_cfg
@@ -35,8 +33,29 @@ def test_an_old_checkpoint_loads(system, pixel_decoder, tmp_path):
     assert read_checkpoint(tmp_path / "other.pth")["ema"] == {0: 1}
 
 
-def test_the_table_has_the_names_of_a_file_that_was_written_then():
-    with safe_open(ASSETS / "shapes.safetensors", "pt") as file:
-        old = set(file.keys())
-    new = set(read_checkpoint(ASSETS / "shapes.safetensors")["model"])
-    assert old - new and set(with_old_names(dict.fromkeys(new))) == old
+@pytest.mark.parametrize(
+    "then, now",
+    [
+        ("mask_decoder.class_head.bias", "mask_decoder.class_embed.bias"),
+        ("mask_decoder.mask_head.0.weight", "mask_decoder.mask_embed.0.weight"),
+        ("mask_decoder.norm.bias", "mask_decoder.decoder_norm.bias"),
+        ("mask_decoder.query_position", "mask_decoder.query_embed"),
+        ("mask_decoder.level_embedding", "mask_decoder.level_embed"),
+        (
+            "mask_decoder.layers.0.cross_attention.attention.query.weight",
+            "mask_decoder.layers.0.cross_attn.attention.q_proj.weight",
+        ),
+        (
+            "mask_decoder.layers.2.self_attention.attention.output.bias",
+            "mask_decoder.layers.2.self_attn.attention.out_proj.bias",
+        ),
+        ("mask_decoder.layers.1.feed_forward.expand.weight", "mask_decoder.layers.1.feed_forward.linear1.weight"),
+        ("pixel_decoder.input_projections.0.0.bias", "pixel_decoder.input_proj.0.0.bias"),
+        ("pixel_decoder.layers.0.attention.offsets.bias", "pixel_decoder.layers.0.attention.sampling_offsets.bias"),
+        ("pixel_decoder.layers.0.attention.weights.bias", "pixel_decoder.layers.0.attention.attention_weights.bias"),
+        ("pixel_decoder.layers.0.attention.value.bias", "pixel_decoder.layers.0.attention.value_proj.bias"),
+        ("pixel_decoder.mask_projection.weight", "pixel_decoder.mask_features.weight"),
+    ],
+)
+def test_the_table_has_the_names_that_were_written_then(then, now):
+    assert rename(f"head.{then}", OLD_NAMES) == f"head.{now}"

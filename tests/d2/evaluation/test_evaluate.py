@@ -14,7 +14,7 @@ from dformer.d2.config import get_cfg
 from dformer.d2.engine.launch import launch
 from dformer.d2.evaluation import build_evaluators, evaluate_saved
 from dformer.utils.errors import UserError
-from tests.d2.evaluation.oracle import DOG_SEGMENT, MOVED_CAT, SIZE, evaluate, instances_output, poor_outputs, register
+from tests.d2.evaluation.oracle import DOG_SEGMENT, MOVED_CAT, SIZE, evaluate, instances_output, poor_outputs
 
 pytestmark = pytest.mark.usefixtures("empty_catalogs")
 
@@ -148,7 +148,6 @@ def test_damaged_predictions(saved, tmp_path, file, damage, named):
 def evaluate_share(folder, pets):
     """Evaluate the first two images in process 0, the third in process 1; then evaluate what both have saved."""
     rank = comm.get_rank()
-    register("pets", folder / "data")
     share = slice(0, 2) if rank == 0 else slice(2, 3)
     results = evaluate("pets", zip(pets[share], poor_outputs()[share], strict=True), folder / "joint" / "pets")
     comm.synchronize()  # the first process writes the json files

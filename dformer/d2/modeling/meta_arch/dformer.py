@@ -94,7 +94,7 @@ class DFormer(QuerySegmenter):
             steps = self.head.sample(features, draw_noise, request.steps, self.eta)
         else:
             times = [t for t, _ in time_pairs(self.head.diffusion.timesteps, request.steps)]
-            if batch:
+            if any("known_map" in item for item in batch):
                 hints = self.hints([self.known_masks(item) for item in batch], features, request.proposals)
             else:
                 hints = self.free_hints(features, request.proposals)
