@@ -5,7 +5,7 @@ python datasets/moving_shapes.py
 python benchmarks/video/tracking.py [WEIGHTS ...] [--clips 100] [--time 500] [--json FILE]
 
 association: things take the number of what they overlap in the frame before. hints, with models that refine masks
-(DFormer with denoising assignment): the masks of the frame before are noised to `--time` and found anew in this frame first.
+(DFormer with denoising assignment): the masks of the frame before are noised to `--time` and found anew first.
 
 J&F, HOTA and IDF1 (trackeval) count things, STQ and VPQ (panopticapi) all classes. "kept" is the share of objects that
 have the same number before and after being hidden for so many frames.
