@@ -95,6 +95,7 @@ MODEL:
     NUM_QUERIES: {queries} # 1.25 times the objects that the model may see at once, {QUERIES[0]} to {QUERIES[1]}
   CRITERION:
     NUM_POINTS: {points} # for the losses of a mask: half of its cells, which are of 4 x 4 pixels; 512 to 12544
+DIFFUSION: {{ASSIGNMENT: denoising, SIGNAL_SCALE: 1.0, SAMPLING_STEPS: 4}} # as these weights were trained
 INPUT:
   TASK: {task}
 {framing}  RANDOM_FLIP: horizontal # images without an up and down (microscopy, aerial): rotate
