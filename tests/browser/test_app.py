@@ -92,6 +92,7 @@ def error(page) -> str:
 def test_upload_segment_change_and_download(page, url, tmp_path):
     shutil.copyfile(EXAMPLE, tmp_path / "ids.png")  # a name that the page itself uses
     upload(page, tmp_path / "ids.png")
+    set_number(page, "Sampling steps", 1)
     press(page)
     rows = page.locator("#legend tr")
     assert rows.count() > 2 and re.search(r"(disc|square|triangle|star) *\s\d+ %", page.inner_text("#legend"))
