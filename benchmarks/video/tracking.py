@@ -18,13 +18,14 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as rle
 
 import dformer
 from dformer.d2.engine.predictor import Predictor
 from dformer.data.prepare import default_root
+from dformer.data.segmentations import encode_mask
 from dformer.metrics.stq import segmentation_and_tracking_quality
 from dformer.metrics.tracks import track_quality
 from dformer.metrics.vpq import video_panoptic_quality
@@ -53,17 +54,19 @@ def clips(folder: Path, number: int) -> Iterator[tuple[list[NDArray[np.uint8]], 
 
 def found_anew(model: Predictor, frame: NDArray[np.uint8], tracks: Tracks, time: int) -> Tracks:
     """Return tracks whose masks are those that the model makes, for the next frame, of the old ones."""
-    refined = model.refine(frame, tracks.masks.numpy(), classes=tracks.classes, time=time)
-    is_seen = torch.from_numpy(refined.scores > MIN_SCORE)[:, None, None]
-    return tracks._replace(masks=torch.where(is_seen, torch.from_numpy(refined.masks), tracks.masks))
+    before = rle.decode(list(tracks.masks)).transpose(2, 0, 1)  # (M, H, W)
+    refined = model.refine(frame, before, classes=tracks.classes, time=time)
+    found = [encode_mask(mask) for mask in refined.masks]
+    pairs = zip(refined.scores > MIN_SCORE, found, tracks.masks, strict=True)
+    return tracks._replace(masks=tuple(new if is_seen else old for is_seen, new, old in pairs))
 
 
 def follow(model: Predictor, frames: list[NDArray[np.uint8]], time: int | None) -> Labels:
     """Return the classes and track ids (T, H, W, 2) that the model finds; 255, 0 where there is nothing."""
-    tracks: Tracks | None = None
+    tracks = Tracks()
     labels = []
     for frame in frames:
-        if time is not None and tracks is not None and len(tracks.ids):
+        if time is not None and tracks.ids:
             tracks = found_anew(model, frame, tracks, time)
         result, tracks = model(frame, task="panoptic").tracked(tracks)
         found = np.full((*frame.shape[:2], 2), (VOID, 0))

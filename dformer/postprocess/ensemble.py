@@ -62,8 +62,10 @@ def cluster_segments(samples: Sequence[Sample]) -> list[Cluster]:
     clusters: list[Cluster] = []
     for ids, segments in samples:
         masks = [ids == segment["id"] for segment in segments]
-        overlap = np.array([[iou(cluster.mask, mask) for mask in masks] for cluster in clusters])
-        rows, columns = linear_sum_assignment(overlap.reshape(len(clusters), len(masks)), maximize=True)
+        overlap = np.zeros((len(clusters), len(masks)))
+        for row, cluster in zip(overlap, clusters, strict=True):
+            row[:] = overlaps(cluster.mask, ids, [segment["id"] for segment in segments])
+        rows, columns = linear_sum_assignment(overlap, maximize=True)
         place = {c: r for r, c in zip(rows.tolist(), columns.tolist(), strict=True) if overlap[r, c] > MIN_IOU}
         for column, (mask, segment) in enumerate(zip(masks, segments, strict=True)):
             if column in place:
@@ -72,6 +74,13 @@ def cluster_segments(samples: Sequence[Sample]) -> list[Cluster]:
             else:
                 clusters.append(Cluster(mask.astype(np.int64), [segment], [mask]))
     return clusters
+
+
+def overlaps(mask: NDArray[np.bool_], ids: NDArray[np.integer[Any]], numbers: list[int]) -> NDArray[np.float64]:
+    """Return the IoU of a mask (H, W) with each segment of a map (H, W) that has one of these ids."""
+    count = max(numbers, default=0) + 1
+    shared, areas = (np.bincount(x, minlength=count)[numbers] for x in (ids[mask], ids.ravel()))
+    return shared / np.maximum(mask.sum() + areas - shared, 1)
 
 
 def iou(first: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:

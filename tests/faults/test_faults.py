@@ -8,7 +8,7 @@ from tests.faults.harness import killed, rank_killed, repeat, terminated, worker
 @pytest.mark.parametrize(
     "fault, count",
     [
-        (killed, 1),
+        (killed, 2),
         (terminated, 1),
         pytest.param(killed, 50, marks=pytest.mark.slow),
         pytest.param(terminated, 20, marks=pytest.mark.slow),

@@ -143,7 +143,7 @@ class Demo:
         progress = tqdm(total=reader.length, desc=result.name, unit="frame")
         with reader, VideoWriter(result, reader.fps / every) as writer, progress:
             frames = iter(reader)
-            tracks: list[Tracks | None] = [None] * len(self.models)
+            tracks = [Tracks()] * len(self.models)
             while batch := list(islice(frames, self.settings.batch)):
                 found = self.segment([frame for _, frame in batch])
                 for (index, _), results in zip(batch, found, strict=True):

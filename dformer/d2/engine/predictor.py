@@ -127,7 +127,7 @@ class Predictor:
             every: each n-th frame only.
             batch, asked: as of a call.
         """
-        tracks: Tracks | None = None
+        tracks = Tracks()
         with VideoReader(file, every) as reader:
             frames = iter(reader)
             while read := list(islice(frames, batch)):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -66,14 +65,14 @@ class Result:
         found = result_segments(self.predictions, self.task, self.min_score)
         return [s._replace(track=track) for s, track in zip(found, self.tracks or [None] * len(found), strict=True)]
 
-    def tracked(self, before: Tracks | None) -> tuple["Result", Tracks]:
+    def tracked(self, before: Tracks) -> tuple["Result", Tracks]:
         """Return the result with the numbers of its objects, and the tracks for the next frame, see `associate`.
 
         Args:
-            before: the tracks of the frame before; None at the first one.
+            before: the tracks of the frame before; `Tracks()` at the first one.
         """
         things = [k for k, s in enumerate(self.segments) if s.is_thing and self.task != "semantic"]
-        found, tracks = associate(before, torch.from_numpy(self.masks[things]), self.classes[things].tolist())
+        found, tracks = associate(before, self.masks[things], self.classes[things].tolist())
         ids: list[int | None] = [None] * len(self.segments)
         for k, track in zip(things, found, strict=True):
             ids[k] = track

@@ -42,7 +42,7 @@ LOG_PERIOD = 20  # iterations
 MAX_BAD_STEPS = 10  # steps in a row without a usable gradient, after which training stops
 
 
-class EarlyStop(BaseException):
+class EarlyStop(BaseException):  # Detectron2's loop logs an Exception as a failure
     """End the training loop, as evaluations get no better."""
 
 
