@@ -10,8 +10,10 @@ writes
 
     <root>/moving_shapes/
         JPEGImages/<clip>/00000.jpg ...
-        Annotations/<clip>/00000.png ...       ids of things, 0: none; indexed colours
-        Classes/<clip>/00000.png ...           contiguous class ids
+        Annotations/<clip>/00000.png ...       ids of things, 0: none; indexed colours, as DAVIS
+        Panoptic/<clip>/00000.png ...          red: class, 256 * green + blue: id; as KITTI-STEP
+
+the data set `moving_shapes`.
 """
 
 import argparse
@@ -109,7 +111,7 @@ def generate(root: str | Path, clips: int, frames: int, size: int, seed: int) ->
     palette = [channel for i in range(256) for channel in (class_color(i) if i else (0, 0, 0))]
     with atomic_folder(folder) as new:
         for number in tqdm(range(clips), desc="Moving Shapes", unit="clip"):
-            places = [new / kind / f"{number:05d}" for kind in ("JPEGImages", "Annotations", "Classes")]
+            places = [new / kind / f"{number:05d}" for kind in ("JPEGImages", "Annotations", "Panoptic")]
             for place in places:
                 place.mkdir(parents=True)
             for t, (image, ids, classes) in enumerate(clip(np.random.default_rng([seed, number]), size, frames)):
@@ -117,7 +119,8 @@ def generate(root: str | Path, clips: int, frames: int, size: int, seed: int) ->
                 indexed.putpalette(palette)
                 Image.fromarray(image).save(places[0] / f"{t:05d}.jpg", quality=95, subsampling=0)
                 indexed.save(places[1] / f"{t:05d}.png")
-                Image.fromarray(classes).save(places[2] / f"{t:05d}.png")
+                panoptic = np.stack([classes, np.zeros_like(ids), ids], axis=2)
+                Image.fromarray(panoptic).save(places[2] / f"{t:05d}.png")
     return folder
 
 

@@ -133,6 +133,12 @@ def parse(declaration: Any, root: Path, where: str) -> tuple[Source, Split | Non
             raise UserError(f"{where}void is a value of pixels, or a list of them, got {void!r}")
         if named := set(values["void"]) & set(values.get("classes", {})):
             raise UserError(f"{where}{min(named)} is declared as void, and in classes")
+    if "things" in declaration:
+        things = declaration["things"]
+        names = set(values["classes"].values())
+        if not isinstance(things, list | tuple) or not names.issuperset(things):
+            raise UserError(f"{where}things are a list of names among the classes, got {things!r}")
+        values["things"] = tuple(things)
     return Source(form, **values), _parse_split(declaration.get("split"), root, where)
 
 

@@ -22,6 +22,7 @@ MAX_WORKERS = 8  # a few images each; more would take longer to start
 # What writes a missing file or folder, by a pattern of a part of its path.
 SCRIPTS = {
     "shapes": "shapes.py",
+    "moving_shapes": "moving_shapes.py",
     "shapes_small": "shapes.py --small --size 256",
     "annotations_detectron2": "prepare_ade20k_sem_seg.py",
     "ade20k_panoptic_*": "prepare_ade20k_pan_seg.py",

@@ -74,8 +74,15 @@ def _load(
     """The records of a declared data set; sets its metadata."""
     records, metadata = read()
     if split:
-        names, files = ([str(r[key]) for r in records] for key in ("image_id", "file_name"))
-        held_out = split.validation(names, files)
-        records = [r for r in records if (str(r["image_id"]) in held_out) == validation]
+        files: dict[str, str] = {}  # of images, or of the first frame of each video, which stays together
+        for r in records:
+            files.setdefault(_unit(r), str(r["file_name"]))
+        held_out = split.validation(list(files), list(files.values()))
+        records = [r for r in records if (_unit(r) in held_out) == validation]
     MetadataCatalog.get(name).set(**metadata)
     return [dict(r) for r in records]
+
+
+def _unit(record: dict[str, Any]) -> str:
+    """The name of a record's video or, where it is of none, of its image."""
+    return str(record.get("video_id", record["image_id"]))

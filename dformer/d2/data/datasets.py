@@ -16,7 +16,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import register_coco_panoptic
 
 from dformer.d2.data.ade20k import register_ade20k
-from dformer.d2.data.custom import register_custom
+from dformer.d2.data.custom import register_custom, register_declarations
 from dformer.data.forms import class_metadata
 from dformer.data.prepare import default_root
 from dformer.postprocess import TASKS
@@ -44,6 +44,16 @@ def register_shapes(root: str | Path, prefix: str = "shapes", folder_name: str =
             os.path.join(folder, "annotations", f"instances_{split}.json"),
         )
         MetadataCatalog.get(f"{prefix}_{split}").sem_seg_root = os.path.join(folder, f"semantic_{split}")
+
+
+def register_moving_shapes(root: str | Path) -> None:
+    """Register `moving_shapes`: the clips that `datasets/moving_shapes.py` has written or will write to `root`."""
+    categories = read_json(Path(str(files("dformer.data") / "shapes_categories.json")))
+    classes = {k: category["name"] for k, category in enumerate(categories)}
+    things = [category["name"] for category in categories if category["isthing"]]
+    places = {"images": "moving_shapes/JPEGImages", "annotations": "moving_shapes/Panoptic"}
+    declaration = {"form": "kitti_step", **places, "classes": classes, "things": things}
+    register_declarations({"moving_shapes": declaration}, Path(root))
 
 
 # What Detectron2's loaders, which trust the files, raise on wrong ones.
@@ -105,7 +115,7 @@ def available_tasks(name: str) -> tuple[str, ...]:
     things = metadata.get("thing_dataset_id_to_contiguous_id", {}).values()
     stuff = metadata.get("stuff_dataset_id_to_contiguous_id", {}).values()
     # In Detectron2's "separated" panoptic sets things and stuff are numbered apart: two annotations, not one.
-    panoptic = bool(metadata.get("panoptic_json")) and set(things).isdisjoint(stuff)
+    panoptic = bool(metadata.get("panoptic_root")) and set(things).isdisjoint(stuff)
     # Instance classes are 0 .. K-1, so in a panoptic set things have to come first.
     instance = bool(metadata.get("thing_classes")) and not (panoptic and sorted(things) != list(range(len(things))))
     semantic = panoptic or bool(metadata.get("sem_seg_root"))
@@ -192,4 +202,5 @@ def _metadata_for(name: str, task: str) -> Metadata:
 
 register_shapes(default_root())
 register_shapes(default_root(), "shapes_small", "shapes_small")
+register_moving_shapes(default_root())
 register_ade20k(default_root())

@@ -14,6 +14,7 @@ from dformer.data.checks.coco_json import check_json
 from dformer.data.checks.datasets import check_images, compare_classes, find_leaks
 from dformer.data.checks.findings import FATAL, KINDS, LEVELS, CheckedImage, Finding
 from dformer.data.checks.images import check_image
+from dformer.data.checks.videos import check_videos
 from dformer.data.types import Metadata
 from dformer.utils.errors import UserError
 from dformer.utils.files import read_json
@@ -120,6 +121,8 @@ def _inspect(
     except UserError as error:
         inspection.findings.append(Finding("cannot be loaded", name, str(error)))
         return inspection
+    if records and "video_id" in records[0]:
+        inspection.findings += check_videos(records, limit, workers)
     task = next(task for task in ("panoptic", "semantic", "instance") if task in available)
     inspection.task, inspection.total, inspection.metadata = task, len(records), metadata
     if limit is not None and limit < len(records):

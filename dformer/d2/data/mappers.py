@@ -153,7 +153,8 @@ def _identity(record: Record, image: NDArray[np.uint8]) -> dict[str, Any]:
     file_name = record["file_name"]
     # Detectron2 0.5 gives semantic sets no image id.
     image_id = record.get("image_id", Path(file_name).stem)
-    return {"file_name": file_name, "image_id": image_id, "height": image.shape[0], "width": image.shape[1]}
+    place = {key: record[key] for key in ("video_id", "frame") if key in record}
+    return {"file_name": file_name, "image_id": image_id, "height": image.shape[0], "width": image.shape[1], **place}
 
 
 def _to_tensor(image: NDArray[np.uint8], padded: Size) -> torch.Tensor:

@@ -44,6 +44,12 @@ KINDS = {
     "duplicate image": (WARNING, "keep one"),
     "other classes": (FATAL, "give both sets the same classes in the same order"),
     "image in training and test": (WARNING, "remove it from one of the sets"),
+    # videos
+    "gap in frames": (WARNING, "restore the frames, or cut the video there"),
+    "duplicate frame": (WARNING, "give each frame its own number"),
+    "size changes": (WARNING, "cut the video there: objects are not followed from one size to another"),
+    "id jumps": (WARNING, "give an object one id in all frames"),
+    "track of several classes": (WARNING, "give an object one class in all frames"),
 }
 
 

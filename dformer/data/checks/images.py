@@ -48,12 +48,12 @@ def _check_panoptic(record: Record, image: CheckedImage) -> Findings:
     file = record["pan_seg_file_name"]
     areas = _areas(lambda png: rgb2id(read_panoptic_png(png)), file, image)
     segments = {s["id"]: s for s in record["segments_info"]} if areas else {}
-    for i in areas.keys() - segments.keys() - {0}:
-        what = f"{areas[i]} pixels have the id {i}, which is not in its json; they are void"
+    for i in areas.keys() - segments.keys() - {0, *record.get("void_ids", ())}:
+        what = f"{areas[i]} pixels have the id {i}, which its annotation does not list; they are void"
         yield Finding("unknown segment", file, what)
     for i, segment in segments.items():
         if i not in areas:
-            yield Finding("empty mask", file, f"no pixel has the id {i}, which its json names")
+            yield Finding("empty mask", file, f"no pixel has the id {i}, which its annotation lists")
         elif not segment.get("iscrowd"):
             image.classes.append(segment["category_id"])
             if segment.get("isthing", True):

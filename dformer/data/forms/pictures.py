@@ -1,21 +1,33 @@
-"""The forms in which users' images may be annotated, one reader each.
-
-A reader returns records in Detectron2's standard format, and metadata: the classes, which of them are things, and which
-evaluator applies.
-"""
+"""The forms in which users' images may be annotated, one reader each: records, and metadata."""
 
 import csv
-import logging
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
 
+from dformer.data.forms.source import (
+    IGNORE_LABEL,
+    LABEL_SUFFIXES,
+    XYWH_ABS,
+    Annotated,
+    Objects,
+    Source,
+    annotated_object,
+    class_metadata,
+    folder_of,
+    image_record,
+    logger,
+    paired_files,
+    paired_records,
+    polygon_object,
+    register_form,
+    thing_metadata,
+)
 from dformer.data.images import read_labels, read_size
 from dformer.data.segmentations import encode_mask
 from dformer.data.types import Size
@@ -23,48 +35,10 @@ from dformer.utils.errors import UserError
 from dformer.utils.files import read_json
 from dformer.utils.processes import parallel_map
 
-logger = logging.getLogger(__name__)
-
-Annotated = tuple[list[dict[str, Any]], dict[str, Any]]  # records, metadata
-Objects = list[dict[str, Any]]  # of an image, in Detectron2's format
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-IGNORE_LABEL = 255
-XYWH_ABS = 1  # Detectron2's `BoxMode` of boxes as x, y, width, height
 COCO_KEYS = ("id", "segment_id", "iscrowd", "bbox", "area")  # of an object, beside class and mask
 
 
-@dataclass(frozen=True)
-class Source:
-    """Say where the images and annotations of a declared data set are.
-
-    Attributes:
-        form: a key of `FORMS`.
-        images: folder, or pattern `folder/*_image.jpg`, where * is the name that image and annotation share.
-        annotations: a json file, or a folder or pattern, depending on the form.
-        pngs: coco_panoptic: folder of the PNGs of segment ids.
-        instances: coco_panoptic: the same things as COCO instances json, for mask AP; None: made from the PNGs.
-        classes: value in the annotation -> class name; several values may have the same name. None: from the data.
-        table: instance_ids of several classes: a csv file with the columns image, id and class.
-        void: semantic: values of pixels that are not annotated. None: 255, unless it is a class.
-    """
-
-    form: str
-    images: Path
-    annotations: Path
-    pngs: Path | None = None
-    instances: Path | None = None
-    table: Path | None = None
-    classes: Mapping[int, str] | None = None
-    void: tuple[int, ...] | None = None
-
-    @property
-    def void_values(self) -> set[int]:
-        """Return the values that are void, declared or by default."""
-        return {IGNORE_LABEL} - (self.classes or {}).keys() if self.void is None else set(self.void)
-
-
+@register_form("coco_instances")
 def _coco_instances(source: Source) -> Annotated:
     content = read_json(source.annotations)
     categories = sorted(content["categories"], key=lambda c: c["id"])
@@ -82,13 +56,14 @@ def _coco_instances(source: Source) -> Annotated:
         category = contiguous[annotation["category_id"]]
         objects[annotation["image_id"]].append({**found, "category_id": category, "bbox_mode": XYWH_ABS})
     records = [
-        _record(source.images / i["file_name"], i["id"], (i["height"], i["width"]), annotations=objects[i["id"]])
+        image_record(source.images / i["file_name"], i["id"], (i["height"], i["width"]), annotations=objects[i["id"]])
         for i in sorted(content["images"], key=lambda image: image["id"])
     ]
-    metadata = _things([c["name"] for c in categories], source, list(contiguous))
+    metadata = thing_metadata([c["name"] for c in categories], source, list(contiguous))
     return records, {**metadata, "json_file": str(source.annotations)}
 
 
+@register_form("coco_panoptic", required=("pngs",), optional=("instances",))
 def _coco_panoptic(source: Source) -> Annotated:
     content = read_json(source.annotations)
     # Things first, so that instance classes are 0 .. K-1.
@@ -107,7 +82,7 @@ def _coco_panoptic(source: Source) -> Annotated:
             png = str(source.pngs / annotation["file_name"])
             size = image["height"], image["width"]
             file = source.images / image["file_name"]
-            records.append(_record(file, image["id"], size, pan_seg_file_name=png, segments_info=segments))
+            records.append(image_record(file, image["id"], size, pan_seg_file_name=png, segments_info=segments))
     return records, {
         **classes,
         "image_root": str(source.images),
@@ -120,19 +95,9 @@ def _coco_panoptic(source: Source) -> Annotated:
     }
 
 
-def class_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a panoptic data set's metadata of classes, from its COCO categories in the order of contiguous ids."""
-    names = [c["name"] for c in categories]  # in both lists, as in Detectron2: the id maps tell things from stuff
-    return {
-        "thing_classes": names,
-        "stuff_classes": names,
-        "thing_dataset_id_to_contiguous_id": {c["id"]: k for k, c in enumerate(categories) if c["isthing"]},
-        "stuff_dataset_id_to_contiguous_id": {c["id"]: k for k, c in enumerate(categories) if not c["isthing"]},
-    }
-
-
+@register_form("semantic", optional=("classes", "void"), suffixes=LABEL_SUFFIXES)
 def _semantic(source: Source) -> Annotated:
-    pairs = _pairs(source)
+    pairs = paired_files(source)
     classes = source.classes or _classes_of_labels(source, [file for _, file in pairs.values()])
     names = list(dict.fromkeys(classes.values()))
     ignore_label = IGNORE_LABEL if len(names) <= IGNORE_LABEL else 65535
@@ -168,8 +133,9 @@ def _values(file: Path) -> set[int]:
     return set(np.unique(read_labels(file)).tolist())
 
 
+@register_form("instance_ids", optional=("classes", "table"), suffixes=LABEL_SUFFIXES)
 def _instance_ids(source: Source) -> Annotated:
-    pairs = _pairs(source)
+    pairs = paired_files(source)
     annotated = parallel_map(_read_instance_ids, [ids for _, ids in pairs.values()])
     if source.table:
         names = _classes_by_table(source, pairs, annotated)
@@ -177,14 +143,14 @@ def _instance_ids(source: Source) -> Annotated:
         names = list((source.classes or {1: "object"}).values())
     if len(names) > 1 and not source.table:
         raise UserError(f"{source.annotations}: ids tell no class; declare one of {', '.join(names)}, or a `table`")
-    records = _records(pairs, annotated)
-    return [{**r, "ids_file_name": str(pairs[r["image_id"]][1])} for r in records], _things(names, source)
+    records = paired_records(pairs, annotated)
+    return [{**r, "ids_file_name": str(pairs[r["image_id"]][1])} for r in records], thing_metadata(names, source)
 
 
 def _read_instance_ids(file: Path) -> tuple[Size, Objects]:
     ids = read_labels(file)
     masks = {k: encode_mask(ids == k) for k in np.unique(ids).tolist() if k}
-    return ids.shape, [{**_object(0, mask, rle.toBbox(mask).tolist()), "id": k} for k, mask in masks.items()]
+    return ids.shape, [{**annotated_object(0, mask, rle.toBbox(mask).tolist()), "id": k} for k, mask in masks.items()]
 
 
 def _classes_by_table(source: Source, pairs: Mapping[str, Any], annotated: Sequence[tuple[Size, Objects]]) -> list[str]:
@@ -208,11 +174,18 @@ def _classes_by_table(source: Source, pairs: Mapping[str, Any], annotated: Seque
     return names
 
 
+@register_form(
+    "instance_masks",
+    optional=("classes",),
+    suffixes=LABEL_SUFFIXES,
+    file_may_be_missing=True,
+    file_of_object=True,
+)
 def _instance_masks(source: Source) -> Annotated:
-    pairs = _pairs(source)
+    pairs = paired_files(source)
     names = list((source.classes or {1: "object"}).values())
     annotated = parallel_map(partial(_read_masks, names=names), list(pairs.values()))
-    return _records(pairs, annotated), _things(names, source)
+    return paired_records(pairs, annotated), thing_metadata(names, source)
 
 
 def _read_masks(files: tuple[Path, list[Path] | None], names: list[str]) -> tuple[Size, Objects]:
@@ -224,12 +197,13 @@ def _read_masks(files: tuple[Path, list[Path] | None], names: list[str]) -> tupl
         labels = read_labels(file)
         mask = encode_mask(2 * labels.astype(np.int64) > labels.max())  # of 0 and 1, or of 0 and 255
         cls = names.index(file.parent.name) if len(names) > 1 else 0
-        objects.append(_object(cls, mask, rle.toBbox(mask).tolist()))
+        objects.append(annotated_object(cls, mask, rle.toBbox(mask).tolist()))
     return read_size(image), objects
 
 
+@register_form("labelme", optional=("classes",), suffixes=(".json",))
 def _labelme(source: Source) -> Annotated:
-    pairs = _pairs(source)
+    pairs = paired_files(source)
     contents = {name: read_json(file) for name, (_, file) in pairs.items()}
     labels = {shape["label"] for content in contents.values() for shape in content["shapes"]}
     names = list((source.classes or {}).values()) or sorted(labels)
@@ -242,8 +216,10 @@ def _labelme(source: Source) -> Annotated:
             group = k if shape.get("group_id") is None else f"group {shape['group_id']}"
             parts[shape["label"], group].append(_labelme_polygon(shape, pairs[name][1]))
         size = (content["imageHeight"], content["imageWidth"])
-        annotated.append((size, [_polygons(names.index(label), polygons) for (label, _), polygons in parts.items()]))
-    return _records(pairs, annotated), _things(names, source)
+        annotated.append(
+            (size, [polygon_object(names.index(label), polygons) for (label, _), polygons in parts.items()])
+        )
+    return paired_records(pairs, annotated), thing_metadata(names, source)
 
 
 def _labelme_polygon(shape: Mapping[str, Any], file: Path) -> list[float]:
@@ -259,11 +235,12 @@ def _labelme_polygon(shape: Mapping[str, Any], file: Path) -> list[float]:
     return [float(c) for point in points for c in point]
 
 
+@register_form("yolo_segment", required=("classes",), suffixes=(".txt",), file_may_be_missing=True)
 def _yolo_segment(source: Source) -> Annotated:
-    pairs = _pairs(source)
+    pairs = paired_files(source)
     names = list((source.classes or {}).values())
     annotated = parallel_map(partial(_read_yolo, num_classes=len(names)), list(pairs.values()))
-    return _records(pairs, annotated), _things(names, source)
+    return paired_records(pairs, annotated), thing_metadata(names, source)
 
 
 def _read_yolo(files: tuple[Path, Path | None], num_classes: int) -> tuple[Size, Objects]:
@@ -282,112 +259,5 @@ def _read_yolo(files: tuple[Path, Path | None], num_classes: int) -> tuple[Size,
                 f'{annotation}, line {number}: expected "class x y x y x y ...", a class of 0..{num_classes - 1} and 3 '
                 f'points or more as parts of width and height (0..1), got "{line[:60]}"'
             )
-        objects.append(_polygons(cls, [(corners * (width, height)).ravel().tolist()]))
+        objects.append(polygon_object(cls, [(corners * (width, height)).ravel().tolist()]))
     return (height, width), objects
-
-
-class Form(NamedTuple):
-    """Describe a form; `required` and `optional` are its keys beside form, images, annotations and split."""
-
-    read: Callable[[Source], Annotated]
-    required: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-    suffixes: tuple[str, ...] = ()  # of annotation files that are paired with images
-    file_may_be_missing: bool = False  # an image without an annotation file has no objects
-    file_of_object: bool = False  # each object has a file, in a folder of the image's name
-
-
-FORMS = {
-    "coco_instances": Form(_coco_instances),
-    "coco_panoptic": Form(_coco_panoptic, ("pngs",), ("instances",)),
-    "semantic": Form(_semantic, (), ("classes", "void"), LABEL_SUFFIXES),
-    "instance_ids": Form(_instance_ids, (), ("classes", "table"), LABEL_SUFFIXES),
-    "instance_masks": Form(_instance_masks, (), ("classes",), LABEL_SUFFIXES, True, file_of_object=True),
-    "labelme": Form(_labelme, (), ("classes",), (".json",)),
-    "yolo_segment": Form(_yolo_segment, ("classes",), (), (".txt",), file_may_be_missing=True),
-}
-
-
-def folder_of(path: Path) -> Path:
-    """Return the folder of a pattern `folder/*_mask.png`, and any other path unchanged."""
-    return path.parent if "*" in path.name else path
-
-
-def _files_by_name(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files below a folder by their path in it, without suffix; or of a pattern, by what its `*` matches."""
-    before, star, after = path.name.partition("*")
-    folder = folder_of(path)
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
-    if star:
-        found = sorted(folder.glob(path.name))
-        return {file.name[len(before) : len(file.name) - len(after)]: file for file in found}
-    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
-    return {str(file.relative_to(folder).with_suffix("")): file for file in found}
-
-
-def pair_files(source: Source) -> tuple[dict[str, Any], list[Path], list[Path]]:
-    """Match images and annotations by name; return the pairs, and the images and annotations without the other.
-
-    An annotation is None where the form takes this for an image without objects.
-    """
-    form = FORMS[source.form]
-    images = _files_by_name(source.images, IMAGE_SUFFIXES)
-    annotations: dict[str, Any] = _files_by_name(source.annotations, form.suffixes)
-    if form.file_of_object:
-        annotations = _by_folder(annotations, images)
-    pairs = {n: (f, annotations.get(n)) for n, f in images.items() if n in annotations or form.file_may_be_missing}
-    without_annotation = [file for name, file in images.items() if name not in pairs]
-    return pairs, without_annotation, [file for name, file in annotations.items() if name not in images]
-
-
-def _by_folder(files: Mapping[str, Path], images: Container[str]) -> dict[str, list[Path] | Path]:
-    """Files of the folder, or of folders in it, that has an image's name; others by their own."""
-    found: dict[str, Any] = {}
-    for name, file in files.items():
-        image = next((str(folder) for folder in Path(name).parents if str(folder) in images), None)
-        if image is None:
-            found[name] = file
-        else:
-            found.setdefault(image, []).append(file)
-    return found
-
-
-def _pairs(source: Source) -> dict[str, Any]:
-    pairs, without_annotation, without_image = pair_files(source)
-    if not any(annotation for _, annotation in pairs.values()):
-        raise UserError(
-            f"no image in {source.images} has an annotation of its name in {source.annotations}; where names differ by "
-            "an ending, give a pattern such as masks/*_mask.png"
-        )
-    if unused := len(without_annotation) + len(without_image):
-        logger.warning("%s: %d files are not used, as image or annotation is missing", source.annotations, unused)
-    return pairs
-
-
-def _things(names: list[str], source: Source, ids: Sequence[int] | None = None) -> dict[str, Any]:
-    return {
-        "thing_classes": names,
-        "thing_dataset_id_to_contiguous_id": {i: k for k, i in enumerate(ids or range(1, len(names) + 1))},
-        "image_root": str(folder_of(source.images)),
-        "annotation_root": str(folder_of(source.annotations)),
-        "evaluator_type": "coco",
-    }
-
-
-def _record(file: Path, image_id: Any, size: Size, **annotation: Any) -> dict[str, Any]:
-    return {"file_name": str(file), "image_id": image_id, "height": size[0], "width": size[1], **annotation}
-
-
-def _records(pairs: Mapping[str, tuple[Path, Path]], annotated: Sequence[tuple[Size, Objects]]) -> list[dict[str, Any]]:
-    found = zip(pairs.items(), annotated, strict=True)
-    return [_record(image, name, size, annotations=objects) for (name, (image, _)), (size, objects) in found]
-
-
-def _polygons(cls: int, polygons: list[list[float]]) -> dict[str, Any]:
-    points = np.concatenate([np.reshape(p, (-1, 2)) for p in polygons])
-    return _object(cls, polygons, [*points.min(0).tolist(), *np.ptp(points, axis=0).tolist()])
-
-
-def _object(cls: int, segmentation: Any, box: list[float]) -> dict[str, Any]:
-    return {"category_id": cls, "segmentation": segmentation, "iscrowd": 0, "bbox": box, "bbox_mode": XYWH_ABS}
