@@ -5,14 +5,18 @@ and Detectron2's for objects gives up after half an hour, which an evaluation ma
 """
 
 import socket
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from fractions import Fraction
 from functools import cache
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from dformer.utils.errors import UserError
+from dformer.utils.processes import available_cores
 
 T = TypeVar("T")
 
@@ -74,6 +78,13 @@ def once_a_node(function: Callable[[], T]) -> T:
     if refused := [error for error in errors if error]:
         raise UserError(refused[0])
     return values[first]
+
+
+def share_of_cores() -> int:
+    """Return how many cores this process has if those who may run on a core share it evenly; at least 1."""
+    mine = {(socket.gethostname(), core) for core in available_cores()}
+    users = Counter(chain.from_iterable(all_gather(mine)))
+    return max(1, int(sum(Fraction(1, users[core]) for core in mine)))
 
 
 def close_group() -> None:

@@ -20,9 +20,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1
 FEW = 32  # for fewer items, starting processes costs more than it saves
 
 
-def available_cores() -> int:
-    """Return the number of cores that this process may run on, where the system tells, else of all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available_cores() -> set[int]:
+    """Return the numbers of the cores that this process may run on, where the system tells, else of all."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def parallel_map(
@@ -37,7 +37,7 @@ def parallel_map(
         workers: number of processes; by default as many as there are cores. 0 and 1: this process.
     """
     bar = partial(tqdm, total=len(items), desc=what, unit="image", disable=what is None)
-    workers = min(available_cores() if workers is None else workers, len(items))
+    workers = min(len(available_cores()) if workers is None else workers, len(items))
     if workers <= 1 or len(items) < FEW or "fork" not in multiprocessing.get_all_start_methods():
         return list(bar(map(function, items)))
     # Forked, as torch's data loaders are: a new Python would import Detectron2 for seconds.

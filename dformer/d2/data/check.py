@@ -62,7 +62,7 @@ def _check_contents(cfg: CfgNode, training: Sequence[str], testing: Sequence[str
     limit, queries = cfg.DATASETS.CHECK_IMAGES, num_objects(cfg)
     inspections = []
     if limit:
-        workers = min(MAX_WORKERS, available_cores())
+        workers = min(MAX_WORKERS, len(available_cores()))
         instances = testing if "instance" in cfg.TEST.TASKS else ()
         inspections = inspect_datasets(training, testing, queries, limit, False, workers, instances)
     if fatal := [finding for inspection in inspections for finding in inspection.fatal]:

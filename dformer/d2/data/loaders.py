@@ -69,7 +69,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     return TrainLoader(
         SeededImages(records, cfg, seed),
         batch_sampler=stream,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=_num_workers(cfg),
         collate_fn=PinnableBatch,
         pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
         worker_init_fn=_start_worker,
@@ -88,10 +88,15 @@ def build_test_loader(cfg: CfgNode, name: str) -> Iterable[Batch]:
     loader = build_detection_test_loader(
         get_records(name, partial(get_detection_dataset_dicts, filter_empty=False)),
         mapper=partial(map_or_stop, mapper=mapper),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=_num_workers(cfg),
     )
     loader.worker_init_fn = _start_worker
     return loader
+
+
+def _num_workers(cfg: CfgNode) -> int:
+    # Each is forked from a process that holds a model. Those without a core would cost time and memory at the start.
+    return min(cfg.DATALOADER.NUM_WORKERS, groups.share_of_cores())
 
 
 def share_records(names: Sequence[str], filter_empty: bool) -> Records:

@@ -1,6 +1,7 @@
 """Registration, the quick checks and the loaders."""
 
 import json
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -213,6 +214,12 @@ def test_a_batch_depends_on_its_number_alone(shapes_root: Path, grouping: bool) 
             assert a["image_id"] == b["image_id"] and torch.equal(a["image"], b["image"])
     of_one = [image["image"] for image in whole if image["image_id"] == whole[0]["image_id"]]
     assert len(of_one) == 3 and not torch.equal(of_one[0], of_one[1])  # it is varied anew each time
+
+
+def test_there_are_no_more_workers_than_cores(shapes_root: Path) -> None:
+    cfg = config(f"{SHAPES}_train")
+    cfg.DATALOADER.NUM_WORKERS = 1000
+    assert build_train_loader(cfg).num_workers == len(os.sched_getaffinity(0))
 
 
 def test_an_unknown_sampler_is_refused(shapes_root: Path) -> None:

@@ -198,6 +198,7 @@ def once_a_node(folder: Path) -> dict[str, Any]:
         "loaded": groups.all_gather(loaded),
         "records": groups.all_gather(records),
         "gathered": groups.gather(comm.get_rank()),
+        "cores": groups.all_gather(groups.share_of_cores()),
     }
 
 

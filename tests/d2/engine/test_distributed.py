@@ -129,6 +129,7 @@ def test_the_first_process_of_a_node_works_for_all(measured):
     assert once["loaded"] == [["records"], []]
     assert once["records"] == [[{"file_name": f"{k}.jpg"} for k in range(9)]] * 2
     assert once["gathered"] == [0, 1]
+    assert once["cores"] == [max(1, len(os.sched_getaffinity(0)) // 2)] * 2
 
 
 @pytest.mark.parametrize("environment, gpu", [({"SLURM_PROCID": "3"}, 0), ({"TORCHELASTIC_RUN_ID": "1"}, None)])
