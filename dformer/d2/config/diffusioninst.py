@@ -34,7 +34,7 @@ def add_diffusioninst_config(cfg: CN) -> None:
 
     cfg.DIFFUSION.BOX_RENEWAL = 0.5  # boxes of at most this score are drawn anew before the next sampling step
     cfg.TEST.NMS_THRESHOLD = 0.5  # of an object's detections, one is kept: IoU of the boxes, by class
-    # With several sampling steps, count the last one's detections too. (The published code leaves them out.)
+    # With several sampling steps, run the last one and count its detections, too. (The published code leaves them out.)
     cfg.TEST.ENSEMBLE_LAST_STEP = False
 
 

@@ -92,7 +92,7 @@ def test_boxes_above_the_threshold_live_on():
     batch = tiny_batch((2,))
 
     def walks(threshold):
-        model = build("DIFFUSION.SAMPLING_STEPS", 2, "DIFFUSION.BOX_RENEWAL", threshold, "DIFFUSION.ETA", 0.0).eval()
+        model = build("DIFFUSION.SAMPLING_STEPS", 3, "DIFFUSION.BOX_RENEWAL", threshold, "DIFFUSION.ETA", 0.0).eval()
         return [step.outputs[0] for step in model.steps(batch)]
 
     (first, kept), (_, renewed) = walks(0.0), walks(1.0)
@@ -101,14 +101,14 @@ def test_boxes_above_the_threshold_live_on():
     assert distance[0] < distance[1]
 
 
-def test_the_last_step_counts_only_if_asked_for():
+def test_the_last_step_is_run_only_if_asked_for():
     batch, steps = tiny_batch((2,)), {}
     for last in (False, True):
         model = build("DIFFUSION.SAMPLING_STEPS", 3, "TEST.ENSEMBLE_LAST_STEP", last).eval()
         steps[last] = [len(step.outputs[0].found) for step in model.steps(batch)]
         (single,) = model.steps(batch, replace(model.request, steps=1))
         assert len(single.outputs[0].found) == 1
-    assert steps == {False: [1, 2, 2], True: [1, 2, 3]}
+    assert steps == {False: [1, 2], True: [1, 2, 3]}
 
 
 def test_proposals_are_no_part_of_the_weights():

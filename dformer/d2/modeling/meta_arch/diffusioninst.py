@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from dformer.d2.modeling.backbones import fold_frozen_norms
 from dformer.d2.modeling.meta_arch.build import backbone_channels, segmenter_settings
 from dformer.d2.modeling.meta_arch.segmenter import Batch, Segmenter
 from dformer.d2.modeling.meta_arch.step import Layer, Output, Request
+from dformer.diffusion.sampler import SamplingStep
 from dformer.diffusion.schedule import add_noise
 from dformer.losses.boxes import BoxCriterion, BoxTarget
 from dformer.losses.dynamic_k import BoxLossWeights
-from dformer.models.diffusioninst import BoxDiffusion, DiffusionInstHead
+from dformer.models.diffusioninst import BoxDiffusion, DiffusionInstHead, ImageFeatures
 from dformer.models.mask_branch import NORMS, MaskBranch
 from dformer.models.roi_decoder import BoxPrediction, RoIDecoder
 from dformer.ops.dynamic_masks import dynamic_masks, num_dynamic_parameters
@@ -113,11 +115,10 @@ class DiffusionInst(Segmenter):
         draw_noise = partial(rng.normal, generators, shape)
         extent = self.extent(batch)
         found: list[list[Detections]] = [[] for _ in batch]  # of the steps so far
-        for k, step in enumerate(self.head.sample(encoded, draw_noise, extent, request.steps, self.eta), start=1):
-            if k == 1 or k < request.steps or self.ensemble_last_step:
-                for b, detections in enumerate(found):
-                    logits, predicted, kernels = (x[b].float() for x in step.output[-1])
-                    found[b] = [*detections, top_detections(logits, predicted, kernels, count=shape[0])]
+        for step in self._counted_steps(encoded, draw_noise, extent, request.steps):
+            for b, detections in enumerate(found):
+                logits, predicted, kernels = (x[b].float() for x in step.output[-1])
+                found[b] = [*detections, top_detections(logits, predicted, kernels, count=shape[0])]
             boxes = signal_to_boxes(step.x_t, extent[:, None], self.head.diffusion.scale)
             yield (
                 step.t,
@@ -126,6 +127,16 @@ class DiffusionInst(Segmenter):
                     for b, stages in enumerate(_of_images(step.output, len(batch)))
                 ],
             )
+
+    def _counted_steps(
+        self, images: ImageFeatures, draw_noise: Callable[[], Tensor], extent: Tensor, steps: int
+    ) -> Iterator[SamplingStep[list[BoxPrediction]]]:
+        """Yield the sampling steps whose detections count.
+
+        The published code throws the last of several steps' detections away, so that step is not run.
+        """
+        counted = steps if steps == 1 or self.ensemble_last_step else steps - 1
+        return islice(self.head.sample(images, draw_noise, extent, steps, self.eta), counted)
 
     def noise_shape(self, canvas: Sequence[int], request: Request) -> tuple[int, ...]:
         return request.proposals or self.head.diffusion.num_boxes, 4
@@ -139,10 +150,8 @@ class DiffusionInst(Segmenter):
         encoded, num_boxes = self.head.encode(self.features(images)), self.noise_shape(images.shape[-2:], request)[0]
         height, width = images.shape[-2:]
         extent = torch.tensor([width, height, width, height]).to(images, non_blocking=True).expand(images.shape[0], 4)
-        steps = list(self.head.sample(encoded, draw_noise, extent, request.steps, self.eta))
-        last = [] if request.steps > 1 and not self.ensemble_last_step else steps[-1:]
         found = []
-        for step in [*steps[:-1], *last]:
+        for step in self._counted_steps(encoded, draw_noise, extent, request.steps):
             logits, boxes, kernels = (x.float() for x in step.output[-1])
             found.append(top_detections(logits, boxes, kernels, count=num_boxes))
         detections = Detections(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
