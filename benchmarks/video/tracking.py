@@ -1,122 +1,132 @@
 #!/usr/bin/env python3
-"""Quality of tracks on Moving Shapes, and frames per second, by models of images and the way to follow.
+"""Quality of tracks on Moving Shapes, and frames per second, by model and by the way to follow.
 
 python datasets/moving_shapes.py
-python benchmarks/video/tracking.py [WEIGHTS ...] [--clips 100] [--time 500] [--json FILE]
+python benchmarks/video/tracking.py [WEIGHTS ...] [--trackers association queries hints past_maps] [--clips 100]
 
-association: things take the number of what they overlap in the frame before. hints, with models that refine masks
-(DFormer with denoising assignment): the masks of the frame before are noised to `--time` and found anew first.
-
-J&F, HOTA and IDF1 (trackeval) count things, STQ and VPQ (panopticapi) all classes. "kept" is the share of objects that
-have the same number before and after being hidden for so many frames.
+J&F, HOTA, IDF1 and AP count things, STQ and VPQ all classes, as `--eval-only` does. "kept": of the objects that were
+hidden for so many frames, those with the same number afterwards. "switches": changes of an object's number, from one
+frame to the next ("association"), over frames in which it was not found ("missed") or not to be seen ("hidden").
 """
 
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from pycocotools import mask as rle
 
 import dformer
+from dformer.d2.data.datasets import get_metadata, get_records
 from dformer.d2.engine.predictor import Predictor
-from dformer.data.prepare import default_root
-from dformer.data.segmentations import encode_mask
-from dformer.metrics.stq import segmentation_and_tracking_quality
-from dformer.metrics.tracks import track_quality
-from dformer.metrics.vpq import video_panoptic_quality
-from dformer.postprocess.tracking import Tracks
-from dformer.utils.errors import exit_on_user_error
+from dformer.d2.evaluation.video import VideoEvaluator
+from dformer.d2.modeling.tracking import TRACKERS
+from dformer.data.images import read_image
+from dformer.data.types import Record
+from dformer.data.video import group_videos, paint_labels, read_segments
+from dformer.utils.errors import UserError, exit_on_user_error
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import environment, parser, report  # noqa: E402
 
 GAPS = (1, 2, 5, 10)
-VOID = 255
-MIN_SCORE = 0.5
-Labels = NDArray[np.int64]
+METRICS = ("STQ", "AQ", "VPQ", "J&F", "HOTA", "DetA", "AssA", "IDF1", "AP")
+Numbers = list[
+    int | None
+]  # of an object, by frame: its track, 0 where it is not found, None where it is not to be seen
 
 
-def clips(folder: Path, number: int) -> Iterator[tuple[list[NDArray[np.uint8]], Labels]]:
-    """Yield the frames of each clip, and its classes and ids (T, H, W, 2)."""
-    for clip in sorted((folder / "JPEGImages").iterdir())[:number]:
-        frames = [np.array(Image.open(file)) for file in sorted(clip.iterdir())]
-        kinds = [
-            np.stack([np.array(Image.open(file)) for file in sorted((folder / kind / clip.name).iterdir())])
-            for kind in ("Classes", "Annotations")
-        ]
-        yield frames, np.stack(kinds, -1).astype(np.int64)
+def follow(
+    model: Predictor, tracker: str, frames: list[Record], evaluator: VideoEvaluator
+) -> tuple[list[Numbers], float]:
+    """Follow the objects of a clip; return the numbers of each, and the seconds that it took."""
+    state, numbers, seconds = None, [], 0.0
+    for record in frames:
+        image, start = read_image(record["file_name"]), time.perf_counter()
+        (result,), state = model.track([image], state, tracker=tracker, task="panoptic")
+        seconds += time.perf_counter() - start
+        prediction = evaluator.write(dict(record), result.predictions)
+        evaluator.add(dict(record), prediction)
+        size = record["height"], record["width"]
+        labels = [paint_labels(segments, size)[..., 1] for segments in (read_segments(record), prediction["segments"])]
+        numbers.append(numbers_of(*labels))
+    return [[found.get(i) for found in numbers] for i in sorted({i for found in numbers for i in found})], seconds
 
 
-def found_anew(model: Predictor, frame: NDArray[np.uint8], tracks: Tracks, time: int) -> Tracks:
-    """Return tracks whose masks are those that the model makes, for the next frame, of the old ones."""
-    before = rle.decode(list(tracks.masks)).transpose(2, 0, 1)  # (M, H, W)
-    refined = model.refine(frame, before, classes=tracks.classes, time=time)
-    found = [encode_mask(mask) for mask in refined.masks]
-    pairs = zip(refined.scores > MIN_SCORE, found, tracks.masks, strict=True)
-    return tracks._replace(masks=tuple(new if is_seen else old for is_seen, new, old in pairs))
+def numbers_of(truth: NDArray[np.int32], found: NDArray[np.int32]) -> dict[int, int]:
+    """Return for each object in a frame the track that most of it has, if that has an IoU above 0.5 with it; else 0."""
+    numbers = {}
+    for i in np.unique(truth[truth > 0]).tolist():
+        track = int(np.bincount(found[truth == i]).argmax())
+        shared = np.count_nonzero((truth == i) & (found == track))
+        union = np.count_nonzero((truth == i) | (found == track))
+        numbers[i] = track if shared > union / 2 else 0
+    return numbers
 
 
-def follow(model: Predictor, frames: list[NDArray[np.uint8]], time: int | None) -> Labels:
-    """Return the classes and track ids (T, H, W, 2) that the model finds; 255, 0 where there is nothing."""
-    tracks = Tracks()
-    labels = []
-    for frame in frames:
-        if time is not None and tracks.ids:
-            tracks = found_anew(model, frame, tracks, time)
-        result, tracks = model(frame, task="panoptic").tracked(tracks)
-        found = np.full((*frame.shape[:2], 2), (VOID, 0))
-        for segment in result.segments:
-            found[segment.mask] = segment.category_id, segment.track or 0
-        labels.append(found)
-    return np.stack(labels)
+def changes(numbers: Numbers) -> Iterator[str]:
+    """Yield the cause of each change of an object's number."""
+    last, cause = 0, "association"
+    for number in numbers:
+        if number is None:
+            cause = "hidden"
+        elif number == 0:
+            cause = "missed" if cause == "association" else cause
+        else:
+            if last and number != last:
+                yield cause
+            last, cause = number, "association"
 
 
-def kept(truth: Labels, found: Labels) -> Iterator[tuple[int, bool]]:
-    """Yield for how many frames each hidden object was gone, and whether it has the same number afterwards."""
-    for i in np.unique(truth[..., 1][truth[..., 1] > 0]):
-        seen = np.flatnonzero((truth[..., 1] == i).any((1, 2)))
-        for last, first in zip(seen, seen[1:], strict=False):
-            if first - last > 1:
-                numbers = [np.bincount(found[t][truth[t, ..., 1] == i][:, 1]).argmax() for t in (last, first)]
-                yield int(first - last - 1), numbers[0] == numbers[1] > 0
+def returns(numbers: Numbers) -> Iterator[tuple[int, bool]]:
+    """Yield for how many frames an object was hidden, and whether it has the same number afterwards."""
+    seen = [t for t, number in enumerate(numbers) if number is not None]
+    for last, first in zip(seen, seen[1:], strict=False):
+        if first - last > 1:
+            yield first - last - 1, numbers[last] == numbers[first] != 0
+
+
+def measure(model: Predictor, name: str, clips: list[list[Record]]) -> dict[str, object]:
+    """Follow the objects of all clips in one way, and return the numbers of its row."""
+    records = [record for frames in clips for record in frames]
+    with tempfile.TemporaryDirectory() as folder:
+        evaluator = VideoEvaluator(Path(folder), get_metadata("moving_shapes"), records, "panoptic")
+        followed = [follow(model, name, frames, evaluator) for frames in clips]
+        metrics = evaluator.evaluate()["video"]
+    objects, seconds = [numbers for each, _ in followed for numbers in each], sum(s for _, s in followed)
+    switches = Counter(cause for numbers in objects for cause in changes(numbers))
+    returned = [each for numbers in objects for each in returns(numbers)]
+    row: dict[str, object] = {metric: round(metrics[metric], 1) for metric in METRICS}
+    for gap in GAPS:
+        same = [is_same for hidden, is_same in returned if hidden == gap]
+        row[f"kept after {gap}"] = f"{sum(same)} of {len(same)}"
+    visible = [number for numbers in objects for number in numbers if number is not None]
+    row["not found"] = f"{visible.count(0)} of {len(visible)}"
+    row["switches"] = {cause: switches[cause] for cause in ("association", "missed", "hidden")}
+    return {**row, "frames_per_second": round(len(records) / seconds, 1)}
 
 
 @exit_on_user_error
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("weights", nargs="*", default=["dformer://shapes"])
+    options.add_argument("--trackers", nargs="+", default=list(TRACKERS))
     options.add_argument("--clips", type=int, default=100)
-    options.add_argument("--time", type=int, default=500, help="of the noise on hints, 0 to T - 1")
     args = options.parse_args()
+    clips = list(group_videos(get_records("moving_shapes")).values())[: args.clips]
     rows = []
-    for weights, by in product(args.weights, ("association", "hints")):
+    for weights in args.weights:
         model = dformer.load(weights)
-        if by == "hints" and not model.model.completes:
-            continue
-        categories = {
-            k: {"id": k, "name": name, "isthing": int(k in model.things)} for k, name in enumerate(model.class_names)
-        }
-        pairs, seconds, count = [], 0.0, 0
-        for frames, truth in clips(Path(default_root(), "moving_shapes"), args.clips):
-            start = time.perf_counter()
-            pairs.append((truth, follow(model, frames, args.time if by == "hints" else None)))
-            seconds += time.perf_counter() - start
-            count += len(frames)
-        ids = [tuple(np.where(np.isin(x[..., 0], model.things), x[..., 1], 0) for x in pair) for pair in pairs]
-        stq, _ = segmentation_and_tracking_quality(pairs, len(categories), list(model.things), VOID)
-        row: dict[str, object] = {"weights": Path(weights).name, "by": by, "STQ": 100 * stq.stq}
-        row |= {"VPQ": video_panoptic_quality(pairs, categories)["VPQ"], **track_quality(ids)}
-        returned = [pair for truth, found in pairs for pair in kept(truth, found)]
-        for gap in GAPS:
-            same = [is_same for hidden, is_same in returned if hidden == gap]
-            row[f"kept after {gap}"] = f"{sum(same)} of {len(same)}"
-        rows.append({k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()})
-        rows[-1]["frames_per_second"] = round(count / seconds, 1)
+        for name in args.trackers:
+            try:
+                row = measure(model, name, clips)
+            except UserError as error:
+                print(error, file=sys.stderr)  # no way for this model
+                continue
+            rows.append({"model": type(model.model).__name__, "tracker": name, **row})
     report(rows, environment("cpu"), args.json)
 
 

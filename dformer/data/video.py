@@ -1,22 +1,26 @@
-"""Videos of a data set: records of frames, and the classes and ids of their pixels.
+"""Videos: folders of frames; records of a data set's frames, and the classes and ids of their pixels.
 
 Labels of a frame are an array (H, W, 2) int32 of classes, `VOID` where nothing is annotated, and of the objects' ids, 0
 for stuff, crowds and void; those of a video (T, H, W, 2).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from panopticapi.utils import rgb2id
 
-from dformer.data.images import read_panoptic_png
+from dformer.data.forms.source import IMAGE_SUFFIXES
+from dformer.data.images import read_image, read_panoptic_png
 from dformer.data.segmentations import compress, decode_rle, encode_mask
 from dformer.data.types import Record, Size
+from dformer.utils.errors import UserError
 
 VOID = 2**31 - 1  # no class has this number
+FPS = 25.0  # of frames in a folder, which do not say
 Labels = NDArray[np.int32]
 
 
@@ -50,3 +54,33 @@ def paint_labels(segments: Sequence[dict[str, Any]], size: Size) -> Labels:
     for segment in segments:
         labels[decode_rle(segment["segmentation"]) > 0] = segment["category_id"], segment.get("track_id", 0)
     return labels
+
+
+class FrameReader:
+    """Read every n-th frame of a video in a folder, whose image files are the frames in the order of their names.
+
+    `length` is the number of frames to be read. A folder without images is a UserError; `problems` names frames that
+    cannot be read, which are left out.
+    """
+
+    def __init__(self, folder: str | Path, every: int = 1) -> None:
+        files = sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise UserError(f"folder {folder} has no frames ({', '.join(IMAGE_SUFFIXES)})")
+        self.files = list(enumerate(files))[::every]
+        self.fps, self.length = FPS, len(self.files)
+        self.problems: list[str] = []
+
+    def __iter__(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Yield the number of a frame, from 0, and the frame."""
+        for index, file in self.files:
+            try:
+                yield index, read_image(file)
+            except UserError as error:
+                self.problems.append(str(error))
+
+    def __enter__(self) -> "FrameReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass

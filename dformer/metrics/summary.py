@@ -18,6 +18,9 @@ SUMMARY = (
     ("instance", "segm", ("AP", "AP50", "AP75", "APs", "APm", "APl")),
     ("instance, recall", "segm", ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")),
     ("instance, boundary", "segm", tuple(f"BoundaryAP{suffix}" for suffix in ("", "50", "75", "s", "m", "l"))),
+    ("video, panoptic", "video", ("STQ", "AQ", "IoU", "VPQ")),
+    ("video, tracks", "video", ("J&F", "HOTA", "DetA", "AssA", "IDF1")),
+    ("video, instance", "video", ("AP", "AP50", "AP75", "AR1", "AR10")),
     ("semantic", "sem_seg", ("mIoU", "fwIoU", "mACC", "pACC", "mBoundaryIoU")),
 )
 

@@ -1,6 +1,7 @@
 """Quality of tracks: J&F (DAVIS), HOTA (Luiten et al. 2021) and IDF1, computed by trackeval."""
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,9 @@ def track_quality(videos: Iterable[tuple[Labels, Labels]]) -> dict[str, float]:
     Raises:
         UserError: the package trackeval is missing.
     """
-    try:
-        from trackeval.metrics import HOTA, Identity, JAndF
-    except ModuleNotFoundError as error:
-        raise UserError("J&F, HOTA and IDF1 need the package trackeval: pip install 'dformer[video]'") from error
+    require_trackeval()
+    from trackeval.metrics import HOTA, Identity, JAndF
+
     metrics = {"J&F": JAndF(), "HOTA": HOTA(), "Identity": Identity({"PRINT_CONFIG": False})}
     counts: dict[str, dict[int, Any]] = {name: {} for name in metrics}
     for number, (truth, found) in enumerate(videos):
@@ -39,6 +39,12 @@ def track_quality(videos: Iterable[tuple[Labels, Labels]]) -> dict[str, float]:
         whole |= metric.combine_sequences(counts[name])
     names = {"J&F": "J&F", "J": "J-Mean", "F": "F-Mean", "HOTA": "HOTA", "DetA": "DetA", "AssA": "AssA", "IDF1": "IDF1"}
     return {name: 100 * float(np.mean(whole[theirs])) for name, theirs in names.items()}  # HOTA: over its thresholds
+
+
+def require_trackeval() -> None:
+    """Check that the package trackeval is there, and raise a `UserError` if not."""
+    if find_spec("trackeval") is None:
+        raise UserError("J&F, HOTA and IDF1 need the package trackeval: pip install 'dformer[video]'")
 
 
 def _sequence(truth: Labels, found: Labels) -> dict[str, Any]:

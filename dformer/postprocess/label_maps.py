@@ -25,19 +25,21 @@ def majority_vote(classes: Tensor, ids: Tensor, min_pixels: int = 0) -> tuple[Te
 
 class Segments(NamedTuple):
     """Hold S segments: the map (H, W) int32 of their numbers 1..S, 0 elsewhere; for each its class from 0, its mean
-    score, and its area in pixels."""
+    score, its area in pixels, and its id in the map of ids, whose meaning is that of things alone."""
 
     map: Tensor
     classes: list[int]
     scores: list[float]
     areas: list[int]
+    ids: list[int]
 
     def info(self, things: Tensor) -> list[dict[str, Any]]:
-        """Return Detectron2's `segments_info`; `things` (K,) bool says which classes are."""
+        """Return Detectron2's `segments_info`, of things with the id as `source`; `things` (K,) bool says which are."""
         is_thing = things.tolist()
         return [
             {"id": number, "isthing": is_thing[k], "category_id": k, "score": score, "area": area}
-            for number, (k, score, area) in enumerate(zip(*self[1:], strict=True), start=1)
+            | ({"source": source} if is_thing[k] else {})
+            for number, (k, score, area, source) in enumerate(zip(*self[1:], strict=True), start=1)
         ]
 
 
@@ -59,5 +61,5 @@ def find_segments(classes: Tensor, ids: Tensor, confidence: Tensor, things: Tens
     first = torch.zeros_like(found).scatter_(0, numbers.flatten(), classes.flatten())  # all of one segment are equal
     kept = (found > 0) & (scores >= min_score)
     renumbered = torch.where(kept, kept.cumsum(0), 0)
-    lists = (first[kept] - 1).tolist(), scores[kept].tolist(), areas[kept].tolist()
+    lists = (first[kept] - 1).tolist(), scores[kept].tolist(), areas[kept].tolist(), found[kept].tolist()
     return Segments(renumbered[numbers].int(), *lists)

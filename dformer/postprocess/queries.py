@@ -61,8 +61,8 @@ class SemanticScores:
 class PanopticMap:
     """Compute a map (H, W) int32 of segment ids, 0 for none, and its segments in Detectron2's form.
 
-    A segment is a dict of `id` (from 1), `isthing`, `category_id` in 0..K-1, `score` (of the class, in [0, 1]) and
-    `area` in pixels. Segments of a stuff class are merged.
+    A segment is a dict of `id` (from 1), `isthing`, `category_id` in 0..K-1, `score` (of the class, in [0, 1]),
+    `area` in pixels and, of a thing, `source`, the mask of the N that it is. Segments of a stuff class are merged.
 
     Args:
         things: (K,) bool on the CPU, which classes are things.
@@ -77,6 +77,7 @@ class PanopticMap:
         kept = ((classes != logits.shape[1] - 1) & (scores > object_threshold)).nonzero()[:, 0]  # n of the N
         scores, classes = scores[kept], classes[kept]
         self.found = list(zip(classes.tolist(), things[classes].tolist(), scores.tolist(), strict=True))
+        self.sources = kept.tolist()
         self.kept, self.scores = _to_device(logits.device, kept, scores)
         self.overlap_threshold = overlap_threshold
         self.winner = torch.zeros(size, dtype=torch.int64, device=logits.device)  # of the n, at each pixel
@@ -109,7 +110,7 @@ class PanopticMap:
             segment = None if thing else stuff.get(category)
             if segment is None:
                 segment = {"id": len(segments) + 1, "isthing": thing, "category_id": category}
-                segment |= {"score": score, "area": 0}
+                segment |= {"score": score, "area": 0, **({"source": self.sources[k]} if thing else {})}
                 segments.append(segment)
                 if not thing:
                     stuff[category] = segment
@@ -124,7 +125,8 @@ class Instances:
     """Compute the `top_k` most certain pairs of mask and class, things only: an `InstanceResult`.
 
     The score is the class probability x the mean mask probability inside. As published, the `top_k` are taken among
-    all classes, and what is not a thing is then dropped. `things` is (K,) bool on the CPU.
+    all classes, and what is not a thing is then dropped. `things` is (K,) bool on the CPU. With the result,
+    `sources` (n,) int64 says which mask of the N each is.
     """
 
     def __init__(self, logits: Tensor, size: Size, things: Tensor, top_k: int) -> None:
@@ -149,6 +151,7 @@ class Instances:
         certainty = self.total / (self.area + 1e-6)
         scores, order = (self.scores * certainty[self.position]).sort(descending=True)
         position = self.position[order]
+        self.sources = self.source[position]
         return InstanceResult(self.inside[position], boxes_of(self.inside)[position], scores, self.classes[order])
 
 

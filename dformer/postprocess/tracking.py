@@ -1,24 +1,27 @@
-"""Tracks by association: segments of a frame take the ids of the tracks that they overlap.
+"""Tracks of objects through the frames of a video: their state, and how a frame's segments find theirs.
 
-The baseline of tracking by any image model: a state and a frame's segments in, ids and a state out. The state is a mask
-for each track, so memory does not grow with the video.
+The state is a mask, or an embedding, for each track or query, so memory does not grow with the video.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 MIN_IOU = 0.2
 MAX_HIDDEN = 5  # frames
+ANY = -1  # class of a track that may have any
 
 
 class Tracks(NamedTuple):
     """Hold the tracks that may go on: masks where each was last seen, run-length encoded as COCO's, and, of the same
-    length, ids, classes and for how many frames they have been hidden; and the id of the next new track."""
+    length, ids, classes (`ANY`: not known) and for how many frames they have been hidden; the id of the next track."""
 
     masks: tuple[dict[str, Any], ...] = ()
     ids: tuple[int, ...] = ()
@@ -26,12 +29,47 @@ class Tracks(NamedTuple):
     hidden: tuple[int, ...] = ()
     next_id: int = 1
 
+    def advance(self, ids: Sequence[int | None], masks: NDArray[np.bool_], classes: Sequence[int]) -> "Advanced":
+        """Return the ids of a frame's segments, a new one for each None, and the tracks after the frame.
 
-def associate(tracks: Tracks, masks: NDArray[np.bool_], classes: Sequence[int]) -> tuple[list[int], Tracks]:
-    """Return the track ids of a frame's segments, and the tracks after it.
+        A track that is hidden for more than `MAX_HIDDEN` frames has ended.
+        """
+        new, next_id = [], self.next_id
+        for i in ids:
+            new.append(next_id if i is None else i)
+            next_id += i is None
+        found = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
+        kept = [k for k, i in enumerate(self.ids) if i not in new and self.hidden[k] < MAX_HIDDEN]
+        tracks = Tracks(
+            (*found, *(self.masks[k] for k in kept)),
+            (*new, *(self.ids[k] for k in kept)),
+            (*classes, *(self.classes[k] for k in kept)),
+            (*(0 for _ in new), *(self.hidden[k] + 1 for k in kept)),
+            next_id,
+        )
+        return new, tracks
+
+    def of_size(self, size: tuple[int, int]) -> "Tracks":
+        """Return the tracks whose masks are of this height and width; the others have ended."""
+        return self._of([k for k, mask in enumerate(self.masks) if tuple(mask["size"]) == size])
+
+    def first(self, count: int) -> "Tracks":
+        """Return at most so many tracks, those that were seen last; the others have ended."""
+        return self._of(range(min(count, len(self.ids))))
+
+    def _of(self, kept: Sequence[int]) -> "Tracks":
+        ids, classes, hidden = (tuple(row[k] for k in kept) for row in (self.ids, self.classes, self.hidden))
+        return Tracks(tuple(self.masks[k] for k in kept), ids, classes, hidden, self.next_id)
+
+
+Advanced = tuple[list[int], Tracks]
+
+
+def associate(tracks: Tracks, masks: NDArray[np.bool_], classes: Sequence[int]) -> Advanced:
+    """Return the track ids of a frame's segments, and the tracks after it: association by overlap, the baseline.
 
     Segments and tracks of one class are assigned to each other by the largest sum of IoU; a segment that is left over
-    begins a track. A track that is hidden for more than `MAX_HIDDEN` frames has ended.
+    begins a track.
 
     Args:
         tracks: those of the frame before; `Tracks()` at the first.
@@ -42,19 +80,27 @@ def associate(tracks: Tracks, masks: NDArray[np.bool_], classes: Sequence[int]) 
     iou = np.zeros((len(found), len(tracks.ids)))
     if iou.size:
         iou[:] = rle.iou(found, list(tracks.masks), [0] * len(tracks.ids))  # -1 for another size
-        iou *= np.equal.outer(classes, tracks.classes)
-    ids, next_id = [0] * len(found), tracks.next_id
+        iou *= np.equal.outer(classes, tracks.classes) | np.equal(tracks.classes, ANY)
+    ids: list[int | None] = [None] * len(found)
     for segment, track in zip(*linear_sum_assignment(iou, maximize=True), strict=True):
         if iou[segment, track] >= MIN_IOU:
             ids[segment] = tracks.ids[track]
-    for segment in range(len(ids)):
-        if not ids[segment]:
-            ids[segment], next_id = next_id, next_id + 1
-    kept = [k for k, i in enumerate(tracks.ids) if i not in ids and tracks.hidden[k] < MAX_HIDDEN]
-    return ids, Tracks(
-        (*found, *(tracks.masks[k] for k in kept)),
-        (*ids, *(tracks.ids[k] for k in kept)),
-        (*classes, *(tracks.classes[k] for k in kept)),
-        (*(0 for _ in ids), *(tracks.hidden[k] + 1 for k in kept)),
-        next_id,
-    )
+    return tracks.advance(ids, masks, classes)
+
+
+def match_queries(before: Tensor | None, now: Tensor) -> tuple[list[int], Tensor]:
+    """Return the slot of each query, and the embeddings by slot (MinVIS, Huang et al. 2022, Sec. 3.2).
+
+    Queries of two frames are assigned to each other by the largest sum of cosine similarities of their embeddings; a
+    query takes the slot of its partner, and the queries of the first frame are the slots.
+
+    Args:
+        before: (N, C), by slot, of the frame before; None at the first.
+        now: (N, C), by query.
+    """
+    if before is None:
+        return list(range(len(now))), now
+    similarity = F.normalize(before, dim=1) @ F.normalize(now, dim=1).T  # (slots, queries)
+    _, queries = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)
+    order = torch.from_numpy(queries)
+    return order.argsort().tolist(), now[order.to(now.device)]

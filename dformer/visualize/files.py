@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from PIL import Image
 
 from dformer.utils.errors import UserError
@@ -62,6 +63,7 @@ class VideoReader:
         self.fps = self.capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
         count = int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.length = -(-count // every) if count > 0 and not is_camera else None
+        self.problems: list[str] = []
 
     def __iter__(self) -> Iterator[tuple[int, UInt8]]:
         """Yield the number in the source, from 0, and the frame. Skipped frames are not decoded."""
@@ -98,7 +100,10 @@ class VideoWriter:
             raise UserError(f"{file}: the suffix of a video must be one of {', '.join(CODECS)}")
 
     def write(self, frame: UInt8) -> None:
-        """Add a frame, of the size of the first. An odd last row or column is cut off, as codecs need even sizes."""
+        """Add a frame. An odd last row or column is cut off, as codecs need even sizes.
+
+        One of another size than the first is scaled to fit into it, with black around.
+        """
         if self._writer is None:
             self._partial = self._stack.enter_context(atomic_write(self.file, keep_interrupted=True))
             codec = cv2.VideoWriter.fourcc(*CODECS[self.file.suffix.lower()])
@@ -106,6 +111,9 @@ class VideoWriter:
             self._stack.push(self._close)
             if not self._writer.isOpened():
                 raise UserError(f"{self.file} cannot be written")
+            self._size = frame.shape[:2]
+        if frame.shape[:2] != self._size:
+            frame = _fitted(frame, self._size)
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         self.frames += 1
 
@@ -123,3 +131,12 @@ class VideoWriter:
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
+
+
+def _fitted(frame: UInt8, size: tuple[int, ...]) -> UInt8:
+    """Scale a frame to fit into a size, in its upper left corner."""
+    scale = min(size[0] / frame.shape[0], size[1] / frame.shape[1])
+    height, width = (max(1, round(scale * side)) for side in frame.shape[:2])
+    fitted = np.zeros((*size, 3), np.uint8)
+    fitted[:height, :width] = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+    return fitted

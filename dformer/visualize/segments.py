@@ -24,19 +24,25 @@ class Segment(NamedTuple):
 def panoptic_segments(segment_map: Ints, infos: Iterable[Mapping[str, Any]]) -> Iterator[Segment]:
     """Yield the segments of a panoptic map (H, W) of segment ids.
 
-    `infos`: "id" and "category_id" of each segment, and optionally "score", "isthing" and "iscrowd".
+    `infos`: "id" and "category_id" of each segment, and optionally "score", "isthing", "iscrowd" and
+    "track_id".
     """
     for info in infos:
         is_thing, is_crowd = bool(info.get("isthing", True)), bool(info.get("iscrowd", False))
-        yield Segment(segment_map == info["id"], info["category_id"], info.get("score"), is_thing, is_crowd)
+        mask, track = segment_map == info["id"], info.get("track_id")
+        yield Segment(mask, info["category_id"], info.get("score"), is_thing, is_crowd, track)
 
 
 def instance_segments(
-    masks: Bools, classes: Sequence[int] | Ints, scores: Sequence[float] | Floats | None = None
+    masks: Bools,
+    classes: Sequence[int] | Ints,
+    scores: Sequence[float] | Floats | None = None,
+    tracks: Sequence[int] | None = None,
 ) -> Iterator[Segment]:
-    """Yield segments from masks (N, H, W), N class ids, and N scores or None."""
+    """Yield segments from masks (N, H, W), N class ids, and N scores and track ids or None."""
     for k, mask in enumerate(masks):
-        yield Segment(mask, int(classes[k]), None if scores is None else float(scores[k]))
+        score, track = None if scores is None else float(scores[k]), None if tracks is None else tracks[k]
+        yield Segment(mask, int(classes[k]), score, track=track)
 
 
 def semantic_segments(labels: Ints, num_classes: int) -> Iterator[Segment]:
@@ -58,7 +64,8 @@ def result_segments(result: dict[str, Any], task: str, min_score: float = 0.0) -
         instances = result["instances"].to("cpu")
         instances = instances[instances.scores >= min_score]
         masks = instances.pred_masks.numpy()
-        segments = instance_segments(masks, instances.pred_classes.tolist(), instances.scores.tolist())
+        tracks = instances.track_ids.tolist() if instances.has("track_ids") else None
+        segments = instance_segments(masks, instances.pred_classes.tolist(), instances.scores.tolist(), tracks)
         return [segment for segment in segments if segment.mask.any()]
     scores = result["sem_seg"]
     return list(semantic_segments(scores.argmax(0).cpu().numpy().astype(np.int64), len(scores)))

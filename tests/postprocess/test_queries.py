@@ -98,7 +98,7 @@ def test_strips_change_nothing():
 
     def results(max_elements=None):
         segment_map, segments = panoptic(logits, masks, things, 0.3, 0.1, max_elements=max_elements)
-        segments = torch.tensor([list(segment.values()) for segment in segments])
+        segments = torch.tensor([list(({"source": -1} | segment).values()) for segment in segments])
         others = instances(logits, masks, things, 15, max_elements=max_elements)
         return [semantic(logits, masks, max_elements=max_elements), segment_map, segments, *others]
 

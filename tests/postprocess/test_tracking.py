@@ -1,8 +1,9 @@
 """Tracks by association."""
 
 import numpy as np
+import torch
 
-from dformer.postprocess.tracking import MAX_HIDDEN, Tracks, associate
+from dformer.postprocess.tracking import ANY, MAX_HIDDEN, Tracks, associate, match_queries
 
 
 def squares(*lefts, size=10):
@@ -46,3 +47,27 @@ def test_nothing_and_frames_of_another_size():
     assert associate(Tracks(), squares(), [])[0] == []
     _, tracks = associate(Tracks(), squares(0), [0])
     assert associate(tracks, np.ones((1, 4, 4), bool), [0])[0] == [2]
+
+
+def test_a_given_object_may_have_any_class():
+    _, tracks = Tracks().advance([None], squares(0), [ANY])
+    ids, tracks = associate(tracks, squares(1), [2])
+    assert ids == [1] and tracks.classes == (2,)
+
+
+def test_tracks_of_another_size_end():
+    _, tracks = associate(Tracks(), squares(0, 30), [0, 1])
+    assert tracks.of_size((20, 60)) == tracks
+    ended = tracks.of_size((20, 61))
+    assert ended.ids == () and ended.next_id == 3
+
+
+def test_queries_keep_the_slots_of_those_that_they_are_like():
+    embeddings = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    slots, state = match_queries(None, embeddings)
+    assert slots == [0, 1, 2, 3, 4, 5]
+    order = torch.tensor([3, 0, 5, 1, 2, 4])
+    slots, state = match_queries(state, 3 * embeddings[order] + 0.01)
+    assert slots == order.tolist()  # whatever their lengths
+    slots, _ = match_queries(state, embeddings)  # by slot, not by query of the frame before
+    assert slots == [0, 1, 2, 3, 4, 5]

@@ -45,6 +45,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--batch", type=int, default=4, metavar="N", help="images, or frames of a video, at once (%(default)s)"
     )
+    parser.add_argument("--frames", action="store_true", help="folders in --input are videos, their images the frames")
+    parser.add_argument(
+        "--tracker", default="", help="how objects are followed: association, queries, hints, past_maps"
+    )
+    parser.add_argument("--objects", metavar="PNG", help="follow the objects of this map of ids of the first frame")
+    parser.add_argument(
+        "--tracks", nargs="+", default=[], metavar="FORMAT", help="also write tracks: youtube_vis, mots, png"
+    )
     parser.add_argument("--recursive", action="store_true", help="also search the folders in a folder")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides")
     return parser.parse_args()
@@ -72,6 +80,10 @@ def main() -> None:
         args.inpaint,
         args.refine,
         args.samples,
+        args.tracker,
+        args.objects,
+        tuple(args.tracks),
+        args.frames,
     )
     try:
         problems = segment_files(cfg, args.input, args.output, settings, compare, args.camera)

@@ -16,8 +16,8 @@ VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wm
 
 
 def is_video(file: Path) -> bool:
-    """Return whether a file is a video, by its suffix."""
-    return file.suffix.lower() in VIDEOS
+    """Return whether a file is a video, by its suffix; a folder is one, of frames."""
+    return file.suffix.lower() in VIDEOS or file.is_dir()
 
 
 def read_known(file: str) -> NDArray[np.uint8]:
@@ -33,11 +33,11 @@ def _is_input(file: Path) -> bool:
 
 
 def find_inputs(
-    inputs: Sequence[str], recursive: bool = False, output: Path | None = None
+    inputs: Sequence[str], recursive: bool = False, output: Path | None = None, frames: bool = False
 ) -> tuple[list[Path], list[str]]:
     """Return the files that `inputs` (files, folders, patterns) name, each once, and problems of those without any.
 
-    With `recursive`, the folders in a folder are searched, too, except `output`.
+    With `recursive`, the folders in a folder are searched, too, except `output`. With `frames`, a folder is a video.
     """
     found: dict[Path, Path] = {}  # by resolved path, as a file may be named in many ways
     problems = []
@@ -45,6 +45,8 @@ def find_inputs(
         path = Path(name)
         if "://" in name:
             files, missing = [], f"{name} is a URL; download it, and give the file"
+        elif path.is_dir() and frames:
+            files, missing = [path], ""
         elif path.is_dir():
             files = sorted(file for file in (path.rglob if recursive else path.glob)("*") if _is_input(file))
             if output and output.resolve() != path.resolve():

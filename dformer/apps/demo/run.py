@@ -13,14 +13,16 @@ from tqdm import tqdm
 
 from dformer.apps.demo.inputs import find_inputs, is_video, output_files, read_known
 from dformer.apps.demo.records import coco_file, json_list
+from dformer.apps.demo.tracks import Write, check_formats, track_files
 from dformer.d2.data import read_image
+from dformer.d2.data.video import open_video
 from dformer.d2.engine.predictor import IdMap, Predictor
 from dformer.d2.engine.result import Result
+from dformer.d2.modeling.tracking import State
 from dformer.postprocess.known import split_known
-from dformer.postprocess.tracking import Tracks
 from dformer.utils.errors import UserError
 from dformer.visualize import DEFAULT_STYLE, Style, UInt8, draw_panels
-from dformer.visualize.files import VideoReader, VideoWriter, save_picture
+from dformer.visualize.files import VideoWriter, save_picture
 
 # Results of larger images are computed and drawn at this size: 100 masks of 12 megapixels take 5 GB, and several copies
 # are needed. The network's input is smaller anyway, about one megapixel.
@@ -42,6 +44,10 @@ class Settings:
     inpaint: str | None = None
     refine: str | None = None  # such a PNG of coarse segments, to be made better (see `Predictor.refine`)
     samples: int | None = None  # answers that are merged (see `Predictor.ensemble`)
+    tracker: str = ""  # the way to follow objects through videos, by default TEST.TRACKER
+    objects: str | None = None  # such a PNG of the objects in a video's first frame, to be followed as 1, 2, ...
+    tracks: tuple[str, ...] = ()  # formats in which tracks are written, see `track_files`
+    frames: bool = False  # folders are videos, their images the frames
 
 
 def segment_files(
@@ -70,13 +76,14 @@ def segment_files(
         UserError: an argument or a config is wrong, weights do not fit, or `output` cannot be written.
     """
     _check(settings)
-    files, problems = find_inputs(inputs, settings.recursive, Path(output))
+    files, problems = find_inputs(inputs, settings.recursive, Path(output), settings.frames)
     if not files and camera is None:
         return problems
     given = [file for file in (settings.inpaint, settings.refine) if file is not None]
     if given and (len(files) != 1 or camera is not None or is_video(files[0])):
         raise UserError(f"inpaint, refine: {given[0]} says what is known of one image; give one with --input")
     known = read_known(given[0]) if given else None
+    objects = None if settings.objects is None else read_known(settings.objects)
     sources: list[Path | int] = [*files] if camera is None else [*files, camera]
     names = [Path(f"camera-{source}.mp4") if isinstance(source, int) else source for source in sources]
     cfgs, output = [cfg] if compare is None else [cfg, compare], Path(output)
@@ -95,7 +102,7 @@ def segment_files(
             coco = coco_file(output / "coco.json", models[0].class_names, models[0].things)
             writers[0].append(stack.enter_context(coco))
         captions = ["/".join(Path(cfg.MODEL.WEIGHTS).parts[-2:]) for cfg in cfgs]
-        demo = Demo(models, captions, settings, writers, known)
+        demo = Demo(models, captions, settings, writers, known, objects)
         jobs = iter(zip(sources, output_files(names, output), strict=True))
         with tqdm(total=len(sources), unit="file", disable=len(sources) == 1) as progress:
             for is_image, group in groupby(jobs, key=lambda job: isinstance(job[0], Path) and not is_video(job[0])):
@@ -117,6 +124,7 @@ class Demo:
     settings: Settings
     writers: list[list[Callable[[dict[str, Any]], None]]]
     known: IdMap | None = None
+    objects: IdMap | None = None  # in the first frame of each video
 
     def images(self, files: Sequence[tuple[Any, Path]]) -> list[str]:
         """Segment a batch of image files, each with the file of its result, and return their problems."""
@@ -133,28 +141,54 @@ class Demo:
         return problems
 
     def video(self, source: Path | int, result: Path) -> list[str]:
-        """Segment a video file or the video of a camera, and return its problems."""
+        """Segment a video file, a folder of frames or the video of a camera, and return its problems."""
         every = self.settings.every
         try:
-            reader = VideoReader(source, every)
+            reader = open_video(source, every)
         except UserError as error:
             return [str(error)]
         name = f"camera {source}" if isinstance(source, int) else str(source)
         progress = tqdm(total=reader.length, desc=result.name, unit="frame")
-        with reader, VideoWriter(result, reader.fps / every) as writer, progress:
+        problems, size = reader.problems, None
+        with ExitStack() as stack:
+            stack.enter_context(reader)
+            writer = stack.enter_context(VideoWriter(result, reader.fps / every))
+            stack.enter_context(progress)
+            add_tracks = stack.enter_context(track_files(self.settings.tracks, result.with_suffix("")))
             frames = iter(reader)
-            tracks = [Tracks()] * len(self.models)
+            states: list[State] = [None] * len(self.models)
             while batch := list(islice(frames, self.settings.batch)):
-                found = self.segment([frame for _, frame in batch])
-                for (index, _), results in zip(batch, found, strict=True):
-                    for k, untracked in enumerate(results):
-                        results[k], tracks[k] = untracked.tracked(tracks[k])
+                images = [frame for _, frame in batch]
+                found, states = self.track(images, states)
+                for (index, image), results in zip(batch, found, strict=True):
+                    if size not in (None, image.shape[:2]):
+                        problems.append(f"{name}: frame {index} has another size; from it on, all objects are new")
+                    size = image.shape[:2]
                     writer.write(self.draw(results))
-                    self.record(results, {"file": name, "frame": index, "picture": result.name})
+                    self.record(results, {"file": name, "frame": index, "picture": result.name}, add_tracks)
                     progress.update()
-        if not writer.frames or (reader.length and writer.frames < 0.99 * reader.length):  # some headers are estimates
-            return [f"{name} ends after {writer.frames} of {reader.length or 'its'} frames: it is damaged"]
-        return []
+        if not writer.frames:
+            return [*problems, f"{name} has no frame that can be read: it is damaged"]
+        missing = 0 if reader.length is None else reader.length - writer.frames - len(reader.problems)
+        if reader.length and missing > 0.01 * reader.length:  # some headers are estimates
+            problems.append(f"{name} ends after {writer.frames} of {reader.length} frames: it is damaged")
+        return problems
+
+    def track(self, images: Sequence[UInt8], states: Sequence[State]) -> tuple[list[list[Result]], list[State]]:
+        """Return what each model found in each of the next frames, and each model's state after them."""
+        settings = self.settings
+        asked: dict[str, Any] = {"tracker": settings.tracker, "threshold": settings.threshold}
+        asked |= {"max_pixels": MAX_PIXELS, "samples": settings.samples}
+        asked |= {"task": settings.task} if settings.samples is None else {}
+        found, after = [], []
+        for model, state in zip(self.models, states, strict=True):
+            if state is None and self.objects is not None:
+                _, masks = split_known(torch.from_numpy(self.objects))
+                state = model.begin(images[0], masks.numpy(), tracker=settings.tracker)
+            results, state = model.track(images, state, **asked)
+            found.append(results)
+            after.append(state)
+        return [list(results) for results in zip(*found, strict=True)], after
 
     def segment(self, images: Sequence[UInt8]) -> list[list[Result]]:
         """Return what each model found in each image."""
@@ -177,11 +211,11 @@ class Demo:
         pictures = [result.draw(self.settings.style) for result in results]
         return draw_panels(pictures, self.captions) if len(pictures) > 1 else pictures[0]
 
-    def record(self, found: Sequence[Result], source: dict[str, Any]) -> None:
-        """Write what each model found in an image to the JSON files."""
-        for result, writers in zip(found, self.writers, strict=True):
+    def record(self, found: Sequence[Result], source: dict[str, Any], others: Sequence[Write] = ()) -> None:
+        """Write what each model found in an image to the JSON files, the first model's to `others`, too."""
+        for k, (result, writers) in enumerate(zip(found, self.writers, strict=True)):
             height, width = result.size
-            for write in writers:
+            for write in (*writers, *(others if k == 0 else ())):
                 write({**source, "height": height, "width": width, "segments": result.to_coco()})
 
 
@@ -189,6 +223,7 @@ def _check(settings: Settings) -> None:
     for name, count in (("every", settings.every), ("batch", settings.batch)):
         if count < 1:
             raise UserError(f"{name} must be 1 or more, got {count}")
+    check_formats(settings.tracks)
     chosen = [name for name in ("inpaint", "refine", "samples") if getattr(settings, name) is not None]
     if len(chosen) > 1:
         raise UserError(f"{', '.join(chosen)}: choose one of them")

@@ -198,6 +198,8 @@ def add_dformer_config(cfg: CN) -> None:
     # pixels of which overlap; their results are merged. 0: no tiles.
     cfg.TEST.TILE = 0
     cfg.TEST.TILE_OVERLAP = 64
+    # How objects are followed through videos: "association", "queries", "hints" or "past_maps" (docs/video.md).
+    cfg.TEST.TRACKER = "association"
     # Metric on the first of DATASETS.TEST that chooses model_best.pth with EVAL_PERIOD: PQ, PQ_things, PQ_stuff,
     # PQ_agnostic, AP or mIoU. Empty: PQ, PQ_agnostic, AP or mIoU, the first that is measured.
     cfg.TEST.BEST_METRIC = ""

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dformer.d2.data.datasets import get_records
 from dformer.d2.data.mappers import TestMapper, TrainMapper
 from dformer.d2.data.unreadable import map_or_replace, map_or_stop
+from dformer.d2.data.video import VideoSampler
 from dformer.data.coco_format import image_size
 from dformer.data.packed import PackedList, pack
 from dformer.utils import groups, rng
@@ -85,9 +86,12 @@ def build_test_loader(cfg: CfgNode, name: str) -> Iterable[Batch]:
         UserError: the data set is not registered or cannot be loaded.
     """
     mapper = TrainMapper.for_test(cfg) if cfg.TEST.WITH_TARGETS else TestMapper.from_config(cfg)
+    records = get_records(name, partial(get_detection_dataset_dicts, filter_empty=False))
+    is_video = bool(records) and "video_id" in records[0]
     loader = build_detection_test_loader(
-        get_records(name, partial(get_detection_dataset_dicts, filter_empty=False)),
+        records,
         mapper=partial(map_or_stop, mapper=mapper),
+        sampler=VideoSampler([record["video_id"] for record in records]) if is_video else None,
         num_workers=_num_workers(cfg),
     )
     loader.worker_init_fn = _start_worker

@@ -22,9 +22,11 @@ from dformer.d2.checkpoint.checkpointer import fetch_checkpoint, load_weights
 from dformer.d2.config.device import inference_autocast
 from dformer.d2.data import model_classes
 from dformer.d2.data.augmentations import test_augmentations
+from dformer.d2.data.video import open_video
 from dformer.d2.engine.result import Result
 from dformer.d2.evaluation.test_time_augmentation import augment
 from dformer.d2.modeling.meta_arch import Request, Segmenter, Step
+from dformer.d2.modeling.tracking import State, build_tracker, number_things
 from dformer.data.images import to_image
 from dformer.postprocess.ensemble import merge_samples
 from dformer.postprocess.known import coarse_masks
@@ -32,7 +34,6 @@ from dformer.postprocess.tracking import Tracks
 from dformer.utils.errors import UserError
 from dformer.utils.memory import keep_pages
 from dformer.visualize import INSTANCE_THRESHOLD, fit_size, resize
-from dformer.visualize.files import VideoReader
 
 IdMap = NDArray[np.uint8]  # (H, W), ids of segments; 0 where nothing is known
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
@@ -53,6 +54,7 @@ class Predictor:
         model: the model, in evaluation mode; `model.request` is what a cfg asks for.
         class_names, things: names of the model's classes, and the ids of those that are things (see `model_classes`).
         task: the one that it was trained for, INPUT.TASK, if TEST.TASKS has it.
+        tracker: the name of the way to follow objects through videos, TEST.TRACKER.
     """
 
     def __init__(self, cfg: CfgNode, compiled: bool = False) -> None:
@@ -67,6 +69,7 @@ class Predictor:
         load_weights(self.model, checkpoint, cfg.MODEL.WEIGHTS)
         if compiled:
             self.model.compile_parts()
+        self.tracker: str = cfg.TEST.TRACKER
         self._is_bgr = cfg.INPUT.FORMAT == "BGR"
         self._augmentations = T.AugmentationList(test_augmentations(cfg))
         self._augmented = augment(cfg, self.model)
@@ -119,22 +122,96 @@ class Predictor:
         for step in self.predict_steps([read], [size], request):
             yield self._result(step.results[0], read, size, request, step.t)
 
-    def video(self, file: str | Path | int, *, every: int = 1, batch: int = 4, **asked: Any) -> Iterator[Result]:
+    def video(
+        self,
+        file: str | Path | int,
+        *,
+        every: int = 1,
+        batch: int = 4,
+        masks: ArrayLike | None = None,
+        classes: Sequence[int] | None = None,
+        **asked: Any,
+    ) -> Iterator[Result]:
         """Yield the result of each frame of a video, with its number, `frame`, and the objects' numbers, `tracks`.
 
         Args:
-            file: a video file, or the number of a camera.
+            file: a video file, a folder of frames, or the number of a camera.
             every: each n-th frame only.
-            batch, asked: as of a call.
+            batch: frames at once.
+            masks: (M, H, W) of objects in the first frame, which are followed as 1..M (see `begin`).
+            classes: (M,) of these objects, where they are known.
+            asked: as of `track`.
         """
-        tracks = Tracks()
-        with VideoReader(file, every) as reader:
+        state: State = None
+        with open_video(file, every) as reader:
             frames = iter(reader)
             while read := list(islice(frames, batch)):
-                found = self([frame for _, frame in read], batch=batch, **asked)
-                for (number, _), result in zip(read, found, strict=True):
-                    result, tracks = result.tracked(tracks)
+                images = [frame for _, frame in read]
+                if masks is not None and state is None:
+                    state = self.begin(images[0], masks, classes, **asked)
+                results, state = self.track(images, state, **asked)
+                for (number, _), result in zip(read, results, strict=True):
                     yield replace(result, frame=number)
+
+    def track(
+        self,
+        images: Sequence[Source],
+        state: State = None,
+        *,
+        tracker: str = "",
+        samples: int | None = None,
+        max_pixels: float = math.inf,
+        **asked: Any,
+    ) -> tuple[list[Result], State]:
+        """Segment the next frames of a video; return their results, with the objects' numbers, and the state after.
+
+        Args:
+            images: as of a call.
+            state: what the call for the frames before has returned, or `begin`; None at the first.
+            tracker: one of `TRACKERS`, by default TEST.TRACKER.
+            samples: merge so many answers for each frame (see `ensemble`); they are followed by association.
+            max_pixels: results of larger images are computed at this size.
+            asked: `task`, `threshold`, `steps`, `seed`, ... as of `make_request`. Label maps have no objects to follow.
+        """
+        if samples is not None:
+            found = [self.ensemble(image, samples, **asked) for image in images]
+            state = state or Tracks()
+            for result in found:
+                state = number_things(result.predictions, self.make_request("panoptic"), state)
+            return found, state
+        request = self.make_request(**asked)
+        if request.tasks == ("semantic",):
+            return self(list(images), batch=len(images), max_pixels=max_pixels, **asked), None
+        read = [to_image(image) for image in images]
+        sizes = [fit_size(image.shape[0], image.shape[1], max_pixels=max_pixels) for image in read]
+        with torch.no_grad(), self._autocast:
+            frames = self._batch(read, sizes)
+            predictions, state = build_tracker(tracker or self.tracker, self.model, request)(frames, state)
+        return [self._result(*each, request) for each in zip(predictions, read, sizes, strict=True)], state
+
+    def begin(
+        self,
+        image: Source,
+        masks: ArrayLike,
+        classes: Sequence[int] | None = None,
+        *,
+        tracker: str = "",
+        **asked: Any,
+    ) -> State:
+        """Return the state in which given objects of a video's first frame are followed, as 1..M.
+
+        Args:
+            image: the first frame, which `track` then gets with this state.
+            masks: (M, H, W), 0 outside.
+            classes: (M,), where they are known.
+            tracker: as of `track`; "queries" cannot begin so.
+            asked: as of `track`.
+        """
+        read = to_image(image)
+        given = coarse_masks(masks, None, (read.shape[0], read.shape[1])).numpy()
+        (item,) = self._batch([read], None)
+        request = self.make_request(**{k: v for k, v in asked.items() if k not in ("samples", "max_pixels")})
+        return build_tracker(tracker or self.tracker, self.model, request).begin(item, given, classes)
 
     def refine(
         self,

@@ -1,7 +1,7 @@
 """What a model has found in an image."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dformer.data.segmentations import area_and_box, encode_mask, json_rle
-from dformer.postprocess.tracking import Tracks, associate
 from dformer.utils.errors import UserError
 from dformer.utils.files import write_json
 from dformer.visualize import (
@@ -46,7 +45,6 @@ class Result:
         size: height and width of the image as it was given; larger than `image` only where that was made smaller.
         t: time of the noise that it was found at; None without diffusion.
         frame: number in the video, from 0; None for an image.
-        tracks: of each segment, the number of the object in the video, from 1, None for stuff; None for an image.
     """
 
     image: UInt8 = field(repr=False)
@@ -57,26 +55,16 @@ class Result:
     size: tuple[int, int]
     t: float | None = None
     frame: int | None = None
-    tracks: Sequence[int | None] | None = None
 
     @cached_property
     def segments(self) -> list[Segment]:
         """Return the segments, each with `mask`, `category_id`, `score`, `is_thing` and, in a video, `track`."""
-        found = result_segments(self.predictions, self.task, self.min_score)
-        return [s._replace(track=track) for s, track in zip(found, self.tracks or [None] * len(found), strict=True)]
+        return result_segments(self.predictions, self.task, self.min_score)
 
-    def tracked(self, before: Tracks) -> tuple["Result", Tracks]:
-        """Return the result with the numbers of its objects, and the tracks for the next frame, see `associate`.
-
-        Args:
-            before: the tracks of the frame before; `Tracks()` at the first one.
-        """
-        things = [k for k, s in enumerate(self.segments) if s.is_thing and self.task != "semantic"]
-        found, tracks = associate(before, self.masks[things], self.classes[things].tolist())
-        ids: list[int | None] = [None] * len(self.segments)
-        for k, track in zip(things, found, strict=True):
-            ids[k] = track
-        return replace(self, tracks=ids), tracks
+    @property
+    def tracks(self) -> list[int | None]:
+        """Return of each segment the number of the object in the video, from 1; None for stuff, and of an image."""
+        return [segment.track for segment in self.segments]
 
     @cached_property
     def panoptic(self) -> NDArray[np.int32]:

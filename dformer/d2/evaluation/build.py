@@ -16,6 +16,7 @@ from dformer.d2.evaluation.instance import InstanceEvaluator
 from dformer.d2.evaluation.lvis import LVISEvaluator
 from dformer.d2.evaluation.panoptic import PanopticEvaluator, PanopticGroundTruth
 from dformer.d2.evaluation.semantic import SemanticEvaluator, prediction_names
+from dformer.d2.evaluation.video import VideoEvaluator
 from dformer.data.coco_format import instances_json
 from dformer.data.images import read_labels, read_panoptic_png
 from dformer.data.panoptic import semantic_from_panoptic
@@ -31,8 +32,9 @@ def build_evaluators(cfg: CfgNode, dataset_name: str, folder: str | Path) -> Dat
     """Build the evaluators of the tasks in `cfg.TEST.TASKS` that the data set annotates; return them for one pass.
 
     `evaluate` returns {"panoptic_seg": {"PQ", "SQ", "RQ", "PQ_th", ..., "PQ-<class>", ...}, "segm": {"AP", "AP50", ...,
-    "AP-<class>"}, "sem_seg": {"mIoU", ..., "IoU-<class>"}}, all 0..100, nan for what is not annotated; it is empty on
-    processes other than the first. `cfg.TEST.BOUNDARY` and `CLASS_AGNOSTIC` add to it. Predictions go to `folder`.
+    "AP-<class>"}, "sem_seg": {"mIoU", ..., "IoU-<class>"}}, of videos {"video": {"J&F", "HOTA", ...}}, all
+    0..100, nan for what is not annotated; it is empty on processes other than the first. `cfg.TEST.BOUNDARY` and
+    `CLASS_AGNOSTIC` add to it. Predictions go to `folder`.
 
     Raises:
         UserError: the data set is not registered, of an unknown evaluator_type, or annotates none of the tasks.
@@ -123,6 +125,12 @@ def _with_semantic_annotations(cfg: CfgNode, metadata: Metadata, folder: Path) -
     return {"semantic": evaluator}
 
 
+def _with_videos(cfg: CfgNode, metadata: Metadata, folder: Path) -> dict[str, TaskEvaluator]:
+    records = get_records(metadata.name)
+    task = next((task for task in ("panoptic", "instance") if task in cfg.TEST.TASKS), "panoptic")
+    return {task: VideoEvaluator(folder, metadata, records, task)}
+
+
 def _local(path: str) -> Path:
     return Path(PathManager.get_local_path(path))
 
@@ -148,4 +156,5 @@ BUILDERS = {
     "coco": _with_instance_annotations,
     "lvis": _with_lvis_annotations,
     "sem_seg": _with_semantic_annotations,
+    "video": _with_videos,
 }

@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
@@ -15,6 +16,7 @@ from dformer.d2.data import build_test_loader
 from dformer.d2.data.datasets import get_records
 from dformer.d2.evaluation.build import build_evaluators, task_evaluators
 from dformer.d2.evaluation.test_time_augmentation import augment
+from dformer.d2.evaluation.video import Follower
 from dformer.utils import groups
 from dformer.utils.errors import UserError
 from dformer.utils.files import PARTIAL, atomic_folder
@@ -29,21 +31,30 @@ HEADLINE = {
     "PQ_agnostic": ("panoptic_seg", "PQ_agnostic"),
     "AP": ("segm", "AP"),
     "mIoU": ("sem_seg", "mIoU"),
+    "STQ": ("video", "STQ"),
+    "VPQ": ("video", "VPQ"),
+    "J&F": ("video", "J&F"),
+    "HOTA": ("video", "HOTA"),
+    "IDF1": ("video", "IDF1"),
+    "track_AP": ("video", "AP"),
 }
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
     """Run `model` on DATASETS.TEST. Return the metrics, in the main process.
 
-    As in a `Predictor`, the model runs in float32 or the precision of TEST.AMP, with TEST.AUG where enabled. The
-    predictions are saved with the cfg in OUTPUT_DIR/inference/<data set>, whole or not at all.
+    As in a `Predictor`, the model runs in float32 or the precision of TEST.AMP, with TEST.AUG where enabled; on
+    videos, TEST.TRACKER follows objects. The predictions are saved with the cfg in OUTPUT_DIR/inference/<data set>,
+    whole or not at all.
     """
     results = {}
     augmented = augment(cfg, model)
     for name in cfg.DATASETS.TEST:
         with _shared_folder(Path(cfg.OUTPUT_DIR) / "inference" / name) as folder, inference_autocast(cfg):
             evaluators = build_evaluators(cfg, name, folder)
-            results[name] = inference_on_dataset(augmented, build_test_loader(cfg, name), evaluators)
+            is_video = MetadataCatalog.get(name).get("evaluator_type") == "video"
+            runner = Follower(cfg, model) if is_video else augmented
+            results[name] = inference_on_dataset(runner, build_test_loader(cfg, name), evaluators)
             if comm.is_main_process():
                 (folder / "config.yaml").write_text(config_text(cfg))
     return results

@@ -94,12 +94,16 @@ class DFormer(QuerySegmenter):
             steps = self.head.sample(features, draw_noise, request.steps, self.eta)
         else:
             times = [t for t, _ in time_pairs(self.head.diffusion.timesteps, request.steps)]
-            if any("known_map" in item for item in batch):
+            known_time: int | None = 0
+            if batch and "hint_masks" in batch[0]:
+                hints = self.hints([item["hint_masks"] for item in batch], features, request.proposals)
+                times, known_time = falling_times(batch[0]["hint_time"], request.steps), None
+            elif any("known_map" in item for item in batch):
                 hints = self.hints([self.known_masks(item) for item in batch], features, request.proposals)
             else:
                 hints = self.free_hints(features, request.proposals)
             memory = self.head.encode(features)
-            steps = self.head.sample_hints(memory, hints, draw_noise, times, self.eta, known_time=0)
+            steps = self.head.sample_hints(memory, hints, draw_noise, times, self.eta, known_time=known_time)
         for step in steps:
             yield step.t, step.x_t, step.output
 
@@ -141,7 +145,7 @@ class DFormer(QuerySegmenter):
         images = self.preprocess([item])
         (size,) = images.image_sizes
         view = View(images.tensor.shape[2:], size, (item["height"], item["width"]))
-        features, times = self.features(images.tensor), [time * (steps - k) // steps for k in range(steps)]
+        features, times = self.features(images.tensor), falling_times(time, steps)
         memory, generator = self.head.encode(features), rng.generator(self.device, seed)
         draw_noise = partial(self.draw_noise, features, [generator])
         logits, found = [], []
@@ -171,6 +175,11 @@ class DFormer(QuerySegmenter):
             x_t = noise_masks(masks, alpha_bar_t=alpha_bar_t, scale=scale, encoding=encoding, generator=generator)
             noisy.append(self.to_masks(x_t))
         return noisy
+
+
+def falling_times(time: int, steps: int) -> list[int]:
+    """Return the times of the steps from `time` on, evenly towards 0."""
+    return [time * (steps - k) // steps for k in range(steps)]
 
 
 class KnownOutput(QueryOutput):

@@ -1,6 +1,6 @@
 """The meta-architecture "Pix2SeqD"."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -182,44 +182,11 @@ class Pix2SeqD(Segmenter):
     def sample(
         self, images: Tensor, batch: Batch, generators: list[torch.Generator], request: Request
     ) -> Iterator[tuple[float | None, list[Output]]]:
-        memory, past = self.encode(images), self.past_labels(batch, images.shape[-2:])
+        memory, past = self.encode(images), self.past_labels(batch)
         draw_noise = partial(rng.normal, generators, self.noise_shape(images.shape[-2:], request))
         for step in self.head.sample(memory, draw_noise, request.steps, self.time_difference, self.eta, past):
             parts = zip(step.x_t, step.x0, step.output, strict=True)
             yield step.t, [LabelMapOutput(self, request, *part) for part in parts]
-
-    @torch.no_grad()
-    def segment_video(
-        self, frames: Iterable[dict[str, Any]], request: Request | None = None, later_steps: int | None = None
-    ) -> Iterator[Tensor]:
-        """Yield classes and ids (2, h, w) int64 at the maps' size, of one frame after the other; ids persist.
-
-        Args:
-            frames: items with `image`, all of one size; one is read at a time.
-            later_steps: steps of each frame but the first, which has those of the request; None: as many.
-        """
-        request = request or self.request
-        self.check(request)
-        generators: list[torch.Generator] = []
-        canvas: list[torch.Size] = []
-
-        def memories() -> Iterator[ImageMemory]:
-            for frame in frames:
-                images = self.preprocess([frame]).tensor
-                canvas[:] = [images.shape[-2:]]
-                generators[:] = generators or [rng.generator(self.device, request.seed)]
-                yield self.encode(images)
-
-        steps = request.steps, later_steps or request.steps
-        found = self.head.sample_video(
-            memories(),
-            lambda: rng.normal(generators, self.noise_shape(canvas[0], request)),
-            steps,
-            self.time_difference,
-            self.eta,
-        )
-        for labels in found:
-            yield labels[0]
 
     def noise_shape(self, canvas: Sequence[int], request: Request) -> tuple[int, ...]:
         stride = self.head.diffusion.stride
@@ -252,12 +219,11 @@ class Pix2SeqD(Segmenter):
         """Return the panoptic map (H, W) of an item, which for pictures and figures has masks only."""
         return item["panoptic_map"] if "panoptic_map" in item else map_of(item["instances"].gt_masks)
 
-    def past_labels(self, batch: Batch, canvas: torch.Size) -> Tensor | None:
-        """Return the `past_labels` (F, 2, H, W) of the items as (B, F, 2, h, w), or None without any."""
+    def past_labels(self, batch: Batch) -> Tensor | None:
+        """Return the `past_labels` (F, 2, h, w) of the items, at the maps' size, as (B, F, 2, h, w), or None."""
         if not self.head.past_maps or "past_labels" not in batch[0]:
             return None
-        maps = [item["past_labels"].to(self.device, non_blocking=True) for item in batch]
-        return torch.stack([self.to_grid(x, canvas) for x in maps])
+        return torch.stack([item["past_labels"].to(self.device, non_blocking=True) for item in batch])
 
     def to_grid(self, labels: Tensor, canvas: torch.Size) -> Tensor:
         """Return labels (..., H, W), padded to the canvas, at the maps' size: those of the pixels in the middle."""
@@ -293,6 +259,11 @@ class LabelMapOutput(Output):
     def noisy(self) -> Tensor:
         return to_unit(self.x_t, self.model.head.diffusion.scale)
 
+    @property
+    def labels(self) -> Tensor:
+        """Return the class and the id of each pixel (2, h, w) int64 at the maps' size, 0 for none."""
+        return self.model.head.to_labels(self.x0[None])[0]
+
     def visible(self, max_rows: int) -> Tensor:
         """Return the least significant bits first, of classes and ids in turns: they differ most between objects."""
         places = torch.cat([torch.arange(bits) for bits in self.model.head.diffusion.bits])
@@ -321,6 +292,7 @@ class LabelMapOutput(Output):
                 "pred_boxes": Boxes(boxes_of(masks)),
                 "scores": torch.tensor([segments.scores[i] for i in chosen]),
                 "pred_classes": torch.tensor([segments.classes[i] for i in chosen], dtype=torch.int64),
+                "sources": torch.tensor([segments.ids[i] for i in chosen], dtype=torch.int64),
             }
             result["instances"] = Instances(size, **fields)
         return result
@@ -332,9 +304,8 @@ class LabelMapOutput(Output):
     def labels_and_confidence(self, view: View, classes: Tensor, ids: Tensor) -> Tensor:
         """Return class, id and the class's probability at the size of the result, (3, H, W) float32."""
         if self.model.upsampling == "nearest":
-            labels = self.model.head.to_labels(self.x0[None])[0]
-            score = classes.gather(0, labels[:1])  # (1, h, w)
-            return view.resize(torch.cat([labels.float(), score]), self.resizing)
+            score = classes.gather(0, self.labels[:1])  # (1, h, w)
+            return view.resize(torch.cat([self.labels.float(), score]), self.resizing)
         best = [
             [values.max(dim=0) for _, values in resized_strips(x[:count], view)]
             for x, count in zip((classes, ids), self.model.head.num_labels, strict=True)

@@ -162,23 +162,26 @@ class QueryOutput(Output):
     def result(self, view: View) -> dict[str, Any]:
         (logits, masks), size, things = self.last, view.size, self.model.things
         parts: dict[str, queries.Result] = {}
+        objects = (
+            queries.Instances(logits, size, things, self.model.top_k) if "instance" in self.request.tasks else None
+        )
         if "semantic" in self.request.tasks and self.model.resize_masks_first:
             parts["sem_seg"] = queries.SemanticScores(logits, size)
         if "panoptic" in self.request.tasks:
             thresholds = self.request.object_threshold, self.request.overlap_threshold
             parts["panoptic_seg"] = queries.PanopticMap(logits, size, things, *thresholds)
         if "instance" in self.request.tasks:
-            parts["instances"] = queries.Instances(logits, size, things, self.model.top_k)
+            parts["instances"] = objects = queries.Instances(logits, size, things, self.model.top_k)
         results = queries.collect(list(parts.values()), resized_strips(masks, view))
         result = dict(zip(parts, results, strict=True))
         if "semantic" in self.request.tasks and not self.model.resize_masks_first:
             strips = resized_strips(masks, view._replace(size=view.image))
             (scores,) = queries.collect([queries.SemanticScores(logits, view.image)], strips)
             result["sem_seg"] = resize(scores[None], size)[0]
-        if "instances" in result:
+        if objects is not None:
             masks, boxes, scores, classes = result["instances"]
             fields = {"pred_masks": masks, "pred_boxes": Boxes(boxes), "scores": scores, "pred_classes": classes}
-            result["instances"] = Instances(size, **fields)
+            result["instances"] = Instances(size, **fields, sources=objects.sources)
         return result
 
     def visible(self, max_rows: int) -> Tensor:
