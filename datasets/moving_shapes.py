@@ -13,7 +13,7 @@ writes
         Annotations/<clip>/00000.png ...       ids of things, 0: none; indexed colours, as DAVIS
         Panoptic/<clip>/00000.png ...          red: class, 256 * green + blue: id; as KITTI-STEP
 
-the data set `moving_shapes`.
+the data set `moving_shapes`; to train on others, `--name moving_shapes_train --seed 1`.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from dformer.utils.errors import UserError, exit_on_user_error
 from dformer.utils.files import atomic_folder
 from dformer.visualize.color import class_color
 
+NAMES = ("moving_shapes", "moving_shapes_train")
 HIDDEN = (1, 2, 5, 10)  # frames
 MARGIN = 0.5  # of the size: how far the camera can go
 UInt8 = NDArray[np.uint8]
@@ -97,13 +98,13 @@ def _rendered(thing: Thing, t: int, size: int) -> tuple[Array, Array]:
     return np.clip(0.5 - distance, 0, 1), np.stack(colours, -1)
 
 
-def generate(root: str | Path, clips: int, frames: int, size: int, seed: int) -> Path:
-    """Write the clips to `<root>/moving_shapes`, and return that folder; clip i depends on (seed, i) alone.
+def generate(root: str | Path, clips: int, frames: int, size: int, seed: int, name: str = "moving_shapes") -> Path:
+    """Write the clips to `<root>/<name>`, and return that folder; clip i depends on (seed, i) alone.
 
     Raises:
         UserError: a parameter is out of range, or the folder exists.
     """
-    folder = Path(root) / "moving_shapes"
+    folder = Path(root) / name
     if clips < 1 or frames < 1 or size < 32:
         raise UserError(f"Moving Shapes needs clips, frames and a size of at least 32, got {clips}, {frames}, {size}")
     if folder.exists():
@@ -130,11 +131,12 @@ def main() -> None:
         description="Generate Moving Shapes.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     options: dict[str, Any] = {"clips": 100, "frames": 12, "size": 128, "seed": 0}
-    parser.add_argument("--root", default=default_root(), help="folder to put moving_shapes/ in")
-    for name, value in options.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--root", default=default_root(), help="folder to put the data set's in")
+    for key, value in options.items():
+        parser.add_argument(f"--{key}", type=int, default=value)
+    parser.add_argument("--name", default="moving_shapes", choices=NAMES, help="of the data set, one to test on")
     args = parser.parse_args()
-    print(generate(args.root, args.clips, args.frames, args.size, args.seed))
+    print(generate(args.root, args.clips, args.frames, args.size, args.seed, args.name))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,29 @@ def paint_labels(segments: Sequence[dict[str, Any]], size: Size) -> Labels:
     return labels
 
 
+def number_pictures(record: Record, past: Sequence[Record | None]) -> list[NDArray[np.uint8]]:
+    """Return pictures (H, W) of a frame and past frames, in which the frame's segments have the same numbers, from 1.
+
+    Things are known by their track, stuff by its class. Elsewhere, and in frames that there are not, pictures are 0. Of
+    a frame with more segments, the first 254 have numbers.
+    """
+
+    def key(segment: dict[str, Any]) -> tuple[str, int]:
+        return ("track", segment["track_id"]) if "track_id" in segment else ("class", segment["category_id"])
+
+    size = record["height"], record["width"]
+    segments = [s for s in read_segments(record) if not s["iscrowd"]]
+    numbers = {key(s): k for k, s in enumerate(segments[:254], start=1)}
+    pictures = []
+    for each in (read_segments(frame) if frame else [] for frame in (record, *past)):
+        picture = np.zeros(size, np.uint8)
+        for segment in each:
+            if not segment["iscrowd"]:
+                picture[decode_rle(segment["segmentation"]) > 0] = numbers.get(key(segment), 0)
+        pictures.append(picture)
+    return pictures
+
+
 class FrameReader:
     """Read every n-th frame of a video in a folder, whose image files are the frames in the order of their names.
 

@@ -23,6 +23,7 @@ MAX_WORKERS = 8  # a few images each; more would take longer to start
 SCRIPTS = {
     "shapes": "shapes.py",
     "moving_shapes": "moving_shapes.py",
+    "moving_shapes_train": "moving_shapes.py --name moving_shapes_train --seed 1 --clips 400",
     "shapes_small": "shapes.py --small --size 256",
     "annotations_detectron2": "prepare_ade20k_sem_seg.py",
     "ade20k_panoptic_*": "prepare_ade20k_pan_seg.py",
@@ -82,8 +83,9 @@ def _check_contents(cfg: CfgNode, training: Sequence[str], testing: Sequence[str
 
 def _check_classes(cfg: CfgNode, training: Sequence[str], testing: Sequence[str]) -> None:
     expected, origin, task = cfg.MODEL.NUM_CLASSES, "MODEL.NUM_CLASSES", cfg.INPUT.TASK
-    # A test set may be annotated for less than what the model is trained for: its classes are the evaluator's matter.
-    for name in (*training, *(n for n in testing if task in available_tasks(n))):
+    # A test set may be annotated for less than what the model is trained for, or have videos whose objects are of one
+    # class, as DAVIS: its classes are the evaluator's matter.
+    for name in (*training, *(n for n in testing if task in available_tasks(n) and not is_class_agnostic(n))):
         count = num_classes(name, task)
         if not expected:
             expected, origin = count, f'data set "{name}"'
@@ -99,6 +101,12 @@ def _check_classes(cfg: CfgNode, training: Sequence[str], testing: Sequence[str]
                 f"{', '.join(class_names(name, task)[:3])}, ...; this config is of a run on other data: override with "
                 'MODEL.CLASSES "()", MODEL.THINGS "()"'
             )
+
+
+def is_class_agnostic(name: str) -> bool:
+    """Tell whether a data set has videos whose objects all are of one class."""
+    metadata = MetadataCatalog.get(name)
+    return metadata.get("evaluator_type") == "video" and len(metadata.thing_classes) == 1
 
 
 def _check_files(name: str, instances: bool) -> None:

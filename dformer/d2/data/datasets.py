@@ -47,13 +47,14 @@ def register_shapes(root: str | Path, prefix: str = "shapes", folder_name: str =
 
 
 def register_moving_shapes(root: str | Path) -> None:
-    """Register `moving_shapes`: the clips that `datasets/moving_shapes.py` has written or will write to `root`."""
+    """Register `moving_shapes` and `moving_shapes_train`: what `datasets/moving_shapes.py` will write to `root`."""
     categories = read_json(Path(str(files("dformer.data") / "shapes_categories.json")))
     classes = {k: category["name"] for k, category in enumerate(categories)}
     things = [category["name"] for category in categories if category["isthing"]]
-    places = {"images": "moving_shapes/JPEGImages", "annotations": "moving_shapes/Panoptic"}
-    declaration = {"form": "kitti_step", **places, "classes": classes, "things": things}
-    register_declarations({"moving_shapes": declaration}, Path(root))
+    for name in ("moving_shapes", "moving_shapes_train"):
+        places = {"images": f"{name}/JPEGImages", "annotations": f"{name}/Panoptic"}
+        declaration = {"form": "kitti_step", **places, "classes": classes, "things": things}
+        register_declarations({name: declaration}, Path(root))
 
 
 # What Detectron2's loaders, which trust the files, raise on wrong ones.

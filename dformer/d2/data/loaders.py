@@ -168,6 +168,7 @@ class SeededImages(Dataset[dict[str, Any]]):
         self.mapper = TrainMapper.from_config(cfg)
         self.max_unreadable = cfg.DATALOADER.MAX_UNREADABLE
         self.seed = seed
+        self.past_maps: int = cfg.MODEL.PIX2SEQD.PAST_MAPS if cfg.INPUT.TARGET == "panoptic_map" else 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -175,7 +176,15 @@ class SeededImages(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         position, index = draw
         with rng.seeded("image", self.seed, position):
-            return map_or_replace(self.records[index], self.mapper, self.records, self.max_unreadable)
+            return map_or_replace(self._with_past(index), self.mapper, self.records, self.max_unreadable)
+
+    def _with_past(self, index: int) -> dict[str, Any]:
+        """A record; for models that see past maps, that of a frame with the frames before it, or None for each."""
+        record = self.records[index]
+        if not self.past_maps or "video_id" not in record:
+            return record
+        before = [self.records[k] if k >= 0 else {} for k in range(index - self.past_maps, index)]
+        return {**record, "past": [r if r.get("video_id") == record["video_id"] else None for r in before]}
 
 
 def _sampler(cfg: CfgNode, records: Records, seed: int) -> Iterable[int]:

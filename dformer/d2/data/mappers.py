@@ -19,6 +19,7 @@ from dformer.data.annotations import Annotation, annotation_reader
 from dformer.data.images import read_image
 from dformer.data.panoptic import paint_masks
 from dformer.data.types import Record, Size
+from dformer.data.video import number_pictures
 from dformer.utils.errors import UserError, did_you_mean
 
 PAD_VALUE = 128  # of images, 0..255
@@ -70,7 +71,7 @@ class TrainMapper:
         "boxes": instances.gt_masks, and gt_boxes, `Boxes` (G, 4) tight around them: x0, y0, x1, y1, the last two
         exclusive.
         "panoptic_map": int64 (h, w), 0 where nothing is annotated and k + 1 in object k of the instances, smaller
-        objects over larger ones.
+        objects over larger ones. With the record's `past` frames also past_maps, int64 (F, h, w), the same of these.
 
     Raises:
         UserError: `target` is unknown.
@@ -120,6 +121,9 @@ class TrainMapper:
         classes, masks = annotation.targets(transforms, size, padded)
         image = _to_tensor(augmented.image, padded)
         targets = self._targets(torch.tensor(classes, dtype=torch.int64), masks, padded)
+        if "past" in record:
+            pictures = [transforms.apply_segmentation(each) for each in number_pictures(record, record["past"])]
+            targets["past_maps"] = _past_maps(pictures, targets["panoptic_map"])
         return {**_identity(record, original), "image": image, **targets}
 
     def _targets(self, classes: torch.Tensor, masks: torch.Tensor, size: Size) -> dict[str, Any]:
@@ -155,6 +159,18 @@ def _identity(record: Record, image: NDArray[np.uint8]) -> dict[str, Any]:
     image_id = record.get("image_id", Path(file_name).stem)
     place = {key: record[key] for key in ("video_id", "frame") if key in record}
     return {"file_name": file_name, "image_id": image_id, "height": image.shape[0], "width": image.shape[1], **place}
+
+
+def _past_maps(pictures: list[NDArray[np.uint8]], panoptic_map: torch.Tensor) -> torch.Tensor:
+    """The past pictures, which follow that of the frame, with the numbers of the frame's panoptic map (h, w)."""
+    current, height, width = pictures[0], *pictures[0].shape
+    numbers = torch.zeros(256, dtype=torch.int64)
+    numbers[torch.from_numpy(current.astype(np.int64))] = panoptic_map[:height, :width]
+    numbers[0] = 0
+    maps = torch.zeros(len(pictures) - 1, *panoptic_map.shape, dtype=torch.int64)
+    for past, picture in zip(maps, pictures[1:], strict=True):
+        past[:height, :width] = numbers[torch.from_numpy(picture.astype(np.int64))]
+    return maps
 
 
 def _to_tensor(image: NDArray[np.uint8], padded: Size) -> torch.Tensor:

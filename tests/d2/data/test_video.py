@@ -4,10 +4,18 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from dformer.d2.data import TrainMapper, available_tasks, register_declarations, thing_ids
+from dformer.d2.data import (
+    TrainMapper,
+    available_tasks,
+    build_train_loader,
+    check_datasets,
+    register_declarations,
+    thing_ids,
+)
 from dformer.d2.data.inspection import inspect_datasets
 from dformer.data.video import VOID, group_videos, paint_labels, read_segments
 from dformer.utils.errors import UserError
@@ -52,6 +60,30 @@ def test_a_frame_is_an_image_to_train_on(tmp_path, form):
     item = TrainMapper.for_test(cfg)(records[1])
     assert (item["video_id"], item["frame"]) == (("0" if form == "youtube_vis" else "clip0"), 5)
     assert len(item["instances"]) == 2 and item["instances"].gt_masks.flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_past_maps_have_the_numbers_of_the_frame(tmp_path, form):
+    records = declare(tmp_path, form)
+    task = "panoptic" if form in ("kitti_step", "vipseg") else "instance"
+    opts = [
+        "DATASETS.TRAIN",
+        ("clips",),
+        "INPUT.TASK",
+        task,
+        "INPUT.TARGET",
+        "panoptic_map",
+        "MODEL.PIX2SEQD.PAST_MAPS",
+    ]
+    cfg = tiny_cfg(opts=[*opts, 2, "INPUT.AUGMENTATION", "resize", "INPUT.MIN_SIZE_TRAIN", (24,), "SEED", 1])
+    mapper = TrainMapper.for_test(cfg)
+    mapper.augmentations = []
+    now, before = mapper({**records[2], "past": [None, records[1]]}), mapper(records[1])
+    assert now["past_maps"].shape == (2, *clips.SIZE) and not now["past_maps"][0].any()
+    same = now["past_maps"][1].unique().tolist()  # the objects are in the same order in both
+    assert torch.equal(now["past_maps"][1], before["panoptic_map"]) and len(same) == (4 if task == "panoptic" else 3)
+    for item in next(iter(build_train_loader(cfg))):
+        assert (item["past_maps"][1].any() or item["frame"] == 0) and item["past_maps"].shape[0] == 2
 
 
 def test_a_split_keeps_videos_together(tmp_path):
@@ -100,6 +132,17 @@ def test_several_classes_of_a_track_and_pixels_of_no_class(tmp_path):
     (inspection,) = inspect_datasets(["clips"], progress=False, workers=1)
     found = Counter(f.kind for f in inspection.findings)
     assert found["track of several classes"] == 2 and found["unknown segment"] == 1
+
+
+def test_objects_of_one_class_test_models_of_any_classes(tmp_path):
+    for name, form in (("classes", "youtube_vis"), ("one", "davis")):
+        (tmp_path / name).mkdir()
+        register_declarations({name: clips.write(tmp_path / name, form)}, tmp_path / name)
+    cfg = tiny_cfg(opts=["DATASETS.TRAIN", ("classes",), "DATASETS.TEST", ("one",), "INPUT.TASK", "instance"])
+    check_datasets(cfg)
+    cfg.merge_from_list(["DATASETS.TRAIN", ("one",), "DATASETS.TEST", ("classes",)])
+    with pytest.raises(UserError, match="classes"):
+        check_datasets(cfg)
 
 
 @pytest.mark.parametrize("key, wrong", [("things", ["cat"]), ("things", "disc"), ("classes", {}), ("void", "no")])
