@@ -82,6 +82,54 @@ def test_instances() -> None:
     assert scores.tolist() == pytest.approx([s["score"] for s in best])
 
 
+def square(tile: Tile, *pieces: tuple[slice, slice, dict]) -> tuple[torch.Tensor, list[dict]]:
+    """A tile's panoptic map that has these pieces of the image, and their segments."""
+    ids = torch.zeros(SIZE, dtype=torch.int32)
+    for k, (rows, columns, _) in enumerate(pieces, start=1):
+        ids[rows, columns] = k
+    kept = [k for k in range(1, len(pieces) + 1) if (ids[tile.place] == k).any()]
+    ids = torch.stack([ids == k for k in kept]).int() * torch.arange(1, len(kept) + 1)[:, None, None] if kept else ids
+    segments = [{**pieces[k - 1][2], "id": number, "area": 1} for number, k in enumerate(kept, start=1)]
+    return (ids.sum(0).int() if kept else ids)[tile.place], segments
+
+
+CAT = {"isthing": True, "category_id": 1, "score": 0.9}
+DOG = {"isthing": True, "category_id": 2, "score": 0.8}
+
+
+def merge(shown) -> tuple[torch.Tensor, list[dict]]:
+    """The merged map of two tiles of 64, of columns 0 to 64 and 32 to 96."""
+    mosaic = PanopticMosaic((64, 96))
+    for k, tile in enumerate(tiles((64, 96), (64, 96), 64, 32)):
+        mosaic.add(tile, square(tile, *shown[k]))
+    return mosaic.result()
+
+
+def test_a_thing_has_the_mask_of_the_tile_that_it_is_furthest_inside_of() -> None:
+    """The second tile sees all of a cat; what the first sees of it is a poor piece, or nothing."""
+    whole = slice(20, 40), slice(40, 72), CAT
+    for first in (whole[:2] + (DOG,), (slice(20, 40), slice(40, 60), CAT), None):
+        merged, (found,) = merge([[first] if first else [], [whole]])
+        expected = torch.zeros(64, 96, dtype=torch.int32)
+        expected[whole[:2]] = 1
+        assert torch.equal(merged, expected) and found["category_id"] == 1 and found["area"] == 20 * 32
+
+
+def test_what_only_the_tile_further_away_sees_does_not_count() -> None:
+    assert merge([[], [(slice(20, 40), slice(36, 46), CAT)]])[1] == []
+    assert len(merge([[(slice(20, 40), slice(36, 46), CAT)], []])[1]) == 1
+
+
+def test_a_large_thing_does_not_become_a_small_one_that_is_like_its_piece() -> None:
+    """Where the tiles overlap, the dog, whole in its tile, has most of what is there of the cat, which is larger."""
+    cat, dog, other = (
+        (slice(20, 40), slice(*x), info) for x, info in (((0, 64), CAT), ((36, 62), DOG), ((70, 90), CAT))
+    )
+    merged, found = merge([[cat], [dog, other]])
+    assert sorted(s["category_id"] for s in found) == [1, 1, 2]
+    assert len(merged[30].unique()) == 4 and merged[30, 10] != merged[30, 80]
+
+
 def test_semantic_scores() -> None:
     scores = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(0))
     mosaic = SemanticMosaic(SIZE)
