@@ -9,6 +9,7 @@ The first data set is the one to train on: images that others share with it are 
 """
 
 import argparse
+import math
 import sys
 
 from dformer.apps.commands.arguments import add_style_arguments, command_parser, style_of
@@ -43,7 +44,7 @@ def main() -> None:
         training, testing = [first], others
     if not training:
         raise UserError("name a data set, a YAML file that declares one, or a config with --config-file")
-    queries = num_objects(cfg)
+    queries = math.inf if args.suggest else num_objects(cfg)  # a suggestion has its own
     inspections = inspect_datasets(training, testing, queries, workers=args.workers)
     print(text_report(inspections))
     write_html(inspections, args.html, args.workers, style_of(args))

@@ -1,5 +1,7 @@
 """Config keys of DiffusionInst."""
 
+import math
+
 from detectron2.config import CfgNode as CN
 
 
@@ -38,8 +40,10 @@ def add_diffusioninst_config(cfg: CN) -> None:
     cfg.TEST.ENSEMBLE_LAST_STEP = False
 
 
-def num_objects(cfg: CN) -> int:
-    """Return how many objects of an image the model of a cfg can find."""
+def num_objects(cfg: CN) -> float:
+    """Return how many objects of an image the model of a cfg can find; in tiles, any number."""
+    if cfg.TEST.TILE:
+        return math.inf
     is_ours = cfg.MODEL.META_ARCHITECTURE == "DiffusionInst"
     return cfg.MODEL.ROI_DECODER.NUM_PROPOSALS if is_ours else cfg.MODEL.MASK_DECODER.NUM_QUERIES
 

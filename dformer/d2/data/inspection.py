@@ -56,7 +56,7 @@ class Inspection:
 def inspect_datasets(
     training: Sequence[str],
     testing: Sequence[str] = (),
-    queries: int = 100,
+    queries: float = 100,
     limit: int | None = None,
     progress: bool = True,
     workers: int | None = None,
@@ -93,7 +93,7 @@ def _inspect(
     name: str,
     is_trained: bool,
     instances: bool,
-    queries: int,
+    queries: float,
     limit: int | None,
     progress: bool,
     workers: int | None,

@@ -13,7 +13,7 @@ FREQUENT = 0.01  # share of all pixels
 
 
 def check_images(
-    images: Sequence[CheckedImage], metadata: Metadata, queries: int, total: int, is_trained: bool
+    images: Sequence[CheckedImage], metadata: Metadata, queries: float, total: int, is_trained: bool
 ) -> Findings:
     """Check the images of a data set for a model with this number of queries; yield the findings.
 

@@ -330,6 +330,11 @@ def test_more_objects_than_queries(data_dir: Path, tmp_path: Path) -> None:
     (inspection,) = inspected(copy_of(data_dir, "instance", tmp_path / "a"), queries=10)
     crowded = [f for f in inspection.findings if f.kind == "more objects than queries"]
     assert len(crowded) == sum(len(image.classes) > 10 for image in inspection.images) > 0
+    cfg = config("a", "instance")
+    cfg.MODEL.MASK_DECODER.NUM_QUERIES = 10
+    assert any("NUM_QUERIES" in warning for warning in check_datasets(cfg))
+    cfg.TEST.TILE = 64  # none of which may have more
+    assert not any("NUM_QUERIES" in warning for warning in check_datasets(cfg))
 
 
 def test_a_part_of_the_images(data_dir: Path, tmp_path: Path) -> None:
