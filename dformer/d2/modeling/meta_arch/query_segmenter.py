@@ -162,9 +162,7 @@ class QueryOutput(Output):
     def result(self, view: View) -> dict[str, Any]:
         (logits, masks), size, things = self.last, view.size, self.model.things
         parts: dict[str, queries.Result] = {}
-        objects = (
-            queries.Instances(logits, size, things, self.model.top_k) if "instance" in self.request.tasks else None
-        )
+        objects = None
         if "semantic" in self.request.tasks and self.model.resize_masks_first:
             parts["sem_seg"] = queries.SemanticScores(logits, size)
         if "panoptic" in self.request.tasks:
