@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from dformer.layers.group_norm import GroupNorm
+
 
 def convolution(in_dim: int, out_dim: int, kernel_size: int) -> nn.Conv2d:
     """Build a convolution with a bias that is initially zero."""
@@ -16,4 +18,4 @@ def convolution_norm(in_dim: int, out_dim: int, kernel_size: int, bias: bool = F
     conv = convolution(in_dim, out_dim, kernel_size)
     if not bias:
         conv.register_parameter("bias", None)
-    return nn.Sequential(conv, nn.GroupNorm(32, out_dim))
+    return nn.Sequential(conv, GroupNorm(32, out_dim))

@@ -6,11 +6,13 @@ Nothing is sorted by level, so a GPU never makes the host wait, and on a CPU it 
 Shapes: B images, N boxes, S cells of all levels, C channels, R x R cells of a region.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 FINEST = 4  # stride of the first level; the next ones double it
 SAMPLES = 2  # points a cell of a region and axis
@@ -62,12 +64,32 @@ def roi_align(cells: PyramidCells, boxes: Tensor, resolution: int) -> Tensor:
     first = (cells.start[level] + image)[..., None, None, None, None]
     index = first + rows[:, :, :, None, :, None] * width[..., None, None, None, None] + columns[:, :, None, :, None]
     weights = row_weights[:, :, :, None, :, None] * column_weights[:, :, None, :, None]  # (B, N, R, R, 4, 4)
-    bags = (
-        index.flatten(0, 3).flatten(1),
-        weights.flatten(0, 3).flatten(1).to(cells.values.dtype),
-    )  # (B * N * R * R, 16)
-    pooled = F.embedding_bag(bags[0], cells.values.flatten(0, 1), per_sample_weights=bags[1], mode="sum")
+    bags = (x.flatten(0, 3).flatten(1) for x in (index, weights.to(cells.values.dtype)))  # (B * N * R * R, 16)
+    pooled: Tensor = _WeightedSums.apply(cells.values.flatten(0, 1), *bags)
     return pooled.view(batch, num_boxes, resolution**2, -1)
+
+
+class _WeightedSums(Function):
+    """Weighted sums (P, C) of rows of a table (S, C): rows `index` (P, n) with `weights` (P, n), which are constant.
+
+    PyTorch's own gradient of `embedding_bag` sorts the index, and takes twice as long on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(index, weights)
+        ctx.shape = table.shape
+        return F.embedding_bag(index, table, per_sample_weights=weights, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        index, weights = ctx.saved_tensors
+        exact = grad.to(torch.promote_types(grad.dtype, torch.float32))
+        grad_table = exact.new_zeros(ctx.shape)
+        for rows, weight in zip(index.unbind(1), weights.unbind(1), strict=True):
+            grad_table.index_add_(0, rows, exact * weight[:, None])
+        return grad_table.to(grad.dtype), None, None
 
 
 def _samples(low: Tensor, high: Tensor, size: Tensor, resolution: int) -> tuple[Tensor, Tensor]:

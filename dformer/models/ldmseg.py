@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dformer.diffusion.prediction import x0_from_eps
 from dformer.diffusion.sampler import SamplingStep, sample, time_pairs
 from dformer.diffusion.schedule import Schedule, add_noise, broadcast_to
+from dformer.layers.group_norm import GroupNorm
 from dformer.models.unet.mask_autoencoder import MaskAutoencoderModel
 from dformer.models.unet.unet2d import UNet2DConditionModel
 
@@ -143,7 +144,7 @@ class FeatureLatents(nn.Module):
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
         self.projections = nn.ModuleList([nn.Conv2d(c, channels, 1) for c in in_channels])
-        self.norm = nn.GroupNorm(1, channels)
+        self.norm = GroupNorm(1, channels)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Return image latents (B, C, *size) of maps (B, C_i, h_i, w_i)."""

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from dformer.layers.group_norm import GroupNorm
 from dformer.ops.dynamic_masks import aligned_upsample
 
 # Batch norm as published; group norm for own training with few images a process.
-NORMS: dict[str, Callable[[int], nn.Module]] = {"BN": nn.BatchNorm2d, "GN": lambda dim: nn.GroupNorm(32, dim)}
+NORMS: dict[str, Callable[[int], nn.Module]] = {"BN": nn.BatchNorm2d, "GN": lambda dim: GroupNorm(32, dim)}
 
 
 class MaskBranch(nn.Module):

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dformer.layers.attention import Attention
+from dformer.layers.attention import Attention, scaled_dot_product_attention
 from dformer.layers.deformable_attention import DeformableAttention, softmax
 from dformer.layers.feed_forward import FeedForward
+from dformer.layers.group_norm import GroupNorm
 from dformer.layers.resize import resize
 
 
@@ -23,6 +24,35 @@ def test_attention_is_pytorchs():
     mask[:, :, 0] = True
     expected, _ = theirs(query, key, value, attn_mask=~mask.repeat_interleave(4, dim=0))
     torch.testing.assert_close(ours(query, ours.encode_memory(key, value), mask), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_in_half_precision_has_the_gradients_of_single_precision(dtype):
+    heads = torch.randn(3, 2, 4, 7, 8).to(dtype)
+    gradients = []
+    for precise in (False, True):
+        parts = [(part.double() if precise else part).requires_grad_() for part in heads.unbind()]
+        with torch.autocast("cpu", dtype, enabled=not precise):
+            attend = F.scaled_dot_product_attention if precise else scaled_dot_product_attention
+            attended = attend(*parts)
+        assert attended.dtype == (torch.float64 if precise else dtype)
+        gradients.append(torch.autograd.grad(attended.sum(), parts))
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours.double(), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_is_pytorchs(memory_format):
+    maps = torch.randn(2, 8, 5, 6).contiguous(memory_format=memory_format).requires_grad_()
+    ours, theirs = GroupNorm(4, 8), nn.GroupNorm(4, 8)
+    weight = torch.randn(2, 8, 5, 6)
+    for norm in (ours, theirs):
+        (norm(maps) * weight).sum().backward()
+        norm.of_maps, maps.grad = maps.grad, None
+    torch.testing.assert_close(ours(maps), theirs(maps))
+    torch.testing.assert_close(ours.of_maps, theirs.of_maps)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    assert ours(maps).is_contiguous(memory_format=memory_format)
 
 
 def test_deformable_attention_starts_as_a_ring_around_the_reference():

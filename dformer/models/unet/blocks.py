@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dformer.layers.attention import scaled_dot_product_attention
+from dformer.layers.group_norm import GroupNorm
+
 
 class ResnetBlock2D(nn.Module):
     """Compute a residual block of two convolutions; `time_channels` T: the time embedding is added between them."""
@@ -17,10 +20,10 @@ class ResnetBlock2D(nn.Module):
         self, in_channels: int, out_channels: int, groups: int, *, eps: float = 1e-5, time_channels: int | None = None
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps)
+        self.norm1 = GroupNorm(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(time_channels, out_channels) if time_channels else None
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps)
+        self.norm2 = GroupNorm(groups, out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
@@ -51,7 +54,7 @@ class Attention(nn.Module):
             tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N or L, C / heads)
             for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out[0](scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class GEGLU(nn.Module):
@@ -102,7 +105,7 @@ class Transformer2DModel(nn.Module):
 
     def __init__(self, channels: int, heads: int, groups: int, context_channels: int | None = None) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, 1e-6)
+        self.norm = GroupNorm(groups, channels, 1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([BasicTransformerBlock(channels, heads, context_channels)])
         self.proj_out = nn.Conv2d(channels, channels, 1)

@@ -9,6 +9,7 @@ from itertools import chain, pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dformer.layers.group_norm import GroupNorm
 from dformer.models.unet.blocks import Attention, Downsample2D, ResnetBlock2D
 
 EPS = 1e-6  # of the group norms
@@ -20,7 +21,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         attention = Attention(channels, 1, bias=True)
-        self.group_norm = nn.GroupNorm(groups, channels, EPS)
+        self.group_norm = GroupNorm(groups, channels, EPS)
         self.to_q, self.to_k, self.to_v, self.to_out = attention.to_q, attention.to_k, attention.to_v, attention.to_out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class Encoder(nn.Module):
             [EncoderLevel(a, b, layers, groups, i == len(channels) - 1) for i, (a, b) in levels]
         )
         self.mid_block = EncoderMid(channels[-1], groups)
-        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], EPS)
+        self.conv_norm_out = GroupNorm(groups, channels[-1], EPS)
         self.conv_out = nn.Conv2d(channels[-1], 2 * latent_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dformer.layers.group_norm import GroupNorm
+
 
 class LayerNorm2d(nn.LayerNorm):
     """Normalise the channels of each cell of a map (B, C, h, w)."""
@@ -51,13 +53,13 @@ class MaskAutoencoderModel(nn.Module):
         for a, b in pairwise(channels):
             encoder += [_conv(a, a), _conv(a, b, stride=2), nn.SiLU()]
         encoder += [_conv(channels[-1], hidden_channels), nn.Identity()]
-        encoder += [nn.GroupNorm(groups, hidden_channels, 1e-6), nn.SiLU(), _conv(hidden_channels, 2 * latent_channels)]
+        encoder += [GroupNorm(groups, hidden_channels, 1e-6), nn.SiLU(), _conv(hidden_channels, 2 * latent_channels)]
         decoder: list[nn.Module] = [_conv(latent_channels, hidden_channels), nn.Identity()]
         for a in [hidden_channels] + [upscale_channels] * (upscalers - 1) if upscalers else []:
             decoder += [nn.ConvTranspose2d(a, upscale_channels, 2, stride=2), LayerNorm2d(upscale_channels, 1e-6)]
             decoder += [nn.SiLU()]
         last = upscale_channels if upscalers else hidden_channels
-        decoder += [nn.GroupNorm(groups, last, 1e-5), nn.SiLU(), _conv(last, self.num_ids)]
+        decoder += [GroupNorm(groups, last, 1e-5), nn.SiLU(), _conv(last, self.num_ids)]
         self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
 
     def encode(self, signal: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from dformer.layers.attention import Memory
 from dformer.layers.embedding import sine_encoding, sine_token_position
+from dformer.layers.group_norm import GroupNorm
 from dformer.layers.mlp import xavier_linear
 from dformer.layers.pre_norm import PreNormLayer
 
 
-def group_norm(channels: int, max_groups: int | None = None) -> nn.GroupNorm:
+def group_norm(channels: int, max_groups: int | None = None) -> GroupNorm:
     """Build a group norm of four channels a group, or more: at most 32 groups, and those that divide the channels."""
     groups = max_groups or min(max(channels // 4, 1), 32)
-    return nn.GroupNorm(next(g for g in range(groups, 0, -1) if channels % g == 0), channels, eps=1e-5)
+    return GroupNorm(next(g for g in range(groups, 0, -1) if channels % g == 0), channels, eps=1e-5)
 
 
 def xavier_conv(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dformer.layers.group_norm import GroupNorm
 from dformer.models.unet.blocks import Downsample2D, ResnetBlock2D, TimestepEmbedding, Transformer2DModel, Upsample2D
 
 Maps = list[Tensor]
@@ -142,7 +143,7 @@ class UNet2DConditionModel(nn.Module):
             if level > 0:
                 up.upsamplers.append(Upsample2D(width))
             self.up_blocks.append(up)
-        self.conv_norm_out = nn.GroupNorm(groups, channels[0], 1e-5)
+        self.conv_norm_out = GroupNorm(groups, channels[0], 1e-5)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
