@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from dformer.d2.checkpoint.zoo import inference_config
 from dformer.d2.data.datasets import get_records
 from dformer.d2.engine.predictor import Predictor
+from dformer.d2.modeling.meta_arch import LDMSeg
 from dformer.data.images import read_image, read_panoptic_png
 from dformer.diffusion.prediction import x0_from_eps
 from dformer.diffusion.sampler import sample, time_pairs
@@ -149,17 +150,19 @@ def measure_parts(args: argparse.Namespace) -> None:
     report(rows, environment(args.device), args.json)
 
 
-def numbered(record: dict[str, Any]) -> Map:
-    """Read an annotation; its segments are numbered from 1, from top to bottom, and crowds are none.
+def numbered(record: dict[str, Any], model: LDMSeg) -> Map:
+    """Read an annotation; its segments are numbered from 1, and crowds are none.
 
-    A model that was trained with random ids takes any numbers; one with ID_ORDER "raster" needs these.
+    A model that was trained with random ids takes any numbers; one with ID_ORDER "grid" needs these.
     """
     ids = rgb2id(read_panoptic_png(record["pan_seg_file_name"]))
     numbers = np.zeros(ids.shape, np.int64)
     segments = [segment for segment in record["segments_info"] if not segment.get("iscrowd")]
     for number, segment in enumerate(segments, start=1):
         numbers[ids == segment["id"]] = number
-    ids = draw_ids(torch.from_numpy(numbers), len(segments), 256, "raster", torch.Generator())
+    stuff = model.stuff_classes[[segment["category_id"] for segment in segments]]
+    num_ids = model.head.mask_autoencoder.num_ids
+    ids = draw_ids(torch.from_numpy(numbers), len(segments), num_ids, "grid", torch.Generator(), stuff)
     return np.concatenate([[0], ids.numpy()])[numbers]
 
 
@@ -212,7 +215,7 @@ def measure_inpainting(args: argparse.Namespace) -> None:
         raise UserError(f"{args.weights} is no model that completes masks; LDMSeg is")
     request = replace(predictor.model.request, tasks=("panoptic",), steps=args.steps[-1])
     records = get_records(args.dataset)[: args.images]
-    images, truths = [read_image(r["file_name"]) for r in records], [numbered(r) for r in records]
+    images, truths = [read_image(r["file_name"]) for r in records], [numbered(r, predictor.model) for r in records]
 
     def completed(known: Sequence[NDArray[np.uint8] | None]) -> list[Map]:
         results = [predictor.predict([x], request=request, known=[k])[0] for x, k in zip(images, known, strict=True)]

@@ -4,10 +4,13 @@ A bit is in [0, 1]; `signals.masks.to_signal` maps it to the signal in [-b, b]. 
 (..., n, h, w), the least significant first.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-ID_ORDERS = ("random", "shuffle", "raster")
+ID_ORDERS = ("random", "shuffle", "grid")
 
 
 def int_to_bits(values: Tensor, num_bits: int, void: int | None = None) -> Tensor:
@@ -45,27 +48,68 @@ def _bit_table(num_bits: int, like: Tensor) -> Tensor:
     return int_to_bits(torch.arange(2**num_bits, device=like.device)[:, None, None], num_bits)[..., 0, 0].to(like.dtype)
 
 
-def draw_ids(panoptic_map: Tensor, count: int, num_ids: int, order: str, generator: torch.Generator) -> Tensor:
+def draw_ids(
+    panoptic_map: Tensor,
+    count: int,
+    num_ids: int,
+    order: str,
+    generator: torch.Generator,
+    stuff: Tensor | None = None,
+) -> Tensor:
     """Draw an id for each of the `count` objects of an image: (count,) int64 on the generator's device.
 
     Args:
-        panoptic_map: (h, w), k + 1 in object k, 0 elsewhere; read by "raster" only.
+        panoptic_map: (h, w), k + 1 in object k, 0 elsewhere; read by "grid" only.
         num_ids: ids are 0..num_ids - 1; 0 is no object. Of more objects than ids, those left over get 0.
-        order: "random": any of the ids, each once. "shuffle": the lowest ids in random order. Not in the paper:
-            "raster", the lowest ids in the order of the objects' centres, from top to bottom, so that the image gives
-            them.
+        order: "random": any of the ids, each once. "shuffle": the lowest ids in random order. Not in the papers:
+            "grid", so that the image gives the ids: those of things number the cells of a grid, of which the nearest to
+            the object's centre that is free is taken (as in SOLO, Wang et al. 2020); those of stuff follow, by class.
+        stuff: for "grid", which stuff class each object is of (count, S), float32 0 or 1; a row of zeros: a thing.
     """
     device = generator.device
-    if order == "raster":
-        rows = torch.arange(panoptic_map.shape[0], device=device)[:, None].expand_as(panoptic_map)
-        pixels, none = panoptic_map.flatten(), torch.zeros(count + 1, dtype=torch.int64, device=device)
-        area = none.index_add(0, pixels, torch.ones_like(pixels))
-        centre = none.index_add(0, pixels, rows.flatten()) / area.clamp(min=1)
-        ids = centre[1:].argsort().argsort() + 1
-    else:
-        highest = max(count, num_ids - 1) if order == "random" else count
-        ids = torch.randperm(highest, generator=generator, device=device)[:count] + 1
+    if order == "grid":
+        centres = _centres(panoptic_map.to(device), count)
+        return _grid_ids(
+            centres, centres.new_zeros(count, 0) if stuff is None else stuff.to(device, non_blocking=True), num_ids - 1
+        )
+    highest = max(count, num_ids - 1) if order == "random" else count
+    ids = torch.randperm(highest, generator=generator, device=device)[:count] + 1
     return torch.where(ids < num_ids, ids, 0)
+
+
+def stuff_classes(things: list[bool]) -> Tensor:
+    """Return which stuff class each class is (K, S), float32 0 or 1, from which of the K classes are things."""
+    return torch.eye(len(things))[:, [k for k, is_thing in enumerate(things) if not is_thing]]
+
+
+def _centres(panoptic_map: Tensor, count: int) -> Tensor:
+    """Centres (G, 2) of the objects, y and x as shares of the map."""
+    pixels, sides = panoptic_map.flatten(), panoptic_map.shape
+    grid = torch.cartesian_prod(*((torch.arange(side, device=pixels.device) + 0.5) / side for side in sides))
+    ones = torch.ones_like(pixels, dtype=grid.dtype)
+    area = ones.new_zeros(count + 1).index_add(0, pixels, ones)
+    return (grid.new_zeros(count + 1, 2).index_add(0, pixels, grid) / area.clamp(min=1)[:, None])[1:]
+
+
+def _grid_ids(centres: Tensor, stuff: Tensor, num_ids: int) -> Tensor:
+    """Ids (G,) 1..num_ids of objects with centres (G, 2) and stuff classes (G, S), each once; 0 where none is left."""
+    num_stuff = min(stuff.shape[1], num_ids // 2)  # ids
+    num_cells = num_ids - num_stuff
+    rows = math.isqrt(num_cells)
+    sides = rows, math.ceil(num_cells / rows)
+    cells = torch.cartesian_prod(*((torch.arange(side, device=centres.device) + 0.5) / side for side in sides))
+    far = len(cells)  # things take stuff's ids last
+    distance = F.pad(torch.cdist(centres, cells[:num_cells]), (0, num_stuff), value=far)  # (G, num_ids)
+    if num_stuff:
+        preferred = num_cells + stuff.argmax(1) % num_stuff
+        of_stuff = (torch.arange(num_ids, device=centres.device) - preferred[:, None]).abs().to(distance)
+        distance = torch.where(stuff.any(1)[:, None], of_stuff, distance)
+    ids = centres.new_zeros(len(centres), dtype=torch.int64)
+    for k in range(min(len(centres), num_ids)):
+        nearest = distance[k].argmin()
+        ids[k] = nearest + 1
+        distance = distance.index_fill(1, nearest, torch.inf)
+    return ids
 
 
 def label_map(panoptic_map: Tensor, classes: Tensor, ids: Tensor) -> Tensor:

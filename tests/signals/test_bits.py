@@ -50,9 +50,21 @@ def test_ids_are_drawn_anew_for_each_image(order, highest):
     assert len(set(map(tuple, drawn))) > 10
 
 
-def test_ids_in_the_order_of_the_centres():
-    panoptic_map = torch.tensor([[0, 2, 2], [3, 3, 0], [0, 1, 1]])
-    assert b.draw_ids(panoptic_map, 3, 8, "raster", generator()).tolist() == [3, 1, 2]
+def test_ids_by_the_place_in_the_image():
+    panoptic_map = torch.zeros(40, 60, dtype=torch.int64)
+    panoptic_map[:8, :8], panoptic_map[32:, 50:], panoptic_map[32:, 55:] = 1, 2, 3
+    ids = b.draw_ids(panoptic_map, 3, 7, "grid", generator())  # two rows of three cells
+    assert ids.tolist() == [1, 6, 5]  # the last one's cell is taken
+    flipped = b.draw_ids(panoptic_map.flip(1), 3, 7, "grid", generator())
+    assert flipped.tolist() == [3, 4, 5]
+
+
+def test_ids_by_the_class_of_stuff():
+    stuff = b.stuff_classes([True, False, True, False])  # things and stuff in turns
+    panoptic_map = torch.tensor([[1, 1, 2, 2], [3, 3, 3, 4]])
+    for shift in range(4):
+        ids = b.draw_ids(panoptic_map.roll(shift, 1), 4, 7, "grid", generator(), stuff[[0, 3, 1, 2]])
+        assert ids[[2, 1]].tolist() == [5, 6] and len(set(ids.tolist())) == 4
 
 
 @pytest.mark.parametrize("order", b.ID_ORDERS)

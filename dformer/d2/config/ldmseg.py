@@ -36,7 +36,7 @@ def add_ldmseg_config(cfg: CN) -> None:
     cfg.MODEL.LDMSEG.MAX_SNR = 2.0  # the loss is weighted by min(SNR, MAX_SNR) / SNR
     cfg.MODEL.LDMSEG.SELF_CONDITION = 1.0  # share of training images that are conditioned on a first prediction
     # Ids of the segments in training: "random" as published; not in the paper: "shuffle" (the lowest ones, at random),
-    # "raster" (the lowest ones, from top to bottom).
+    # "grid" (by the place of a thing's centre, and by the class of stuff).
     cfg.MODEL.LDMSEG.ID_ORDER = "random"
     # Weight of stage 1's losses on the predicted latents, decoded. Not in the paper, which has 0.
     cfg.MODEL.LDMSEG.PIXEL_WEIGHT = 0.0

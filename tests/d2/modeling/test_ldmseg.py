@@ -52,7 +52,7 @@ def test_each_object_gets_an_id_of_its_own(order):
     generators = [torch.Generator().manual_seed(k) for k in range(3)]
     targets = model.targets(batch, torch.Size((64, 64)), generators)
     assert [len(target.present) for target in targets] == [3, 7, 0]
-    assert sorted(targets[1].present.tolist()) == list(range(1, 8))
+    assert len(set(targets[1].present.tolist()) - {0}) == 7
     for target, item in zip(targets, batch, strict=True):
         visible = item["panoptic_map"].unique()
         assert torch.equal(target.ids > 0, item["panoptic_map"] > 0)

@@ -205,7 +205,9 @@ class LDMSeg(SegmentMapper):
         targets, num_ids = [], self.head.mask_autoencoder.num_ids
         for item, generator in zip(batch, generators, strict=True):
             panoptic_map = self.padded_map(item, (canvas[0], canvas[1]))
-            ids = draw_ids(panoptic_map, len(item["instances"]), num_ids, self.id_order, generator)
+            classes = item["instances"].gt_classes
+            stuff = self.stuff_classes[classes]
+            ids = draw_ids(panoptic_map, len(classes), num_ids, self.id_order, generator, stuff)
             targets.append(id_target(panoptic_map, ids))
         return targets
 

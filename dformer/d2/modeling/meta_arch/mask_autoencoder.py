@@ -26,7 +26,7 @@ from dformer.postprocess.id_maps import (
     thing_instances,
 )
 from dformer.postprocess.view import View
-from dformer.signals.bits import draw_ids, int_to_bits
+from dformer.signals.bits import draw_ids, int_to_bits, stuff_classes
 from dformer.utils import rng
 from dformer.utils.errors import UserError
 
@@ -74,6 +74,7 @@ class SegmentMapper(Segmenter):
         self.points = points
         self.min_area = min_area
         self.things = torch.tensor(things)  # on the CPU, where segments are listed
+        self.stuff_classes = stuff_classes(things)
 
     def padded_map(self, item: dict[str, Any], canvas: tuple[int, int]) -> Tensor:
         """Return the panoptic map of an image, (H, W) int64, with void beside it up to the canvas."""

@@ -26,7 +26,7 @@ from dformer.postprocess import dense
 from dformer.postprocess.label_maps import find_segments, majority_vote
 from dformer.postprocess.queries import boxes_of
 from dformer.postprocess.view import View, resized_strips
-from dformer.signals.bits import ID_ORDERS, draw_ids, label_map
+from dformer.signals.bits import ID_ORDERS, draw_ids, label_map, stuff_classes
 from dformer.signals.masks import to_unit
 from dformer.utils import rng
 from dformer.utils.errors import UserError, did_you_mean
@@ -98,6 +98,7 @@ class Pix2SeqD(Segmenter):
     max_time = 1.0
     options = {"steps": (1, 1000), "seed": (0, 2**31 - 1)}
     things: Tensor
+    stuff_classes: Tensor
 
     @configurable
     def __init__(
@@ -121,6 +122,7 @@ class Pix2SeqD(Segmenter):
         self.time_difference, self.eta = time_difference, eta
         self.upsampling, self.min_area = upsampling, min_area
         self.register_buffer("things", torch.tensor(things), persistent=False)
+        self.register_buffer("stuff_classes", stuff_classes(things), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -171,7 +173,8 @@ class Pix2SeqD(Segmenter):
         noise = rng.normal([generator], self.noise_shape(canvas, self.request))[0]
         objects = self.to_grid(self.panoptic_map(item).to(self.device, non_blocking=True), canvas)
         classes = item["instances"].gt_classes.to(self.device, non_blocking=True)
-        ids = draw_ids(objects, len(classes), self.head.num_labels[1], self.id_order, generator)
+        stuff = self.stuff_classes[classes]
+        ids = draw_ids(objects, len(classes), self.head.num_labels[1], self.id_order, generator, stuff)
         past = objects.new_zeros(self.head.past_maps, *objects.shape)
         if self.head.past_maps and "past_maps" in item:
             past = self.to_grid(item["past_maps"].to(self.device, non_blocking=True), canvas)
