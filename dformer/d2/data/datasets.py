@@ -55,6 +55,9 @@ def register_moving_shapes(root: str | Path) -> None:
         places = {"images": f"{name}/JPEGImages", "annotations": f"{name}/Panoptic"}
         declaration = {"form": "kitti_step", **places, "classes": classes, "things": things}
         register_declarations({name: declaration}, Path(root))
+        metadata = MetadataCatalog.get(name)  # known before there are files
+        metadata.set(**class_metadata([{**c, "id": k} for k, c in enumerate(categories)]))
+        metadata.panoptic_root = str(metadata.declared[0].annotations)
 
 
 # What Detectron2's loaders, which trust the files, raise on wrong ones.
