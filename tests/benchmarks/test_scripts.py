@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from dformer.apps import shapes
 from dformer.d2.checkpoint.checkpointer import ASSETS
 from tests import ROOT, run_script
 
@@ -81,6 +82,14 @@ def test_demo(tmp_path: Path) -> None:
     (row,) = run(tmp_path, "demo.py", "--weights", "dformer://shapes", "--input", str(ASSETS / "examples"))
     assert row["frames"] == 6 and len(row["MiB"]) == 4
     assert all(row[part] > 0 for part in ("model", "drawing", "reading and writing"))
+
+
+@pytest.mark.slow
+def test_tiles(tmp_path: Path) -> None:
+    shapes.generate(tmp_path, shapes.Parameters(train=1, val=2), progress=False)
+    arguments = ["--grids", "2x1", "--overlaps", "64"]
+    alone, tiled = run(tmp_path, "inference/tiles.py", *arguments, DETECTRON2_DATASETS=str(tmp_path))
+    assert alone["PQ"] > 60 and tiled["PQ"] > alone["PQ"] - 20 and tiled["picture"] == "1200x667"
 
 
 def test_all_that_needs_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
