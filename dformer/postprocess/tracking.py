@@ -16,20 +16,18 @@ from torch import Tensor
 
 MIN_IOU = 0.2
 MAX_HIDDEN = 5  # frames
-ANY = -1  # class of a track that may have any
 
 
 class Tracks(NamedTuple):
     """Hold the tracks that may go on: masks where each was last seen, run-length encoded as COCO's, and, of the same
-    length, ids, classes (`ANY`: not known) and for how many frames they have been hidden; the id of the next track."""
+    length, ids and for how many frames they have been hidden; and the id of the next new track."""
 
     masks: tuple[dict[str, Any], ...] = ()
     ids: tuple[int, ...] = ()
-    classes: tuple[int, ...] = ()
     hidden: tuple[int, ...] = ()
     next_id: int = 1
 
-    def advance(self, ids: Sequence[int | None], masks: NDArray[np.bool_], classes: Sequence[int]) -> "Advanced":
+    def advance(self, ids: Sequence[int | None], masks: NDArray[np.bool_]) -> "Advanced":
         """Return the ids of a frame's segments, a new one for each None, and the tracks after the frame.
 
         A track that is hidden for more than `MAX_HIDDEN` frames has ended.
@@ -38,12 +36,10 @@ class Tracks(NamedTuple):
         for i in ids:
             new.append(next_id if i is None else i)
             next_id += i is None
-        found = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
         kept = [k for k, i in enumerate(self.ids) if i not in new and self.hidden[k] < MAX_HIDDEN]
         tracks = Tracks(
-            (*found, *(self.masks[k] for k in kept)),
+            (*encode_masks(masks), *(self.masks[k] for k in kept)),
             (*new, *(self.ids[k] for k in kept)),
-            (*classes, *(self.classes[k] for k in kept)),
             (*(0 for _ in new), *(self.hidden[k] + 1 for k in kept)),
             next_id,
         )
@@ -51,41 +47,59 @@ class Tracks(NamedTuple):
 
     def of_size(self, size: tuple[int, int]) -> "Tracks":
         """Return the tracks whose masks are of this height and width; the others have ended."""
-        return self._of([k for k, mask in enumerate(self.masks) if tuple(mask["size"]) == size])
+        return self.of([k for k, mask in enumerate(self.masks) if tuple(mask["size"]) == size])
 
     def first(self, count: int) -> "Tracks":
         """Return at most so many tracks, those that were seen last; the others have ended."""
-        return self._of(range(min(count, len(self.ids))))
+        return self.of(range(min(count, len(self.ids))))
 
-    def _of(self, kept: Sequence[int]) -> "Tracks":
-        ids, classes, hidden = (tuple(row[k] for k in kept) for row in (self.ids, self.classes, self.hidden))
-        return Tracks(tuple(self.masks[k] for k in kept), ids, classes, hidden, self.next_id)
+    def of(self, kept: Sequence[int]) -> "Tracks":
+        """Return the tracks at these places in the tuples."""
+        masks = tuple(self.masks[k] for k in kept)
+        return Tracks(masks, tuple(self.ids[k] for k in kept), tuple(self.hidden[k] for k in kept), self.next_id)
 
 
 Advanced = tuple[list[int], Tracks]
 
 
-def associate(tracks: Tracks, masks: NDArray[np.bool_], classes: Sequence[int]) -> Advanced:
+def encode_masks(masks: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Encode masks (S, H, W) as compressed RLEs."""
+    encoded: list[dict[str, Any]] = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
+    return encoded
+
+
+def associate(tracks: Tracks, masks: NDArray[np.bool_]) -> Advanced:
     """Return the track ids of a frame's segments, and the tracks after it: association by overlap, the baseline.
 
-    Segments and tracks of one class are assigned to each other by the largest sum of IoU; a segment that is left over
-    begins a track.
+    A segment that no track overlaps begins one. The class does not matter: that of an object is more often wrong in a
+    frame than two objects change places (docs/video.md).
 
     Args:
         tracks: those of the frame before; `Tracks()` at the first.
-        masks: (S, H, W). Masks of another size than those of the frame before are new.
-        classes: of each segment.
+        masks: (S, H, W).
     """
-    found = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
+    return tracks.advance(find_tracks(tracks, masks), masks)
+
+
+def find_tracks(tracks: Tracks, masks: NDArray[np.bool_], min_iou: float = MIN_IOU) -> list[int | None]:
+    """Return the id of the track that each of a frame's segments overlaps, or None.
+
+    Segments and tracks are assigned to each other by the largest sum of IoU.
+
+    Args:
+        tracks: those of the frame before.
+        masks: (S, H, W). Tracks with masks of another size overlap none.
+        min_iou: of a segment and its track.
+    """
+    found = encode_masks(masks)
     iou = np.zeros((len(found), len(tracks.ids)))
     if iou.size:
         iou[:] = rle.iou(found, list(tracks.masks), [0] * len(tracks.ids))  # -1 for another size
-        iou *= np.equal.outer(classes, tracks.classes) | np.equal(tracks.classes, ANY)
     ids: list[int | None] = [None] * len(found)
     for segment, track in zip(*linear_sum_assignment(iou, maximize=True), strict=True):
-        if iou[segment, track] >= MIN_IOU:
+        if iou[segment, track] >= min_iou:
             ids[segment] = tracks.ids[track]
-    return tracks.advance(ids, masks, classes)
+    return ids
 
 
 def match_queries(before: Tensor | None, now: Tensor) -> tuple[list[int], Tensor]:

@@ -12,6 +12,7 @@ from PIL import Image
 from dformer.utils.errors import UserError
 from dformer.utils.files import atomic_write
 from dformer.visualize.arrays import UInt8
+from dformer.visualize.h264 import H264Writer, has_ffmpeg
 
 # Pillow's options for each format of pictures.
 FORMATS: dict[str, dict[str, Any]] = {
@@ -19,7 +20,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     ".jpg": {"quality": 90},
     ".webp": {"quality": 75},
 }
-# OpenCV's wheels can write these without a system codec. H.264 is not among them: browsers play only the .webm.
+# OpenCV's wheels can write these without a system codec. H.264 is not among them: without the program ffmpeg, browsers
+# play only the .webm.
 CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 DEFAULT_FPS = 25.0  # where a source does not know its own
 
@@ -31,12 +33,18 @@ def save_picture(picture: UInt8, file: Path) -> None:
 
 
 def save_animation(frames: Iterable[UInt8], file: str | Path, fps: float) -> None:
-    """Write frames of one size, whole or not at all, as a GIF that repeats or as a video, by the file's suffix."""
+    """Write frames of one size, whole or not at all: a GIF or WebP that repeats, or a video, by the file's suffix."""
     file = Path(file)
+    duration = round(1000 / fps)
     if file.suffix.lower() == ".gif":
         first, *others = (Image.fromarray(frame).quantize(dither=Image.Dither.NONE) for frame in frames)
         with atomic_write(file) as partial:
-            first.save(partial, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+            first.save(partial, save_all=True, append_images=others, duration=duration, loop=0)
+    elif file.suffix.lower() == ".webp":
+        first, *others = map(Image.fromarray, frames)
+        with atomic_write(file) as partial:
+            options = FORMATS[".webp"]
+            first.save(partial, save_all=True, append_images=others, duration=duration, loop=0, **options)
     else:
         with VideoWriter(file, fps) as video:
             for frame in frames:
@@ -106,8 +114,12 @@ class VideoWriter:
         """
         if self._writer is None:
             self._partial = self._stack.enter_context(atomic_write(self.file, keep_interrupted=True))
-            codec = cv2.VideoWriter.fourcc(*CODECS[self.file.suffix.lower()])
-            self._writer = cv2.VideoWriter(str(self._partial), codec, self.fps, (frame.shape[1], frame.shape[0]))
+            height, width = frame.shape[:2]
+            if self.file.suffix.lower() == ".mp4" and has_ffmpeg():
+                self._writer = H264Writer(self._partial, self.fps, width, height)
+            else:
+                codec = cv2.VideoWriter.fourcc(*CODECS[self.file.suffix.lower()])
+                self._writer = cv2.VideoWriter(str(self._partial), codec, self.fps, (width, height))
             self._stack.push(self._close)
             if not self._writer.isOpened():
                 raise UserError(f"{self.file} cannot be written")

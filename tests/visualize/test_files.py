@@ -1,5 +1,6 @@
 """Files are read again after they were written; what an error or an interruption leaves."""
 
+import shutil
 from contextlib import nullcontext
 
 import numpy as np
@@ -46,6 +47,21 @@ def test_videos(tmp_path, suffix):
         some = list(video)
     assert [index for index, _ in some] == [0, 5, 10]
     assert all((frame == read[index][1]).all() for index, frame in some)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the program ffmpeg")
+def test_with_ffmpeg_browsers_play_the_video(tmp_path):
+    save_animation([frame[:-1, :-1] for frame in frames(5)], tmp_path / "a.mp4", fps=10)  # of odd sides, too
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert b"avc1" in content and content.index(b"moov") < content.index(b"mdat")
+
+
+def test_webp_animations(tmp_path):
+    save_animation(iter(frames(5)), tmp_path / "a.webp", fps=20)
+    with Image.open(tmp_path / "a.webp") as picture:
+        assert (picture.n_frames, picture.info["loop"]) == (5, 0)
+        picture.seek(4)
+        assert np.abs(np.asarray(picture.convert("RGB")).astype(int) - frames(5)[4]).mean() < 10
 
 
 def test_gif_animations(tmp_path):

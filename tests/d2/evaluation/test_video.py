@@ -18,6 +18,7 @@ from dformer.utils.errors import UserError
 from tests.d2.tiny import random_model, tiny_cfg
 from tests.data import clips
 
+pytest.importorskip("trackeval")
 pytestmark = pytest.mark.usefixtures("empty_catalogs")
 FORMS = ("davis", "youtube_vis", "kitti_step", "vipseg")
 
@@ -49,7 +50,6 @@ def as_output(record, task, change=lambda segment: segment):
 
 
 def scores(evaluator, records, task, change=lambda record: lambda segment: segment):
-    pytest.importorskip("trackeval")
     evaluator.folder.mkdir(exist_ok=True)
     evaluator.reset()
     for record in records:
@@ -60,7 +60,6 @@ def scores(evaluator, records, task, change=lambda record: lambda segment: segme
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("task", ["panoptic", "instance"])
 def test_the_truth_has_100_in_all_metrics(tmp_path, form, task):
-    pytest.importorskip("trackeval")
     evaluator, records = evaluator_of(tmp_path, form, task)
     evaluator.task = task = task if form in ("kitti_step", "vipseg") else "instance"
     found = scores(evaluator, records, task)
@@ -110,7 +109,6 @@ def test_objects_in_crowds_and_void_do_not_count(tmp_path):
 
 @pytest.mark.parametrize("tracker", ["association", "queries"])
 def test_a_model_is_evaluated_with_its_tracker(tmp_path, tracker):
-    pytest.importorskip("trackeval")
     register_declarations({"clips": clips.write(tmp_path, "kitti_step")}, tmp_path)
     opts = [
         "DATASETS.TRAIN",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dformer.d2.modeling.meta_arch import Request, Segmenter, Step
 from dformer.d2.modeling.meta_arch.segmenter import Batch
-from dformer.postprocess.tracking import ANY, Tracks, associate
+from dformer.postprocess.tracking import Tracks, associate
 from dformer.utils.errors import UserError
 
 State = Any  # of a tracker; None before the first frame
@@ -43,10 +43,9 @@ class Tracker(ABC):
         Args:
             frame: the first one, an item as of `Segmenter.forward`; the tracker gets it with this state.
             masks: (M, height, width).
-            classes: of the objects, where they are known.
+            classes: of the objects, where they are known; "past_maps" needs them.
         """
-        known = [ANY] * len(masks) if classes is None else classes
-        return Tracks().advance([None] * len(masks), masks, known)[1]
+        return Tracks().advance([None] * len(masks), masks)[1]
 
     def last_step(self, frames: Batch, request: Request | None = None) -> Step:
         """Return the last sampling step of the model, for the tracker's request or another."""
@@ -95,7 +94,7 @@ def set_tracks(result: dict[str, Any], request: Request, ids: Sequence[int]) -> 
 def number_things(result: dict[str, Any], request: Request, tracks: Tracks) -> Tracks:
     """Track the things of a frame's result by association, in place; return the tracks after it."""
     things = things_of(result, request)
-    ids, tracks = associate(tracks, things.masks, things.classes)
+    ids, tracks = associate(tracks, things.masks)
     set_tracks(result, request, ids)
     return tracks
 
