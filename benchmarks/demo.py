@@ -45,6 +45,7 @@ def measure_demo(weights: str, source: str, batch: int) -> dict[str, Any]:
         reset_peak()
 
     parts = {"loading": (Predictor, "__init__"), "model": (Predictor, "predict"), "drawing": (Result, "draw")}
+    parts["model and tracks of videos"] = (Predictor, "track")
     with (
         tempfile.TemporaryDirectory() as output,
         mock.patch.object(Predictor, "__init__", after_loading),
