@@ -17,7 +17,8 @@ from dformer.utils.errors import UserError
 class QueryTracker(Tracker):
     """Identify things by their queries, matched from frame to frame (see `match_queries`), for DFormer and Mask2Former.
 
-    The state: the queries' mask embeddings (N, E), by slot.
+    The state: the queries' mask embeddings (N, E), by slot. MinVIS matches the queries themselves, from which these are
+    computed; the predictions of our decoder have no others.
     """
 
     def __init__(self, model: Segmenter, request: Request) -> None:
