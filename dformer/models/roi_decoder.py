@@ -46,8 +46,8 @@ class DynamicConv(nn.Module):
     def forward(self, queries: Tensor, regions: Tensor) -> Tensor:
         """Return (B, N, C) from queries (B, N, C) and regions (B, N, R * R, C)."""
         first, second = self.dynamic_layer(queries).chunk(2, dim=2)  # (B, N, C * D), (B, N, D * C)
-        x = self.norm1(regions @ first.unflatten(2, (self.dim, -1))).relu()  # (B, N, R * R, D)
-        x = self.norm2(x @ second.unflatten(2, (-1, self.dim))).relu()  # (B, N, R * R, C)
+        x = self.norm1(regions @ first.unflatten(2, (self.dim, -1))).relu_()  # (B, N, R * R, D)
+        x = self.norm2(x @ second.unflatten(2, (-1, self.dim))).relu_()  # (B, N, R * R, C)
         return self.norm3(self.out_layer(x.flatten(2))).relu()  # (B, N, C)
 
 

@@ -9,6 +9,7 @@ Shapes: N boxes, K classes, P numbers of a mask head, n detections, masks of h x
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
@@ -89,7 +90,7 @@ def masks_in_boxes(kernels: Tensor, mask_features: Tensor, boxes: Tensor, view: 
         boxes: (n, 4) in pixels of the result, within it, on the CPU; their corners are rounded down.
     """
     height, width = view.size
-    result = torch.zeros(len(kernels), height, width, dtype=torch.bool, device=kernels.device)
+    result = _cleared((len(kernels), height, width), kernels.device)
     down, across = (_interpolation(mask_features.shape[1 + k], view.image[k], view.size[k]) for k in range(2))
     rows, columns = (_moved(x.weights, kernels.device) for x in (down, across))  # (H, h), (W, w)
     corners = boxes.int()
@@ -106,6 +107,13 @@ def masks_in_boxes(kernels: Tensor, mask_features: Tensor, boxes: Tensor, view: 
             masks = rows[y, cell_y] @ masks @ columns[x, cell_x].T  # (few, bottom - top, right - left)
             result[few, y, x] = (masks > 0.5) & _inside(_moved(corners[few], masks.device), y, x)
     return result
+
+
+def _cleared(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A bool tensor of zeros. NumPy's, unlike PyTorch's, takes no memory where nothing is written."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros(shape, bool))
+    return torch.zeros(shape, dtype=torch.bool, device=device)
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:
