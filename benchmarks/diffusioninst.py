@@ -13,14 +13,14 @@ the boxes. Both find the same but for ties, and how much differs is in the recor
 machine, time on the clock depends on the others. --memory: what a training step keeps of the decoder for the gradient.
 """
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -58,23 +58,15 @@ def main() -> None:
     arguments.add_argument("--dtype", default="float32", help="of torch.autocast, such as bfloat16; of both builds")
     arguments.add_argument("--no-peak", action="store_true", help="leave out the peak memory, each in a fresh process")
     arguments.add_argument("--memory", action="store_true", help="measure what training keeps, instead of inference")
-    arguments.add_argument("--peak-of", action="store_true", help="print the peak memory of one case, and nothing else")
     arguments.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
     args = arguments.parse_args()
     keep_pages()
     if args.memory:
         report([kept_in_training(args.opts, args.sizes[0], n) for n in args.boxes], environment("cpu"), args.json)
         return
-    model, plain_backbone = build(args.opts)
-    rows = []
-    with torch.autocast("cpu", getattr(torch, args.dtype), enabled=args.dtype != "float32"):
-        if args.peak_of:
-            build_of = builds(model, plain_backbone)[args.builds[0]]
-            item = image(args.sizes[0])
-            print(peak_memory(partial(build_of, item, args.boxes[0], args.steps[0]), "cpu"))
-            return
-        for size, boxes, steps in product(args.sizes, args.boxes, args.steps):
-            rows += compare(args, model, plain_backbone, size, boxes, steps)
+    rows: list[dict[str, Any]] = []
+    for case in product(args.sizes, args.boxes, args.steps):
+        rows += compare(args, *case)
     report(rows, {**environment("cpu"), "dtype": args.dtype}, args.json)
 
 
@@ -107,27 +99,54 @@ def image(size: str) -> dict[str, Any]:
     return {"image": pixels, "height": height, "width": width}
 
 
-def compare(args: Any, model: Any, plain_backbone: Any, size: str, boxes: int, steps: int) -> Iterator[dict[str, Any]]:
-    """Yield a row a build."""
-    item = image(size)
-    chosen = {name: builds(model, plain_backbone)[name] for name in args.builds}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
-    found = {}
-    for _ in range(args.rounds):
-        for name, run in chosen.items():
-            start = time.process_time(), time.perf_counter()
-            found[name] = run(item, boxes, steps)
-            times[name].append((time.process_time() - start[0], time.perf_counter() - start[1]))
-    counts = {name: len(x["scores"]) for name, x in found.items()}
+RUN: dict[str, Any] = {}  # in the process of a build: the function, the type of its autocast, what it found last
+
+
+def prepare(name: str, dtype: str, opts: list[str]) -> None:
+    """Build a model in this process."""
+    keep_pages()
+    RUN.update(build=builds(*build(opts))[name], dtype=dtype)
+
+
+def run_once(size: str, boxes: int, steps: int) -> tuple[float, float]:
+    """Return the seconds of all threads and those on the clock."""
+    item, start = image(size), (time.process_time(), time.perf_counter())
+    with torch.autocast("cpu", getattr(torch, RUN["dtype"]), enabled=RUN["dtype"] != "float32"):
+        RUN["found"] = RUN["build"](item, boxes, steps)
+    return time.process_time() - start[0], time.perf_counter() - start[1]
+
+
+def found_last() -> dict[str, Any]:
+    """Return what the last run found."""
+    return RUN.pop("found")
+
+
+def peak_of(size: str, boxes: int, steps: int) -> float:
+    """Return the MiB that a run holds at most."""
+    return peak_memory(partial(run_once, size, boxes, steps), "cpu")
+
+
+def compare(args: Any, size: str, boxes: int, steps: int) -> Iterator[dict[str, Any]]:
+    """Yield a row a build. Each has a process of its own: it does not depend on what the other leaves in memory."""
+    case = size, boxes, steps
+
+    def process(name: str) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, get_context("spawn"), prepare, (name, args.dtype, args.opts))
+
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(process(name)) for name in args.builds}
+        order = [name for _ in range(args.rounds) for name in processes]
+        turns = [(name, processes[name].submit(run_once, *case).result()) for name in order]
+        found = {name: each.submit(found_last).result() for name, each in processes.items()}
     same, differing = agreement(**found) if len(found) == 2 else (None, None)
-    found.clear()
-    for name in chosen:
-        command = [sys.executable, __file__, "--peak-of", "--builds", name, "--sizes", size, "--boxes", str(boxes)]
-        command += ["--steps", str(steps), "--dtype", args.dtype, "--opts", *args.opts]
-        peak = None if args.no_peak else float(subprocess.run(command, check=True, capture_output=True).stdout)
-        cpu, clock = (1e3 * median(x) for x in zip(*times[name], strict=True))
-        case = {"build": name, "size": size, "boxes": boxes, "steps": steps, "instances": counts[name]}
-        row = case | {"cpu_ms": cpu, "ms": clock, "peak_mib": peak}
+    for name in args.builds:
+        peak = None
+        if not args.no_peak:
+            with process(name) as fresh:
+                peak = fresh.submit(peak_of, *case).result()
+        cpu, clock = (1e3 * median(x) for x in zip(*(times for build, times in turns if build == name), strict=True))
+        row = {"build": name, "size": size, "boxes": boxes, "steps": steps, "instances": len(found[name]["scores"])}
+        row |= {"cpu_ms": cpu, "ms": clock, "peak_mib": peak}
         yield row | {"same_instances": same, "differing_pixels": differing}
 
 
