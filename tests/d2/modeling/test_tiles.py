@@ -10,6 +10,7 @@ from dformer.utils.errors import UserError
 from tests.d2.systems import SYSTEMS, build, full_request
 
 
+@torch.no_grad()
 def last(model: Segmenter, batch: list[dict], request) -> list[dict]:
     return list(model.steps(batch, request))[-1].results
 
