@@ -6,6 +6,7 @@ A video is an array (T, H, W, 2) of classes and ids, as in `dformer.metrics.stq`
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,29 +36,36 @@ def video_panoptic_quality(
         roots = Path(folder, "truth"), Path(folder, "found")
         for root in roots:
             root.mkdir()
-        for truth, found in videos:
+        for both in videos:
+            numbered = [_number(video, categories) for video in both]
             for k in windows:
-                for start in range(len(truth) - k + 1):
+                for start in range(len(both[0]) - k + 1):
                     pair = [
-                        _write(video[start : start + k], categories, root)
-                        for video, root in zip((truth, found), roots, strict=True)
+                        _write(numbers[start : start + k], segments, root)
+                        for (numbers, segments), root in zip(numbered, roots, strict=True)
                     ]
                     counts[k] += count_segments(pair[0], pair[1], *roots, categories)
     quality = {f"VPQ{k}": panoptic_quality(counts[k], categories)["PQ"] for k in windows}
     return {"VPQ": float(np.mean(list(quality.values()))), **quality}
 
 
-def _write(window: Labels, categories: Categories, root: Path) -> Annotation:
+def _number(video: Labels, categories: Categories) -> tuple[NDArray[np.uint32], list[dict[str, Any]]]:
+    """Number the segments of a video (T, H, W), 0 for void, and return them without their areas."""
+    things = [i for i, category in categories.items() if category["isthing"]]
+    classes, tracks = video[..., 0].astype(np.int64), np.where(np.isin(video[..., 0], things), video[..., 1], 0)
+    known = np.where(np.isin(classes, list(categories)), (classes << 32) + tracks, -1)
+    keys, numbers = np.unique(known, return_inverse=True)
+    first = int(keys[0] >= 0)  # void is the first key, if there is any
+    segments = [
+        {"id": k, "category_id": key >> 32, "iscrowd": int(key >> 32 in things and key % 2**32 == 0)}
+        for k, key in enumerate(keys[1 - first :].tolist(), start=1)
+    ]
+    return (numbers.reshape(video.shape[:-1]) + first).astype(np.uint32), segments
+
+
+def _write(window: NDArray[np.uint32], segments: Sequence[dict[str, Any]], root: Path) -> Annotation:
     """Write the frames of a window below each other as one panoptic PNG, and return its annotation."""
-    pixels = window.reshape(-1, *window.shape[2:]).astype(np.int64)  # (kH, W, 2)
-    is_thing = np.isin(pixels[..., 0], [i for i, category in categories.items() if category["isthing"]])
-    pixels[..., 1] *= is_thing
-    pairs, index = np.unique(pixels.reshape(-1, 2), axis=0, return_inverse=True)
-    segments, ids = [], np.zeros(len(pairs), np.uint32)
-    for k, (category, track) in enumerate(pairs.tolist()):
-        if category in categories:
-            ids[k] = k + 1
-            crowd = int(bool(categories[category]["isthing"]) and track == 0)
-            segments.append({"id": k + 1, "category_id": category, "iscrowd": crowd, "area": int((index == k).sum())})
-    Image.fromarray(id2rgb(ids[index].reshape(pixels.shape[:2]))).save(root / "window.png", compress_level=1)
-    return {"image_id": 0, "file_name": "window.png", "segments_info": segments}
+    areas = np.bincount(window.ravel(), minlength=len(segments) + 1)
+    found = [{**s, "area": int(areas[s["id"]])} for s in segments if areas[s["id"]]]
+    Image.fromarray(id2rgb(window.reshape(-1, window.shape[-1]))).save(root / "window.png", compress_level=1)
+    return {"image_id": 0, "file_name": "window.png", "segments_info": found}
