@@ -95,7 +95,7 @@ def load_images(predictor: Predictor, name: str, limit: int) -> Iterator[Image]:
     for record in get_records(name)[:limit]:
         pixels = read_image(record["file_name"])
         size = pixels.shape[0], pixels.shape[1]
-        classes, masks = reader(record, size).targets(T.TransformList([]), size)
+        classes, masks, _ = reader(record, size).targets(T.TransformList([]), size)
         if classes:
             item = {"image": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}
             images = model.preprocess([item]).tensor

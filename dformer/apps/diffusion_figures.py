@@ -81,7 +81,7 @@ def annotated_objects(name: str, index: int, task: str, max_rows: int) -> Object
     image, resizing = _resized(read_image(record["file_name"]))
     ignore_label = get_metadata(name).get("ignore_label", 255)
     annotation = annotation_reader(task, num_classes(name, task), ignore_label)(record, (resizing.h, resizing.w))
-    classes, masks = annotation.targets(T.TransformList([resizing]), (resizing.new_h, resizing.new_w))
+    classes, masks, _ = annotation.targets(T.TransformList([resizing]), (resizing.new_h, resizing.new_w))
     if not classes:
         raise UserError(f"{record['file_name']} has no annotated objects; choose another image with --index")
     largest = masks.flatten(1).sum(1).argsort(descending=True, stable=True)[:max_rows].tolist()

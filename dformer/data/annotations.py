@@ -6,9 +6,9 @@ Shapes: H, W of the annotation, h, w after the transforms, h', w' with padding, 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,15 @@ from dformer.data.segmentations import compress, decode_rle, fault_of
 from dformer.data.types import Record, Size, Transforms
 from dformer.utils.errors import UserError
 
-Targets = tuple[list[int], torch.Tensor]  # G contiguous classes; (G, h', w') bool
+Found = tuple[int, NDArray[Any], int]  # class, mask (h, w), track
+
+
+class Targets(NamedTuple):
+    """Hold of G objects the contiguous classes, the masks (G, h', w') bool, and the tracks, 0 where there is none."""
+
+    classes: list[int]
+    masks: torch.Tensor
+    tracks: list[int]
 
 
 @dataclass
@@ -33,11 +41,13 @@ class Regions:
         picture: uint8 region ids, (H, W) or, where ids exceed 255, (H, W, 3) with id = R + 256 G + 65536 B.
         classes: region id -> contiguous class, for the regions that are targets; all else is void.
         ignore_label: class label of void.
+        tracks: region id -> number of the object in its video, for those that have one.
     """
 
     picture: NDArray[np.uint8]
     classes: Mapping[int, int]
     ignore_label: int
+    tracks: Mapping[int, int] = field(default_factory=dict)
 
     def class_labels(self) -> NDArray[np.integer[Any]]:
         """Return the class of each pixel, (H, W), for the crop that limits the share of one class."""
@@ -52,7 +62,7 @@ class Regions:
         # centre, but other types with a top-left bias that would shift masks against the image.
         picture = np.ascontiguousarray(transforms.apply_segmentation(self.picture))
         ids = rgb2id(picture) if picture.ndim == 3 else picture
-        regions = ((cls, ids == region) for region, cls in self.classes.items())
+        regions = ((cls, ids == region, self.tracks.get(region, 0)) for region, cls in self.classes.items())
         return _gather(regions, len(self.classes), padded or size)
 
 
@@ -63,10 +73,12 @@ class Objects:
     Args:
         segmentations: of each object, polygons [[x0, y0, x1, y1, ...], ...] or a compressed RLE of (H, W).
         classes: of each object, contiguous.
+        tracks: of each object, its number in the video, 0 for none.
     """
 
     segmentations: list[Any]
     classes: list[int]
+    tracks: list[int]
 
     def class_labels(self) -> None:
         """Return None: a pixel may have several classes."""
@@ -75,26 +87,28 @@ class Objects:
         """Return the objects with at least one pixel left by `transforms`; see `Regions.targets`."""
         return _gather(self._transformed(transforms, size), len(self.classes), padded or size)
 
-    def _transformed(self, transforms: Transforms, size: Size) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        for segmentation, cls in zip(self.segmentations, self.classes, strict=True):
+    def _transformed(self, transforms: Transforms, size: Size) -> Iterator[Found]:
+        for segmentation, cls, track in zip(self.segmentations, self.classes, self.tracks, strict=True):
             read = _transformed_rle if isinstance(segmentation, dict) else _transformed_polygons
             mask = read(segmentation, transforms, size)
             if mask is not None:
-                yield cls, mask
+                yield cls, mask, track
 
 
 Annotation = Regions | Objects
 
 
-def _gather(objects: Iterable[tuple[int, NDArray[Any]]], count: int, padded: Size) -> Targets:
-    """Targets from classes and masks (h, w), at most `count`; empty masks are dropped."""
+def _gather(objects: Iterable[Found], count: int, padded: Size) -> Targets:
+    """Targets from at most `count` objects; those with empty masks are dropped."""
     classes: list[int] = []
+    tracks: list[int] = []
     masks = np.zeros((count, *padded), bool)
-    for cls, mask in objects:
+    for cls, mask, track in objects:
         if mask.any():
             masks[len(classes), : mask.shape[0], : mask.shape[1]] = mask
             classes.append(cls)
-    return classes, torch.from_numpy(masks[: len(classes)])
+            tracks.append(track)
+    return Targets(classes, torch.from_numpy(masks[: len(classes)]), tracks)
 
 
 def _transformed_polygons(polygons: list[list[float]], transforms: Transforms, size: Size) -> NDArray[np.uint8] | None:
@@ -166,7 +180,8 @@ def _read_regions(record: Record, size: Size, segments: list[dict[str, Any]], ig
     numbers = {s["id"]: number for number, s in enumerate(segments, start=1)}
     picture = paint_classes(_panoptic_picture(record, size), numbers, ignore_label=0)
     classes = {number: s["category_id"] for number, s in enumerate(segments, start=1)}
-    return Regions(_as_picture(picture), classes, ignore_label)
+    tracks = {number: s["track_id"] for number, s in enumerate(segments, start=1) if "track_id" in s}
+    return Regions(_as_picture(picture), classes, ignore_label, tracks)
 
 
 def _as_picture(numbers: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
@@ -181,7 +196,7 @@ def _panoptic_picture(record: Record, size: Size) -> NDArray[np.uint8]:
 
 
 def _read_objects(record: Record, size: Size) -> Objects:
-    segmentations, classes = [], []
+    segmentations, classes, tracks = [], [], []
     for annotation in record["annotations"]:
         if annotation.get("iscrowd"):
             continue
@@ -192,7 +207,8 @@ def _read_objects(record: Record, size: Size) -> Objects:
             raise UserError(f"an object of {record['file_name']} {fault}")
         segmentations.append(compress(segmentation, size) if isinstance(segmentation, dict) else segmentation)
         classes.append(annotation["category_id"])
-    return Objects(segmentations, classes)
+        tracks.append(annotation.get("track_id", 0))
+    return Objects(segmentations, classes, tracks)
 
 
 def _check_size(image_file: str, image: Size, annotation_file: str, annotation: tuple[int, ...]) -> None:

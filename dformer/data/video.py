@@ -4,7 +4,7 @@ Labels of a frame are an array (H, W, 2) int32 of classes, `VOID` where nothing 
 for stuff, crowds and void; those of a video (T, H, W, 2).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ def group_videos(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Return the records of each video, in the order of its frames."""
     ordered = sorted(records, key=lambda r: (r["video_id"], r["frame"], r["file_name"]))
     return {name: list(frames) for name, frames in groupby(ordered, key=lambda r: r["video_id"])}
+
+
+def video_key(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what the video of a frame is known by among those of several data sets: its folder and name."""
+    return str(Path(record.get("file_name", "")).parent), record.get("video_id", "")
 
 
 def read_segments(record: Record) -> list[dict[str, Any]]:

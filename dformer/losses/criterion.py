@@ -135,6 +135,13 @@ class Criterion(nn.Module):
         self, logits: Tensor, masks: MaskProducts, targets: list[Target], generators: list[torch.Generator]
     ) -> tuple[Pairs, list[int]]:
         """Match the predictions of each layer with the ground truth of each image; return what `assign` returns."""
+        return assign(self.costs(logits, masks, targets, generators))
+
+    @torch.no_grad()
+    def costs(
+        self, logits: Tensor, masks: MaskProducts, targets: list[Target], generators: list[torch.Generator]
+    ) -> list[Tensor]:
+        """Compute the cost (L, N, G_b) of matching predictions and ground truth of each image, at random points."""
         costs = []
         for b, (target, generator) in enumerate(zip(targets, generators, strict=True)):
             if len(target.labels) == 0:
@@ -145,7 +152,7 @@ class Criterion(nn.Module):
             truth = sample_targets(target.masks, index, points.expand(len(index), -1, -1))
             cost = matching_cost(logits[:, b], masks.at_points(b, points[0]), target.labels, truth, self.weights)
             costs.append(cost if target.owner is None else cost + tie_cost(target.owner, len(index)))
-        return assign(costs)
+        return costs
 
     def _mask_losses(
         self, masks: MaskProducts, targets: list[Target], matches: Pairs, generators: list[torch.Generator]

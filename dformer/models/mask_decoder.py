@@ -21,7 +21,8 @@ from dformer.models.pixel_decoder import PixelFeatures
 
 
 class Prediction(NamedTuple):
-    """Hold `logits` (B, N, K + 1), the last one for "no object", and two embeddings whose products are the masks.
+    """Hold `logits` (B, N, K + 1), the last one for "no object", two embeddings whose products are the masks, and the
+    normalised queries of which logits and `mask_embed` are made.
 
     The masks are by far the largest tensors, and are computed only on access.
     """
@@ -29,6 +30,7 @@ class Prediction(NamedTuple):
     logits: Tensor
     mask_embed: Tensor  # (B, N, E)
     mask_features: Tensor  # (B, E, H/4, W/4)
+    queries: Tensor  # (B, N, C)
 
     @property
     def masks(self) -> Tensor:
@@ -42,7 +44,7 @@ class Prediction(NamedTuple):
 
     def of_queries(self, rows: Tensor) -> "Prediction":
         """Return the prediction of some queries (M,)."""
-        return Prediction(self.logits[:, rows], self.mask_embed[:, rows], self.mask_features)
+        return Prediction(self.logits[:, rows], self.mask_embed[:, rows], self.mask_features, self.queries[:, rows])
 
 
 class ImageMemory(NamedTuple):
@@ -171,7 +173,7 @@ class MaskDecoder(nn.Module):
         if self.evidence_weight is not None:  # of each query's own maps among the last M * N channels
             own = torch.diag_embed(self.evidence_weight(x).mT)  # (B, M, N, N)
             mask_embed = torch.cat([mask_embed, *own.unbind(1)], dim=2)
-        return Prediction(self.class_embed(x), mask_embed, mask_features)
+        return Prediction(self.class_embed(x), mask_embed, mask_features, x)
 
 
 def attention_mask(logits: Tensor) -> Tensor:

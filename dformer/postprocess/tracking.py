@@ -15,22 +15,27 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 MIN_IOU = 0.2
+MIN_COSINE = 0.5  # of the embeddings of a segment and its track
 MAX_HIDDEN = 5  # frames
 
 
 class Tracks(NamedTuple):
-    """Hold the tracks that may go on: masks where each was last seen, run-length encoded as COCO's, and, of the same
-    length, ids and for how many frames they have been hidden; and the id of the next new track."""
+    """Hold the tracks that may go on, and the id of the next new one: what each was when last seen, a mask, run-length
+    encoded as COCO's, or an embedding; and, of the same length, ids and for how many frames they have been hidden."""
 
-    masks: tuple[dict[str, Any], ...] = ()
+    seen: tuple[Any, ...] = ()
     ids: tuple[int, ...] = ()
     hidden: tuple[int, ...] = ()
     next_id: int = 1
 
-    def advance(self, ids: Sequence[int | None], masks: NDArray[np.bool_]) -> "Advanced":
+    def advance(self, ids: Sequence[int | None], seen: Sequence[Any]) -> "Advanced":
         """Return the ids of a frame's segments, a new one for each None, and the tracks after the frame.
 
         A track that is hidden for more than `MAX_HIDDEN` frames has ended.
+
+        Args:
+            ids: of the segments' tracks.
+            seen: their masks or embeddings.
         """
         new, next_id = [], self.next_id
         for i in ids:
@@ -38,7 +43,7 @@ class Tracks(NamedTuple):
             next_id += i is None
         kept = [k for k, i in enumerate(self.ids) if i not in new and self.hidden[k] < MAX_HIDDEN]
         tracks = Tracks(
-            (*encode_masks(masks), *(self.masks[k] for k in kept)),
+            (*seen, *(self.seen[k] for k in kept)),
             (*new, *(self.ids[k] for k in kept)),
             (*(0 for _ in new), *(self.hidden[k] + 1 for k in kept)),
             next_id,
@@ -47,7 +52,7 @@ class Tracks(NamedTuple):
 
     def of_size(self, size: tuple[int, int]) -> "Tracks":
         """Return the tracks whose masks are of this height and width; the others have ended."""
-        return self.of([k for k, mask in enumerate(self.masks) if tuple(mask["size"]) == size])
+        return self.of([k for k, mask in enumerate(self.seen) if tuple(mask["size"]) == size])
 
     def first(self, count: int) -> "Tracks":
         """Return at most so many tracks, those that were seen last; the others have ended."""
@@ -55,8 +60,8 @@ class Tracks(NamedTuple):
 
     def of(self, kept: Sequence[int]) -> "Tracks":
         """Return the tracks at these places in the tuples."""
-        masks = tuple(self.masks[k] for k in kept)
-        return Tracks(masks, tuple(self.ids[k] for k in kept), tuple(self.hidden[k] for k in kept), self.next_id)
+        seen = tuple(self.seen[k] for k in kept)
+        return Tracks(seen, tuple(self.ids[k] for k in kept), tuple(self.hidden[k] for k in kept), self.next_id)
 
 
 Advanced = tuple[list[int], Tracks]
@@ -78,7 +83,7 @@ def associate(tracks: Tracks, masks: NDArray[np.bool_]) -> Advanced:
         tracks: those of the frame before; `Tracks()` at the first.
         masks: (S, H, W).
     """
-    return tracks.advance(find_tracks(tracks, masks), masks)
+    return tracks.advance(find_tracks(tracks, masks), encode_masks(masks))
 
 
 def find_tracks(tracks: Tracks, masks: NDArray[np.bool_], min_iou: float = MIN_IOU) -> list[int | None]:
@@ -94,12 +99,31 @@ def find_tracks(tracks: Tracks, masks: NDArray[np.bool_], min_iou: float = MIN_I
     found = encode_masks(masks)
     iou = np.zeros((len(found), len(tracks.ids)))
     if iou.size:
-        iou[:] = rle.iou(found, list(tracks.masks), [0] * len(tracks.ids))  # -1 for another size
+        iou[:] = rle.iou(found, list(tracks.seen), [0] * len(tracks.ids))  # -1 for another size
     ids: list[int | None] = [None] * len(found)
     for segment, track in zip(*linear_sum_assignment(iou, maximize=True), strict=True):
         if iou[segment, track] >= min_iou:
             ids[segment] = tracks.ids[track]
     return ids
+
+
+def associate_embeddings(tracks: Tracks, embeddings: Tensor) -> Advanced:
+    """Return the track ids of a frame's segments, and the tracks after it, by their embeddings.
+
+    Segments and tracks are assigned to each other by the largest sum of cosines, which a tracking branch learns to be 1
+    for one object and 0 for two. (QDTrack's bi-softmax takes the only track for the only segment, whatever they are.)
+
+    Args:
+        tracks: those of the frame before; `Tracks()` at the first.
+        embeddings: (S, D), float32.
+    """
+    ids: list[int | None] = [None] * len(embeddings)
+    if tracks.ids and ids:
+        cosine = (F.normalize(embeddings, dim=1) @ F.normalize(torch.stack(tracks.seen), dim=1).T).cpu().numpy()
+        for segment, track in zip(*linear_sum_assignment(cosine, maximize=True), strict=True):
+            if cosine[segment, track] >= MIN_COSINE:
+                ids[segment] = tracks.ids[track]
+    return tracks.advance(ids, embeddings.unbind())
 
 
 def match_queries(before: Tensor | None, now: Tensor) -> tuple[list[int], Tensor]:

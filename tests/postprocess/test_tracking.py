@@ -39,7 +39,7 @@ def test_the_state_does_not_grow():
     tracks = Tracks()
     for frame in range(100):
         ids, tracks = associate(tracks, squares(8 * (frame % 7), size=8))
-        assert ids == [frame + 1] and len(tracks.masks) <= MAX_HIDDEN + 1
+        assert ids == [frame + 1] and len(tracks.seen) <= MAX_HIDDEN + 1
 
 
 def test_nothing_and_frames_of_another_size():

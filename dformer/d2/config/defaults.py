@@ -99,6 +99,13 @@ def add_dformer_config(cfg: CN) -> None:
     cfg.MODEL.CRITERION.OVERSAMPLE_RATIO = 3.0  # candidates per point; the uncertain ones are kept
     cfg.MODEL.CRITERION.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of points chosen by uncertainty
 
+    # Tracking branch of DFormer and Mask2Former, for videos (docs/video.md): an embedding of each query, trained on
+    # several frames of a clip (INPUT.SAMPLING_FRAME_NUM). Weights as in QDTrack.
+    cfg.MODEL.TRACKING_BRANCH = CN()
+    cfg.MODEL.TRACKING_BRANCH.EMBED_DIM = 0  # 0: no branch
+    cfg.MODEL.TRACKING_BRANCH.WEIGHT = 0.25
+    cfg.MODEL.TRACKING_BRANCH.AUX_WEIGHT = 1.0
+
     # The diffusion process over masks.
     cfg.DIFFUSION = CN()
     cfg.DIFFUSION.TIMESTEPS = 1000  # T
@@ -130,6 +137,10 @@ def add_dformer_config(cfg: CN) -> None:
     # beside them; "panoptic_map": `panoptic_map` int64 (h, w), 0 where nothing is annotated and k + 1 in object k of
     # `instances.gt_classes`, instead of gt_masks.
     cfg.INPUT.TARGET = "masks"
+    # Frames of a clip that a training batch has together, at most SAMPLING_FRAME_RANGE frames from the first; batches
+    # are still counted in images. 1: frames are drawn alone.
+    cfg.INPUT.SAMPLING_FRAME_NUM = 1
+    cfg.INPUT.SAMPLING_FRAME_RANGE = 20
     # "lsj": large-scale jitter, scaled by MIN_SCALE..MAX_SCALE of IMAGE_SIZE, then cropped or padded to that square;
     # "native": the same, but scaled by MIN_SCALE..MAX_SCALE of the image's own size, and in tests by SCALE_TEST;
     # "crop": short side from MIN_SIZE_TRAIN, then a crop of CROP.SIZE (as for ADE20K); "resize": short side only;
@@ -231,11 +242,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "MODEL.CRITERION.NUM_POINTS": (1, 10_000_000),
     "MODEL.CRITERION.OVERSAMPLE_RATIO": (1, 100),
     "MODEL.CRITERION.IMPORTANCE_SAMPLE_RATIO": (0, 1),
+    "MODEL.TRACKING_BRANCH.EMBED_DIM": (0, 8192),
     "DIFFUSION.TIMESTEPS": (1, 1_000_000),
     "DIFFUSION.SIGNAL_SCALE": (1e-6, 1e6),
     "DIFFUSION.MASK_STRIDE": (1, 64),
     "DIFFUSION.ETA": (0, 1),
     "INPUT.IMAGE_SIZE": (1, 16384),
+    "INPUT.SAMPLING_FRAME_NUM": (1, 100),
+    "INPUT.SAMPLING_FRAME_RANGE": (1, 1_000_000),
     "INPUT.MIN_SCALE": (1e-3, 100),
     "INPUT.MAX_SCALE": (1e-3, 100),
     "INPUT.SCALE_TEST": (1e-3, 100),

@@ -60,6 +60,14 @@ def register_moving_shapes(root: str | Path) -> None:
         metadata.panoptic_root = str(metadata.declared[0].annotations)
 
 
+def register_youtube_vis(root: str | Path) -> None:
+    """Register `ytvis_<year>_<split>`, as Mask2Former-VIS names them: YouTube-VIS 2019 and 2021 below `root`."""
+    for year in (2019, 2021):
+        for split, folder in (("train", "train"), ("val", "valid"), ("test", "test")):
+            places = {"images": f"ytvis_{year}/{folder}/JPEGImages", "annotations": f"ytvis_{year}/{folder}.json"}
+            register_declarations({f"ytvis_{year}_{split}": {"form": "youtube_vis", **places}}, Path(root))
+
+
 # What Detectron2's loaders, which trust the files, raise on wrong ones.
 BAD_FILE = (
     AssertionError,
@@ -207,4 +215,5 @@ def _metadata_for(name: str, task: str) -> Metadata:
 register_shapes(default_root())
 register_shapes(default_root(), "shapes_small", "shapes_small")
 register_moving_shapes(default_root())
+register_youtube_vis(default_root())
 register_ade20k(default_root())

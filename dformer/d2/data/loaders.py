@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dformer.d2.data.datasets import get_records
 from dformer.d2.data.mappers import TestMapper, TrainMapper
 from dformer.d2.data.unreadable import map_or_replace, map_or_stop
-from dformer.d2.data.video import VideoSampler
+from dformer.d2.data.video import FrameSampler, VideoSampler
 from dformer.data.coco_format import image_size
 from dformer.data.packed import PackedList, pack
 from dformer.utils import groups, rng
@@ -188,6 +188,23 @@ class SeededImages(Dataset[dict[str, Any]]):
 
 
 def _sampler(cfg: CfgNode, records: Records, seed: int) -> Iterable[int]:
+    """Sample indices, endlessly: of images or, with INPUT.SAMPLING_FRAME_NUM above 1, of the frames of clips."""
+    sampler, num = _image_sampler(cfg, records, seed), cfg.INPUT.SAMPLING_FRAME_NUM
+    if num == 1:
+        return sampler
+    parts = comm.get_world_size() * cfg.SOLVER.ACCUMULATE
+    if cfg.SOLVER.IMS_PER_BATCH % (num * parts):
+        where = (
+            f"each of {parts} parts of a step has a whole number of clips" if parts > 1 else "a step has whole clips"
+        )
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; give a multiple of {num * parts}, so that {where} of "
+            f"{num} frames (INPUT.SAMPLING_FRAME_NUM)"
+        )
+    return FrameSampler(sampler, records, num, cfg.INPUT.SAMPLING_FRAME_RANGE, seed)
+
+
+def _image_sampler(cfg: CfgNode, records: Records, seed: int) -> Iterable[int]:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
         return TrainingSampler(len(records), seed=seed)

@@ -67,7 +67,8 @@ class TrainMapper:
     Returns, for a record:
         file_name, image_id; height, width: of the file; image: uint8 (3, h, w); instances: `Instances` of (h, w) with
         gt_classes int64 (G,); G may be 0. Objects without a pixel are dropped. Beside these, by `target`:
-        "masks": instances.gt_masks bool (G, h, w).
+        "masks": instances.gt_masks bool (G, h, w); of frames of videos also gt_tracks int64 (G,), the objects' numbers
+        in the video, 0 for stuff.
         "boxes": instances.gt_masks, and gt_boxes, `Boxes` (G, 4) tight around them: x0, y0, x1, y1, the last two
         exclusive.
         "panoptic_map": int64 (h, w), 0 where nothing is annotated and k + 1 in object k of the instances, smaller
@@ -118,9 +119,11 @@ class TrainMapper:
         transforms = T.AugmentationList(self.augmentations)(augmented)
         size = _size(augmented.image)
         padded = size if self.pad_to is None else (self.pad_to, self.pad_to)
-        classes, masks = annotation.targets(transforms, size, padded)
+        classes, masks, tracks = annotation.targets(transforms, size, padded)
         image = _to_tensor(augmented.image, padded)
         targets = self._targets(torch.tensor(classes, dtype=torch.int64), masks, padded)
+        if self.target == "masks" and "video_id" in record:
+            targets["instances"].gt_tracks = torch.tensor(tracks, dtype=torch.int64)
         if "past" in record:
             pictures = [transforms.apply_segmentation(each) for each in number_pictures(record, record["past"])]
             targets["past_maps"] = _past_maps(pictures, targets["panoptic_map"])

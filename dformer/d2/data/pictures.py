@@ -27,7 +27,7 @@ def draw_record(record: Record, name: str, task: str, max_side: int = MAX_SIDE, 
     annotation = annotation_reader(task, num_classes(name, task), ignore_label)(record, (height, width))
     size = fit_size(height, width, max_side)
     resize = T.ResizeTransform(height, width, *size)
-    classes, masks = annotation.targets(T.TransformList([resize]), size)
+    classes, masks, _ = annotation.targets(T.TransformList([resize]), size)
     return draw_targets(resize.apply_image(image), classes, masks.numpy(), name, task, style)
 
 

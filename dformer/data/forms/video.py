@@ -79,7 +79,7 @@ def _youtube_vis(source: Source) -> Annotated:
             place = {"video_id": str(video["id"]), "frame": _number(file, k)}
             name = str(Path(file).with_suffix(""))
             records[video["id"], k] = image_record(source.images / file, name, size, **place, annotations=[])
-    for track in content["annotations"]:
+    for track in content.get("annotations") or []:  # "valid" and "test" have none
         category, crowd = contiguous[track["category_id"]], int(track.get("iscrowd", 0))
         for k, segmentation in enumerate(track["segmentations"]):
             if not segmentation:

@@ -43,7 +43,7 @@ def targets(name: str, record: dict[str, Any], task: str) -> list[tuple[int, byt
     size = read_size(record["file_name"])
     ignore_label = MetadataCatalog.get(name).get("ignore_label", 255)
     annotation = annotation_reader(task, num_classes(name, task), ignore_label)(record, size)
-    classes, masks = annotation.targets(T.TransformList([]), size)
+    classes, masks, _ = annotation.targets(T.TransformList([]), size)
     return [(cls, mask.numpy().tobytes()) for cls, mask in zip(classes, masks, strict=True)]
 
 

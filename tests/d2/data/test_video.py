@@ -17,6 +17,7 @@ from dformer.d2.data import (
     thing_ids,
 )
 from dformer.d2.data.inspection import inspect_datasets
+from dformer.d2.data.video import FrameSampler
 from dformer.data.video import VOID, group_videos, paint_labels, read_segments
 from dformer.utils.errors import UserError
 from tests.d2.tiny import tiny_cfg
@@ -84,6 +85,22 @@ def test_past_maps_have_the_numbers_of_the_frame(tmp_path, form):
     assert torch.equal(now["past_maps"][1], before["panoptic_map"]) and len(same) == (4 if task == "panoptic" else 3)
     for item in next(iter(build_train_loader(cfg))):
         assert (item["past_maps"][1].any() or item["frame"] == 0) and item["past_maps"].shape[0] == 2
+
+
+def test_clips_have_neighbours_of_one_video_and_their_ids(tmp_path):
+    records = declare(tmp_path, "kitti_step")
+    drawn = [5, 0, 3, 7] * 5
+    sampler = FrameSampler(drawn, records, num=3, reach=2, seed=0)
+    frames = np.reshape(list(sampler), (-1, 3))
+    assert frames[:, 0].tolist() == drawn and list(sampler) == frames.ravel().tolist()
+    assert (frames // 4 == frames[:, :1] // 4).all()  # clips of four frames
+    assert (abs(np.diff(frames, axis=1)) > 0).all() and (abs(frames - frames[:, :1]) <= 2).all()
+    assert set(frames[frames[:, 0] == 5][:, 1:].ravel()) == {4, 6, 7}
+    alone = FrameSampler([5], [{"file_name": "a"}] * 9, num=2, reach=2, seed=0)
+    assert list(alone) == [5, 5]
+    cfg = tiny_cfg(opts=["DATASETS.TRAIN", ("clips",), "INPUT.AUGMENTATION", "resize"])
+    instances = TrainMapper.for_test(cfg)(records[1])["instances"]
+    assert dict(zip(instances.gt_classes.tolist(), instances.gt_tracks.tolist(), strict=True)) == {0: 300, 1: 600, 2: 0}
 
 
 def test_a_split_keeps_videos_together(tmp_path):

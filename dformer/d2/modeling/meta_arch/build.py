@@ -13,6 +13,7 @@ from dformer.losses.criterion import Criterion
 from dformer.losses.matcher import LossWeights
 from dformer.models.mask_decoder import MaskDecoder
 from dformer.models.pixel_decoder import STRIDES, FPNPixelDecoder, MSDeformAttnPixelDecoder, PixelDecoder
+from dformer.models.tracking_branch import TrackingBranch
 from dformer.utils.errors import UserError
 
 
@@ -75,6 +76,15 @@ def _build_criterion(cfg: CfgNode, classes: int) -> Criterion:
     )
 
 
+def _build_tracking_branch(cfg: CfgNode) -> TrackingBranch | None:
+    branch = cfg.MODEL.TRACKING_BRANCH
+    if branch.EMBED_DIM == 0:
+        return None
+    if cfg.INPUT.TARGET != "masks":
+        raise UserError(f'MODEL.TRACKING_BRANCH needs INPUT.TARGET "masks", not "{cfg.INPUT.TARGET}"')
+    return TrackingBranch(cfg.MODEL.MASK_DECODER.HIDDEN_DIM, branch.EMBED_DIM, branch.WEIGHT, branch.AUX_WEIGHT)
+
+
 def segmenter_settings(cfg: CfgNode) -> dict[str, Any]:
     """Return the keywords of `Segmenter`, the same for all systems."""
     request = Request(
@@ -110,6 +120,7 @@ def build_parts(cfg: CfgNode, num_evidence: int = 0) -> tuple[dict[str, Any], Pi
         "num_queries": cfg.MODEL.MASK_DECODER.NUM_QUERIES,
         "top_k": cfg.TEST.DETECTIONS_PER_IMAGE,
         "resize_masks_first": cfg.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
+        "tracking": _build_tracking_branch(cfg),
     }
     mask_decoder = _build_mask_decoder(cfg, classes, num_evidence)
     return parts, _build_pixel_decoder(cfg, backbone.output_shape()), mask_decoder

@@ -1,7 +1,7 @@
 """The base of systems that predict masks and classes from queries: DFormer and Mask2Former."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from dformer.d2.modeling.meta_arch.segmenter import Batch, Segmenter
 from dformer.d2.modeling.meta_arch.step import Layer, Output, Request
+from dformer.data.video import video_key
 from dformer.layers.resize import resize
 from dformer.losses.criterion import Criterion, MaskProducts, Target
 from dformer.models.mask_decoder import Prediction, attended_regions
+from dformer.models.tracking_branch import TrackingBranch
 from dformer.postprocess import TASKS, dense, queries
 from dformer.postprocess.view import View, resized_strips
 from dformer.utils import rng
@@ -40,6 +42,7 @@ class QuerySegmenter(Segmenter):
         num_queries: int,
         top_k: int,
         resize_masks_first: bool,
+        tracking: TrackingBranch | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -48,6 +51,7 @@ class QuerySegmenter(Segmenter):
         self.criterion = criterion
         self.top_k = top_k
         self.resize_masks_first = resize_masks_first
+        self.tracking = tracking
         self.options = {"proposals": (1, num_queries)}
         self.things = torch.tensor(things)  # no buffer: it is needed on the CPU
 
@@ -83,8 +87,14 @@ class QuerySegmenter(Segmenter):
         logits = torch.stack([torch.cat([decoding.logits for decoding in layer]) for layer in layers])
         mask_embed = torch.stack([torch.cat([decoding.mask_embed for decoding in layer]) for layer in layers])
         pixels = [x for decoding in decodings for x in decoding[0].mask_features.permute(0, 2, 3, 1)]
-        masks = MaskProducts(mask_embed, tuple(pixels))
-        return self.criterion(logits, masks, targets, generators * len(decodings))
+        masks, generators = MaskProducts(mask_embed, tuple(pixels)), generators * len(decodings)
+        losses = self.criterion(logits, masks, targets, generators)
+        if self.tracking is not None:
+            last = MaskProducts(mask_embed[-1:], masks.pixels)
+            costs = self.criterion.costs(logits[-1:].float(), last, targets, generators)
+            queries = torch.cat([decoding.queries for decoding in layers[-1]])
+            losses |= self.tracking.losses(queries, costs, object_tracks(batch) * len(decodings))
+        return losses
 
     def sample(
         self, images: Tensor, batch: Batch, generators: list[torch.Generator], request: Request
@@ -135,6 +145,16 @@ class QuerySegmenter(Segmenter):
         masks = instances.gt_masks.to(self.device, non_blocking=True)
         padding = (0, canvas[1] - masks.shape[2], 0, canvas[0] - masks.shape[1])
         return Target(instances.gt_classes.to(self.device, non_blocking=True), F.pad(masks, padding))
+
+
+def object_tracks(batch: Batch) -> list[list[Hashable | None]]:
+    """Return by what the objects of each image are known in all frames of their video; None where there is no track."""
+    return [
+        [(video_key(item), track) if track else None for track in item["instances"].gt_tracks.tolist()]
+        if "video_id" in item
+        else [None] * len(item["instances"])
+        for item in batch
+    ]
 
 
 class QueryOutput(Output):

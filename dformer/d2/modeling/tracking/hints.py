@@ -48,7 +48,7 @@ class HintTracker(Tracker):
             others = tracks.of([k for k, i in enumerate(tracks.ids) if i not in ids])
             for k, i in zip(left, find_tracks(others, things.masks[left]), strict=True):
                 ids[k] = i
-            numbers, tracks = tracks.advance(ids, things.masks)
+            numbers, tracks = tracks.advance(ids, encode_masks(things.masks))
             set_tracks(result, self.request, numbers)
             results.append(result)
         return results, tracks
@@ -62,10 +62,10 @@ class HintTracker(Tracker):
         """Return those of the tracks that the model finds in a frame, with their masks there."""
         if not tracks.ids:
             return tracks
-        before = torch.from_numpy(rle.decode(list(tracks.masks)).transpose(2, 0, 1)).float()
+        before = torch.from_numpy(rle.decode(list(tracks.seen)).transpose(2, 0, 1)).float()
         masks = F.interpolate(before[None], frame["image"].shape[1:], mode="nearest-exact")[0] > 0
         (result,) = self.last_step([{**frame, "hint_masks": masks, "hint_time": self.time}]).results
         things = things_of(result, self.request)
         answers = [k for k, slot in enumerate(things.sources) if slot < len(tracks.ids)]
         found = tracks.of([things.sources[k] for k in answers])
-        return found._replace(masks=tuple(encode_masks(things.masks[answers])))
+        return found._replace(seen=tuple(encode_masks(things.masks[answers])))

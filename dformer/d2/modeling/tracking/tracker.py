@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dformer.d2.modeling.meta_arch import Request, Segmenter, Step
 from dformer.d2.modeling.meta_arch.segmenter import Batch
-from dformer.postprocess.tracking import Tracks, associate
+from dformer.postprocess.tracking import Tracks, associate, encode_masks
 from dformer.utils.errors import UserError
 
 State = Any  # of a tracker; None before the first frame
@@ -45,7 +45,7 @@ class Tracker(ABC):
             masks: (M, height, width).
             classes: of the objects, where they are known; "past_maps" needs them.
         """
-        return Tracks().advance([None] * len(masks), masks)[1]
+        return Tracks().advance([None] * len(masks), encode_masks(masks))[1]
 
     def last_step(self, frames: Batch, request: Request | None = None) -> Step:
         """Return the last sampling step of the model, for the tracker's request or another."""
