@@ -102,6 +102,7 @@ def _spawn(method: Any, num_processes: int, main: Callable[..., object], args: t
 
 
 def _spawned(local_rank: int, first_rank: int, local_size: int, world_size: int, *args: Any) -> None:
+    gc.freeze()  # what was imported before the fork stays: looking through it takes time, and copies the shared pages
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     multiprocessing.set_start_method("fork", force=True)  # of loader workers; else each would import everything anew
     ranks = {"RANK": first_rank + local_rank, "LOCAL_RANK": local_rank}
