@@ -1,26 +1,30 @@
-"""One image, one request: what a page or a program asks of a trained model, bounded in size and time."""
+"""One image or short video, one request: what a page or a program asks of a trained model, bounded in size and time."""
 
 import json
 import threading
 import time
 from collections import Counter
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from detectron2.data import transforms as T
 
 from dformer.d2.checkpoint.zoo import inference_config
+from dformer.d2.data.video import open_video
 from dformer.d2.engine.predictor import IdMap, Predictor
 from dformer.d2.engine.result import Result
 from dformer.d2.modeling.meta_arch import Request
 from dformer.data.images import read_image, read_size
 from dformer.utils.errors import UserError
-from dformer.visualize import Color, UInt8, class_color, fit_size
+from dformer.visualize import Color, Style, UInt8, class_color, fit_size
+from dformer.visualize.files import VideoWriter
 
 MAX_MEGAPIXELS = 24  # of an image that is read
 MAX_STEPS = 20
 MAX_SIDE = 1280  # of results and pictures; larger images are made smaller
+MAX_FRAMES = 300  # of a video
 
 
 class Entry(NamedTuple):
@@ -94,6 +98,51 @@ def segment(
                     "ask for fewer, or for a smaller image"
                 )
     return stages
+
+
+def segment_video(
+    predictor: Predictor, file: str | Path, request: Request, seconds: float, picture: Path, style: Style
+) -> tuple[dict[str, Any], str]:
+    """Follow the objects of a video by the model's TEST.TRACKER; write the drawn video to a file.
+
+    Returns:
+        The video as `dformer demo` writes it to `segments.json`, and what went wrong, a sentence or none: after so many
+        seconds, the rest of the video is left out.
+
+    Raises:
+        UserError: the video cannot be read or has more than `MAX_FRAMES` frames, or a value of the request is out of
+            range.
+    """
+    name, (task,) = Path(file).name, request.tasks
+    numbers = {key: getattr(request, key) for key in (*predictor.model.options, "overlap_threshold")}
+    asked: dict[str, Any] = {key: number for key, number in numbers.items() if number is not None}
+    asked |= {} if task == "semantic" else {"threshold": request.object_threshold}
+    if asked.get("steps", 1) > MAX_STEPS:
+        raise UserError(f"steps must be in 1..{MAX_STEPS}, got {request.steps}")
+    images: list[dict[str, Any]] = []
+    try:
+        reader = open_video(file)
+    except UserError as error:
+        raise UserError(str(error).replace(str(file), name)) from error  # without its folder on the server
+    problem, state, start = "", None, time.monotonic()
+    with reader, VideoWriter(picture, reader.fps) as writer:
+        if (reader.length or 0) > MAX_FRAMES:
+            raise UserError(
+                f"{name} has {reader.length} frames; here it may have {MAX_FRAMES}. Cut it, or use `dformer demo`"
+            )
+        for frame, image in islice(reader, MAX_FRAMES):
+            if images and time.monotonic() - start > seconds:
+                problem = f"given up after {seconds:g} seconds, with {len(images)} of {reader.length} frames done"
+                break
+            small = T.ResizeTransform(*image.shape[:2], *fit_size(*image.shape[:2], MAX_SIDE)).apply_image(image)
+            with _lock:
+                (found,), state = predictor.track([small], state, task=task, **asked)
+            writer.write(found.draw(style))
+            height, width = found.size
+            images.append({"file": name, "frame": frame, "height": height, "width": width, "segments": found.to_coco()})
+    if not images:
+        raise UserError(f"{name} has no frame that can be read: it is damaged")
+    return {"images": images}, problem
 
 
 def legend(stage: Result) -> list[Entry]:

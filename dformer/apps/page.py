@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dformer.apps.demo.inputs import read_known
 from dformer.apps.interactive import (
+    MAX_FRAMES,
     MAX_MEGAPIXELS,
     MAX_STEPS,
     Entry,
@@ -30,12 +31,15 @@ from dformer.apps.interactive import (
     load_model,
     open_image,
     segment,
+    segment_video,
 )
 from dformer.d2.engine.predictor import IdMap
 from dformer.d2.modeling.meta_arch import Request
 from dformer.utils.errors import UserError
+from dformer.utils.files import write_json
 from dformer.visualize import DEFAULT_STYLE, Style
 from dformer.visualize.files import save_picture
+from dformer.visualize.h264 import has_h264
 
 MAX_UPLOAD = "32mb"
 WAITING = 16  # requests in the queue; further ones are turned away
@@ -105,6 +109,13 @@ def build(weights: Sequence[str], examples: Sequence[str], folder: Path, seconds
                     thresholds = [gr.Slider(**first["object_threshold"]), gr.Slider(**first["overlap_threshold"])]
                     alpha = gr.Slider(0, 1, DEFAULT_STYLE.alpha, step=0.05, label="Opacity")
                 button = gr.Button("Segment", variant="primary", elem_id="segment")
+                with gr.Accordion("A short video", open=False, elem_id="videos"):
+                    label = f"Video of up to {MAX_FRAMES} frames"
+                    video = gr.Video(label=label, sources=["upload"], elem_id="video")
+                    video.preprocess = lambda payload: payload.path if payload else None
+                    follow = gr.Button("Follow its objects", elem_id="follow")
+                    followed = gr.Video(label="Result", interactive=False, elem_id="followed")
+                    tracks = gr.DownloadButton("Segments of all frames (JSON)", interactive=False, elem_id="tracks")
             with gr.Column(scale=3):
                 picture = gr.Image(label="Result", interactive=False, buttons=["fullscreen"], elem_id="picture")
                 stage = gr.Slider(1, 2, 1, step=1, label="Result after sampling step", visible=False, elem_id="step")
@@ -127,6 +138,12 @@ def build(weights: Sequence[str], examples: Sequence[str], folder: Path, seconds
                 found,
                 api_name=False,
             )
+        follow.click(
+            show_errors(partial(answer_video, results, seconds)),
+            [video, checkpoint, *asked, alpha],
+            [followed, tracks],
+            api_name=False,
+        )
         stage.input(
             show_errors(show), [stages, stage], shown, concurrency_limit=4, trigger_mode="always_last", api_name=False
         )
@@ -211,11 +228,7 @@ def answer(
     if not file:
         raise UserError("drop an image first, or pick an example")
     image = open_image(file)
-    task, steps, proposals, seed, object_threshold, overlap_threshold, alpha = settings
-    predictor = load_model(weights)
-    known = {"steps": int(steps), "proposals": int(proposals), "seed": int(seed)}
-    numbers = {name: value for name, value in known.items() if name in predictor.model.options}
-    request = Request((task,), object_threshold=object_threshold, overlap_threshold=overlap_threshold, **numbers)
+    predictor, (request, alpha) = load_model(weights), read_settings(weights, *settings)
     left = None if ids_file is None else not_erased(ids_file, erased)
     stages = segment(predictor, image, request, seconds, left)
     folder = results.new()
@@ -237,6 +250,30 @@ def answer(
     ids = stages[-1].panoptic
     save_picture(np.where(ids > 255, 0, ids).astype(np.uint8), own / "ids.png")
     return shown, slider, *show(shown, count), *downloads, str(own / "ids.png"), shown[-1][0]
+
+
+def answer_video(
+    results: Results, seconds: float, file: str | None, weights: str, *settings: Any
+) -> tuple[str, gr.DownloadButton]:
+    """Return what "Follow" shows: the drawn video, and the download of its segments."""
+    if not file:
+        raise UserError("drop a video first")
+    request, alpha = read_settings(weights, *settings)
+    folder, stem = results.new(), Path(file).stem
+    drawn, json = folder / f"{stem}{'.mp4' if has_h264() else '.webm'}", folder / f"{stem}.json"
+    found, problem = segment_video(load_model(weights), file, request, seconds, drawn, Style(alpha))
+    if problem:
+        gr.Warning(escape(f"{Path(file).name}: {problem}"), duration=None)
+    write_json(json, {**found, "weights": weights, **vars(request)})
+    return str(drawn), gr.DownloadButton(value=str(json), interactive=True)
+
+
+def read_settings(weights: str, *settings: Any) -> tuple[Request, float]:
+    """Return the request and the opacity that the values of the controls are for a checkpoint's model."""
+    task, steps, proposals, seed, object_threshold, overlap_threshold, alpha = settings
+    known = {"steps": int(steps), "proposals": int(proposals), "seed": int(seed)}
+    numbers = {name: value for name, value in known.items() if name in load_model(weights).model.options}
+    return Request((task,), object_threshold=object_threshold, overlap_threshold=overlap_threshold, **numbers), alpha
 
 
 def not_erased(ids_file: str, erased: dict[str, Any] | None) -> IdMap:

@@ -41,6 +41,29 @@ def track_quality(videos: Iterable[tuple[Labels, Labels]]) -> dict[str, float]:
     return {name: 100 * float(np.mean(whole[theirs])) for name, theirs in names.items()}  # HOTA: over its thresholds
 
 
+def given_object_quality(videos: Iterable[tuple[Labels, Labels]]) -> dict[str, float]:
+    """Return J&F, J and F of objects that are given in the first frame, the means over all of them, in 0..100.
+
+    That is DAVIS's semi-supervised evaluation: the first frame, which is given, and the last do not count.
+
+    Args:
+        videos: pairs (ground truth, prediction) of ids (T, H, W), as of `track_quality`, with the same ids for the same
+            objects. Those that are not in the first frame of the truth do not count.
+
+    Raises:
+        UserError: the package trackeval is missing.
+    """
+    require_trackeval()
+    from trackeval.metrics import JAndF
+
+    metric, scores = JAndF(), []
+    for truth, found in videos:
+        for i in np.unique(truth[0][truth[0] > 0]).tolist():
+            scores.append(metric.eval_sequence(_sequence(*(ids[1:-1] == i for ids in (truth, found)))))
+    means = {name: 100 * float(np.mean([s[f"{name}-Mean"] for s in scores])) for name in ("J", "F")}
+    return {"J&F": (means["J"] + means["F"]) / 2, **means}
+
+
 def require_trackeval() -> None:
     """Check that the package trackeval is there, and raise a `UserError` if not."""
     if find_spec("trackeval") is None:

@@ -1,7 +1,9 @@
 """Files of pictures and videos. Pictures and frames are uint8 (H, W, 3) in RGB."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from PIL import Image
 from dformer.utils.errors import UserError
 from dformer.utils.files import atomic_write
 from dformer.visualize.arrays import UInt8
-from dformer.visualize.h264 import H264Writer, has_ffmpeg
+from dformer.visualize.h264 import open_h264
+
+logger = logging.getLogger(__name__)
 
 # Pillow's options for each format of pictures.
 FORMATS: dict[str, dict[str, Any]] = {
@@ -20,8 +24,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     ".jpg": {"quality": 90},
     ".webp": {"quality": 75},
 }
-# OpenCV's wheels can write these without a system codec. H.264 is not among them: without the program ffmpeg, browsers
-# play only the .webm.
+# OpenCV's wheels can write these without a system codec. H.264 is not among them: without ffmpeg or PyAV, browsers play
+# only the .webm.
 CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 DEFAULT_FPS = 25.0  # where a source does not know its own
 
@@ -115,9 +119,11 @@ class VideoWriter:
         if self._writer is None:
             self._partial = self._stack.enter_context(atomic_write(self.file, keep_interrupted=True))
             height, width = frame.shape[:2]
-            if self.file.suffix.lower() == ".mp4" and has_ffmpeg():
-                self._writer = H264Writer(self._partial, self.fps, width, height)
-            else:
+            if self.file.suffix.lower() == ".mp4":
+                self._writer = open_h264(self._partial, self.fps, width, height)
+            if self._writer is None:
+                if self.file.suffix.lower() == ".mp4":
+                    _log_mp4v()
                 codec = cv2.VideoWriter.fourcc(*CODECS[self.file.suffix.lower()])
                 self._writer = cv2.VideoWriter(str(self._partial), codec, self.fps, (width, height))
             self._stack.push(self._close)
@@ -143,6 +149,15 @@ class VideoWriter:
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
+
+
+@cache
+def _log_mp4v() -> None:
+    """Say once what browsers need."""
+    logger.warning(
+        "The .mp4 is written with the codec mp4v, which browsers do not play; they play H.264, for which install the "
+        "program ffmpeg, or PyAV: pip install 'dformer[video]'"
+    )
 
 
 def _fitted(frame: UInt8, size: tuple[int, ...]) -> UInt8:

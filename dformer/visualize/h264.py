@@ -1,18 +1,27 @@
-"""Videos that browsers play: H.264, where the program ffmpeg is there; OpenCV's wheels have no encoder for it."""
+"""Videos that browsers play: H.264, by the program ffmpeg or by PyAV; OpenCV's wheels have no encoder for it."""
 
 import shutil
 import subprocess
+from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 
 from dformer.visualize.arrays import UInt8
 
 
-def has_ffmpeg() -> bool:
-    """Return whether the program ffmpeg is there."""
-    return shutil.which("ffmpeg") is not None
+def has_h264() -> bool:
+    """Return whether the program ffmpeg or the package av is there."""
+    return shutil.which("ffmpeg") is not None or find_spec("av") is not None
 
 
-class H264Writer:
+def open_h264(file: Path, fps: float, width: int, height: int) -> "FFmpegWriter | PyAVWriter | None":
+    """Open an .mp4 file for frames of this size; None where there is neither ffmpeg nor the package av."""
+    if shutil.which("ffmpeg") is not None:
+        return FFmpegWriter(file, fps, width, height)
+    return PyAVWriter(file, fps, width, height) if find_spec("av") is not None else None
+
+
+class FFmpegWriter:
     """Write frames to an .mp4 file as `cv2.VideoWriter` does, by ffmpeg; sides are cut to even numbers."""
 
     def __init__(self, file: Path, fps: float, width: int, height: int) -> None:
@@ -39,3 +48,31 @@ class H264Writer:
             self.process.stdin.close()
         finally:
             self.process.wait()
+
+
+class PyAVWriter:
+    """Write frames to an .mp4 file as `FFmpegWriter` does, by the package av."""
+
+    def __init__(self, file: Path, fps: float, width: int, height: int) -> None:
+        import av
+
+        self.container = av.open(str(file), "w", format="mp4", options={"movflags": "faststart"})
+        self.stream = self.container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        self.stream.width, self.stream.height = width // 2 * 2, height // 2 * 2
+        self.stream.pix_fmt = "yuv420p"
+
+    def isOpened(self) -> bool:  # noqa: N802 (OpenCV's name)
+        """Return True: a file that cannot be written is an error of `__init__`."""
+        return True
+
+    def write(self, frame: UInt8) -> None:
+        """Add a frame (height, width, 3), BGR."""
+        import av
+
+        cut = frame[: self.stream.height, : self.stream.width]
+        self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(cut.copy(), format="bgr24")))
+
+    def release(self) -> None:
+        """End the file."""
+        self.container.mux(self.stream.encode())
+        self.container.close()

@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from dformer.apps.interactive import as_json, legend, load_model, open_image, segment
+from dformer.apps.interactive import MAX_FRAMES, as_json, legend, load_model, open_image, segment, segment_video
 from dformer.d2.checkpoint.checkpointer import ASSETS
 from dformer.d2.engine.result import Result
 from dformer.d2.modeling.meta_arch import Request
 from dformer.utils.errors import UserError
+from dformer.visualize import DEFAULT_STYLE
+from dformer.visualize.files import VideoReader, VideoWriter
 
 SHAPES = "dformer://shapes"
 EXAMPLE = ASSETS / "examples" / "shapes-1.jpg"
@@ -114,3 +116,35 @@ def test_json_and_legend_list_the_segments():
         inside = picture[found.mask]
         hue = inside.mean(0) - inside.mean()
         assert np.dot(hue, np.array(shown.color) - np.mean(shown.color)) > 0, "drawn in its colour"
+
+
+def write_clip(file, count):
+    picture = np.asarray(Image.open(EXAMPLE))[:64, :64]
+    with VideoWriter(file, 10) as video:
+        for t in range(count):
+            video.write(np.roll(picture, 2 * t, 1))
+    return file
+
+
+def test_a_short_video_is_followed_and_drawn(tmp_path):
+    model, clip = load_model(SHAPES), write_clip(tmp_path / "a.avi", 3)
+    request = panoptic_request(steps=1)
+    found, problem = segment_video(model, clip, request, 600, tmp_path / "b.webm", DEFAULT_STYLE)
+    assert not problem and [each["frame"] for each in found["images"]] == [0, 1, 2]
+    tracks = [{s["track_id"] for s in each["segments"] if "track_id" in s} for each in found["images"]]
+    assert tracks[0] and tracks[0] & tracks[1] & tracks[2]
+    with VideoReader(tmp_path / "b.webm") as drawn:
+        assert len(list(drawn)) == 3
+    found, problem = segment_video(model, clip, request, 1e-9, tmp_path / "c.webm", DEFAULT_STYLE)
+    assert len(found["images"]) == 1 and "1 of 3 frames" in problem
+
+
+def test_videos_that_cannot_be_followed_are_named(tmp_path):
+    model, broken = load_model(SHAPES), tmp_path / "broken.mp4"
+    broken.write_bytes(write_clip(tmp_path / "a.mp4", 3).read_bytes()[:500])
+    with pytest.raises(UserError, match="^video broken.mp4"):
+        segment_video(model, broken, panoptic_request(), 600, tmp_path / "b.webm", DEFAULT_STYLE)
+    long = write_clip(tmp_path / "long.avi", MAX_FRAMES + 1)
+    with pytest.raises(UserError, match=f"long.avi has {MAX_FRAMES + 1} frames"):
+        segment_video(model, long, panoptic_request(), 600, tmp_path / "b.webm", DEFAULT_STYLE)
+    assert not (tmp_path / "b.webm").exists()

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dformer.apps.interactive import MAX_STEPS
 from dformer.d2.checkpoint.checkpointer import ASSETS
+from dformer.visualize.files import VideoWriter
 from tests.browser.serving import CHROMIUM, served
 
 pytest.importorskip("gradio", reason="Gradio is not installed: make test-browser")
@@ -139,6 +140,23 @@ def test_an_example_a_task_and_fewer_proposals(page):
     page.get_by_label("panoptic").check()
     press(page)
     assert page.locator("#legend tr").count() <= 2, "one proposal, one segment, and the heading"
+
+
+def test_a_video_is_followed(page, tmp_path):
+    still = np.asarray(Image.open(EXAMPLE))
+    with VideoWriter(tmp_path / "clip.mp4", 10) as video:
+        for t in range(3):
+            video.write(np.roll(still, 3 * t, axis=1))
+    page.locator("#videos button").first.click()
+    page.locator("#video input[type=file]").set_input_files(str(tmp_path / "clip.mp4"))
+    page.locator("#video video").wait_for(state="attached")
+    page.locator("#follow").click()
+    page.wait_for_function("document.querySelector('#followed video')?.readyState >= 2")  # the browser can play it
+    with page.expect_download() as download:
+        page.locator("#tracks").click()
+    found = json.loads(Path(download.value.path()).read_text())
+    assert [each["frame"] for each in found["images"]] == [0, 1, 2]
+    assert any("track_id" in segment for segment in found["images"][2]["segments"])
 
 
 def test_errors_name_broken_and_huge_images(page, tmp_path):

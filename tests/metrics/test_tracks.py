@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dformer.metrics.tracks import track_quality
+from dformer.metrics.tracks import given_object_quality, track_quality
 
 pytest.importorskip("trackeval")
 
@@ -37,3 +37,18 @@ def test_a_video_without_objects_and_one_without_answers():
     assert track_quality([(TRUTH, np.zeros_like(TRUTH))])["IDF1"] == 0
     quality = track_quality([(TRUTH, TRUTH), (0 * TRUTH, 0 * TRUTH)])
     assert quality == pytest.approx(dict.fromkeys(quality, 100))
+
+
+def test_given_objects_are_known_by_their_ids():
+    assert given_object_quality([(TRUTH, TRUTH)]) == pytest.approx({"J&F": 100, "J": 100, "F": 100})
+    late = TRUTH.copy()
+    late[1:][late[1:] == 2] = 5  # another id is another object; the first frame is given
+    late[[0, -1]] = 0  # the last does not count, either
+    assert given_object_quality([(TRUTH, late)]) == pytest.approx({"J&F": 50, "J": 50, "F": 50})
+    new = TRUTH.copy()
+    new[1:][new[1:] == 0] = 3  # whatever comes later
+    assert given_object_quality([(new, TRUTH)]) == pytest.approx({"J&F": 100, "J": 100, "F": 100})
+    half = np.where(np.arange(24) < 4, 0, TRUTH)  # of object 1
+    assert given_object_quality([(TRUTH, half)])["J"] == pytest.approx(75)
+    gone = np.where(np.arange(4)[:, None, None] < 2, TRUTH, 0)  # in the second frame that counts, neither is found
+    assert given_object_quality([(gone, gone)])["J"] == pytest.approx(100)

@@ -1,13 +1,16 @@
 """Files are read again after they were written; what an error or an interruption leaves."""
 
+import logging
 import shutil
 from contextlib import nullcontext
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dformer.utils.errors import UserError
+from dformer.visualize import files
 from dformer.visualize.files import CODECS, FORMATS, VideoReader, VideoWriter, save_animation, save_picture
 
 WIDTH, HEIGHT = 64, 48
@@ -49,11 +52,31 @@ def test_videos(tmp_path, suffix):
     assert all((frame == read[index][1]).all() for index, frame in some)
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the program ffmpeg")
-def test_with_ffmpeg_browsers_play_the_video(tmp_path):
+@pytest.mark.parametrize("program", ["ffmpeg", "av"])
+def test_with_ffmpeg_or_av_browsers_play_the_video(tmp_path, monkeypatch, program):
+    if program == "av":
+        pytest.importorskip("av")
+        monkeypatch.setenv("PATH", "")
+    elif shutil.which("ffmpeg") is None:
+        pytest.skip("needs the program ffmpeg")
     save_animation([frame[:-1, :-1] for frame in frames(5)], tmp_path / "a.mp4", fps=10)  # of odd sides, too
     content = (tmp_path / "a.mp4").read_bytes()
     assert b"avc1" in content and content.index(b"moov") < content.index(b"mdat")
+    with VideoReader(tmp_path / "a.mp4") as video:
+        read = list(video)
+        assert video.fps == pytest.approx(10) and len(read) == 5
+    for (_, frame), whole in zip(read, frames(5), strict=True):
+        assert np.abs(frame.astype(int) - whole[: HEIGHT - 2, : WIDTH - 2]).mean() < 6
+
+
+@pytest.mark.skipif(find_spec("av") is not None, reason="the package av is there")
+def test_without_them_it_is_said_once_that_browsers_do_not(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("PATH", "")
+    logging.getLogger("dformer").propagate = True
+    files._log_mp4v.cache_clear()
+    for name in ("a.mp4", "b.mp4", "c.webm"):
+        save_animation(frames(2), tmp_path / name, fps=10)
+    assert len(caplog.records) == 1 and "ffmpeg" in caplog.text
 
 
 def test_webp_animations(tmp_path):
