@@ -134,7 +134,9 @@ def segment_video(
             if images and time.monotonic() - start > seconds:
                 problem = f"given up after {seconds:g} seconds, with {len(images)} of {reader.length} frames done"
                 break
-            small = T.ResizeTransform(*image.shape[:2], *fit_size(*image.shape[:2], MAX_SIDE)).apply_image(image)
+            small = T.ResizeTransform(
+                *image.shape[:2], *fit_size(image.shape[0], image.shape[1], MAX_SIDE)
+            ).apply_image(image)
             with _lock:
                 (found,), state = predictor.track([small], state, task=task, **asked)
             writer.write(found.draw(style))

@@ -67,5 +67,5 @@ def _write(window: NDArray[np.uint32], segments: Sequence[dict[str, Any]], root:
     """Write the frames of a window below each other as one panoptic PNG, and return its annotation."""
     areas = np.bincount(window.ravel(), minlength=len(segments) + 1)
     found = [{**s, "area": int(areas[s["id"]])} for s in segments if areas[s["id"]]]
-    Image.fromarray(id2rgb(window.reshape(-1, window.shape[-1]))).save(root / "window.png", compress_level=1)
+    Image.fromarray(id2rgb(window.reshape(-1, window.shape[-1]))).save(root / "window.png", compress_level=0)
     return {"image_id": 0, "file_name": "window.png", "segments_info": found}
