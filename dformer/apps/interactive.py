@@ -134,13 +134,11 @@ def segment_video(
             if images and time.monotonic() - start > seconds:
                 problem = f"given up after {seconds:g} seconds, with {len(images)} of {reader.length} frames done"
                 break
-            small = T.ResizeTransform(
-                *image.shape[:2], *fit_size(image.shape[0], image.shape[1], MAX_SIDE)
-            ).apply_image(image)
+            height, width, _ = image.shape
+            small = T.ResizeTransform(height, width, *fit_size(height, width, MAX_SIDE)).apply_image(image)
             with _lock:
                 (found,), state = predictor.track([small], state, task=task, **asked)
             writer.write(found.draw(style))
-            height, width = found.size
             images.append({"file": name, "frame": frame, "height": height, "width": width, "segments": found.to_coco()})
     if not images:
         raise UserError(f"{name} has no frame that can be read: it is damaged")

@@ -11,14 +11,19 @@ from dformer.visualize.arrays import UInt8
 
 def has_h264() -> bool:
     """Return whether the program ffmpeg or the package av is there."""
-    return shutil.which("ffmpeg") is not None or find_spec("av") is not None
+    return shutil.which("ffmpeg") is not None or _has_av()
 
 
 def open_h264(file: Path, fps: float, width: int, height: int) -> "FFmpegWriter | PyAVWriter | None":
     """Open an .mp4 file for frames of this size; None where there is neither ffmpeg nor the package av."""
     if shutil.which("ffmpeg") is not None:
         return FFmpegWriter(file, fps, width, height)
-    return PyAVWriter(file, fps, width, height) if find_spec("av") is not None else None
+    return PyAVWriter(file, fps, width, height) if _has_av() else None
+
+
+def _has_av() -> bool:
+    spec = find_spec("av")
+    return spec is not None and spec.origin is not None  # not a folder of this name
 
 
 class FFmpegWriter:

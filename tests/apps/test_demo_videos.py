@@ -3,15 +3,19 @@
 import json
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
+import torch
+from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools import mask as rle
 
 from dformer.apps.demo import Settings, segment_files
 from dformer.utils.errors import UserError
-from dformer.visualize.files import VideoReader
+from dformer.visualize.files import VideoReader, VideoWriter
 from tests.apps.test_demo import records, save_video
+from tests.d2.systems import pix2seqd_cfg
 from tests.d2.tiny import random_model
 
 
@@ -60,6 +64,24 @@ def test_a_folder_of_frames_is_a_video_whose_bad_frames_are_named(cfg, tmp_path)
     assert "none" in problem
 
 
+def test_a_stream_with_corrupt_frames_is_named_and_the_others_kept(cfg, tmp_path):
+    file = tmp_path / "corrupt.avi"
+    with VideoWriter(file, 10) as video:
+        for frame in np.random.default_rng(0).integers(0, 99, (12, 48, 80, 3), np.uint8):
+            video.write(frame)
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3000] = bytes(3000)
+    file.write_bytes(content)
+    empty = cv2.VideoWriter(str(tmp_path / "empty.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (80, 48))
+    empty.release()
+    problems = segment_files(cfg, [str(file), str(tmp_path / "empty.avi")], tmp_path / "out", Settings("panoptic"))
+    assert len(problems) == 2 and "corrupt.avi" in problems[0] and "of 12" in problems[0] and "empty.avi" in problems[1]
+    assert 8 <= len(records(tmp_path / "out")) < 12
+    with VideoReader(tmp_path / "out" / "corrupt.mp4") as video:
+        assert len(list(video)) == len(records(tmp_path / "out"))
+
+
 def test_given_objects_of_the_first_frame_are_followed(cfg, tmp_path):
     ids = np.zeros((48, 80), np.uint8)
     ids[10:30, 20:60] = 1
@@ -73,3 +95,19 @@ def test_given_objects_of_the_first_frame_are_followed(cfg, tmp_path):
     assert free == [] and 1 in others[0] and min(i for i in given[0] - {1} if i) >= 2
     with pytest.raises(UserError, match="queries"):
         segment_files(cfg, [str(tmp_path / "a.mp4")], tmp_path / "out", replace(settings, tracker="queries"))
+
+
+def test_past_maps_follow_given_objects_of_known_classes(tmp_path):
+    cfg = pix2seqd_cfg()
+    cfg.MODEL.PIX2SEQD.PAST_MAPS, cfg.MODEL.WEIGHTS, cfg.TEST.TASKS = 2, str(tmp_path / "model.pth"), ("panoptic",)
+    torch.save({"model": build_model(cfg).state_dict(), "config": cfg.dump()}, cfg.MODEL.WEIGHTS)
+    ids = np.zeros((48, 80), np.uint8)
+    ids[:20], ids[30:] = 3, 7
+    Image.fromarray(ids).save(tmp_path / "ids.png")
+    settings = Settings("panoptic", tracker="past_maps", objects=str(tmp_path / "ids.png"))
+    video, out = str(save_video(tmp_path / "a.mp4", 2)), tmp_path / "out"
+    for classes in ((), ("disc",), ("disc", "dics")):
+        with pytest.raises(UserError, match="classes"):
+            segment_files(cfg, [video], out, replace(settings, object_classes=classes))
+    assert segment_files(cfg, [video], out, replace(settings, object_classes=("disc", "star"))) == []
+    assert len(records(out)) == 2

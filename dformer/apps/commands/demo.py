@@ -51,6 +51,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--objects", metavar="PNG", help="follow the objects of this map of ids of the first frame")
     parser.add_argument(
+        "--object-classes", nargs="+", default=[], metavar="CLASS", help="of these objects, by rising id; for past_maps"
+    )
+    parser.add_argument(
         "--tracks", nargs="+", default=[], metavar="FORMAT", help="also write tracks: youtube_vis, mots, png"
     )
     parser.add_argument("--recursive", action="store_true", help="also search the folders in a folder")
@@ -84,6 +87,7 @@ def main() -> None:
         args.objects,
         tuple(args.tracks),
         args.frames,
+        tuple(args.object_classes),
     )
     try:
         problems = segment_files(cfg, args.input, args.output, settings, compare, args.camera)

@@ -20,7 +20,7 @@ from dformer.d2.engine.predictor import IdMap, Predictor
 from dformer.d2.engine.result import Result
 from dformer.d2.modeling.tracking import State
 from dformer.postprocess.known import split_known
-from dformer.utils.errors import UserError
+from dformer.utils.errors import UserError, did_you_mean
 from dformer.visualize import DEFAULT_STYLE, Style, UInt8, draw_panels
 from dformer.visualize.files import VideoWriter, save_picture
 
@@ -48,6 +48,7 @@ class Settings:
     objects: str | None = None  # such a PNG of the objects in a video's first frame, to be followed as 1, 2, ...
     tracks: tuple[str, ...] = ()  # formats in which tracks are written, see `track_files`
     frames: bool = False  # folders are videos, their images the frames
+    object_classes: tuple[str, ...] = ()  # of the objects, by rising id, for models that need them
 
 
 def segment_files(
@@ -171,7 +172,7 @@ class Demo:
             return [*problems, f"{name} has no frame that can be read: it is damaged"]
         missing = 0 if reader.length is None else reader.length - writer.frames - len(reader.problems)
         if reader.length and missing > 0.01 * reader.length:  # some headers are estimates
-            problems.append(f"{name} ends after {writer.frames} of {reader.length} frames: it is damaged")
+            problems.append(f"{name}: {writer.frames} of {reader.length} frames can be read: it is damaged")
         return problems
 
     def track(self, images: Sequence[UInt8], states: Sequence[State]) -> tuple[list[list[Result]], list[State]]:
@@ -184,7 +185,8 @@ class Demo:
         for model, state in zip(self.models, states, strict=True):
             if state is None and self.objects is not None:
                 _, masks = split_known(torch.from_numpy(self.objects))
-                state = model.begin(images[0], masks.numpy(), tracker=settings.tracker)
+                classes = _classes(model, settings.object_classes, len(masks))
+                state = model.begin(images[0], masks.numpy(), classes, tracker=settings.tracker)
             results, state = model.track(images, state, **asked)
             found.append(results)
             after.append(state)
@@ -217,6 +219,19 @@ class Demo:
             height, width = result.size
             for write in (*writers, *(others if k == 0 else ())):
                 write({**source, "height": height, "width": width, "segments": result.to_coco()})
+
+
+def _classes(model: Predictor, names: Sequence[str], count: int) -> list[int] | None:
+    """Return the class ids of the given objects; None without names."""
+    if not names:
+        return None
+    if len(names) != count:
+        raise UserError(f"object_classes: {len(names)} are given for {count} objects")
+    for name in names:
+        if name not in model.class_names:
+            nearest = did_you_mean(name, model.class_names)
+            raise UserError(f'object_classes: the model has no class "{name}"{nearest}')
+    return [list(model.class_names).index(name) for name in names]
 
 
 def _check(settings: Settings) -> None:
