@@ -22,7 +22,7 @@ def cfg(data_dir: Path, monkeypatch: pytest.MonkeyPatch, empty_catalogs: None) -
     monkeypatch.setenv("DETECTRON2_DATASETS", str(data_dir))
     cfg = get_cfg()
     folders = {"images": "$DETECTRON2_DATASETS/camvid/val", "annotations": "$DETECTRON2_DATASETS/camvid/valannot"}
-    declaration = {"form": "semantic", **folders, "void": 11}
+    declaration = {"form": "semantic", **folders, "classes": {k: f"class {k}" for k in range(11)}, "void": 11}
     cfg.DATASETS.CUSTOM, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = [{"cam": declaration}], ("cam",), ()
     cfg.INPUT.TASK, cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SCALE = "semantic", 128, 96, 1.0
     return cfg

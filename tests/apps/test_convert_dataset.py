@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog
 from detectron2.data.datasets.builtin import register_all_coco
 from panopticapi.utils import rgb2id
 from PIL import Image
@@ -27,9 +28,10 @@ def through(name: str, folder: Path, *forms: str) -> Path:
 
 
 def camvid(data_dir: Path) -> str:
-    declaration = {"form": "semantic", "images": "val", "annotations": "valannot", "void": 11}
-    (name,) = register_declarations({"cam": declaration}, data_dir / "camvid")
-    return name
+    """Register 20 of the images, and return their name."""
+    declaration = {"form": "semantic", "images": "val", "annotations": "valannot", "void": 11, "split": {"val": 20}}
+    register_declarations({"cam": declaration}, data_dir / "camvid")
+    return "cam_val"
 
 
 def read(file: Path) -> np.ndarray:
@@ -39,12 +41,12 @@ def read(file: Path) -> np.ndarray:
 @pytest.mark.parametrize("by", [["coco_panoptic"], ["coco_instances"], ["coco_panoptic", "coco_instances"]])
 def test_instance_ids_come_back(data_dir: Path, tmp_path: Path, by: list[str]) -> None:
     declaration = {"form": "instance_ids", "images": "images", "annotations": "masks", "classes": ["pedestrian"]}
-    (name,) = register_declarations({"ped": declaration}, data_dir / "pennfudan")
-    output = through(name, tmp_path, *by, "instance_ids")
-    files = sorted((data_dir / "pennfudan" / "masks").iterdir())
-    assert [f.name for f in files] == sorted(f.name for f in (output / "masks").iterdir())
+    register_declarations({"ped": {**declaration, "split": {"val": 20}}}, data_dir / "pennfudan")
+    output = through("ped_val", tmp_path, *by, "instance_ids")
+    files = {Path(record["file_name"]).stem + ".png" for record in DatasetCatalog.get("ped_val")}
+    assert len(files) == 20 and files == {file.name for file in (output / "masks").iterdir()}
     for file in files:
-        before, after = read(file), read(output / "masks" / file.name)
+        before, after = read(data_dir / "pennfudan" / "masks" / file), read(output / "masks" / file)
         assert before.dtype == after.dtype
         np.testing.assert_array_equal(before, after)
 
@@ -94,8 +96,10 @@ def test_panoptic_comes_back(data_dir: Path, tmp_path: Path) -> None:
 
 def test_semantic_labels_come_back(data_dir: Path, tmp_path: Path) -> None:
     output = through(camvid(data_dir), tmp_path, "coco_panoptic", "semantic")
-    for file in (data_dir / "camvid" / "valannot").iterdir():
-        before, after = read(file), read(output / "labels" / file.name)
+    written = sorted((output / "labels").iterdir())
+    assert len(written) == 20
+    for file in written:
+        before, after = read(data_dir / "camvid" / "valannot" / file.name), read(file)
         np.testing.assert_array_equal(np.where(before == 11, 255, before), after)
 
 

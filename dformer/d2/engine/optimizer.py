@@ -107,6 +107,8 @@ def build_schedule(cfg: CfgNode) -> ParamScheduler:
     WARMUP_ITERS, it rises from WARMUP_FACTOR to the schedule's value (linearly for WARMUP_METHOD "linear").
     """
     solver = cfg.SOLVER
+    if solver.BASE_LR <= 0:
+        raise UserError(f"SOLVER.BASE_LR is {solver.BASE_LR}, expected a number above 0")
     name, end = solver.LR_SCHEDULER_NAME, solver.BASE_LR_END / solver.BASE_LR
     if name == "WarmupMultiStepLR":
         steps = [step for step in solver.STEPS if step < solver.MAX_ITER]

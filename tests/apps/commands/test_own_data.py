@@ -62,6 +62,7 @@ def test_from_a_folder_to_a_report(tmp_path: Path) -> None:
     results = yaml.safe_load((tmp_path / "output" / "cells" / "results.json").read_text())
     assert "AP" in results and list(results["metrics"]) == ["cells_val"]
     report = (tmp_path / "report.html").read_text()
-    assert "cells_val" in report and "patient" in report
-    names = {path.stem.split("_")[0] for path in (tmp_path / "images").iterdir()}
-    assert len(names) == 4
+    assert "cells_val" in report
+    shown = {name for name in os.listdir(tmp_path / "images") if name in report}
+    patients = {name.split("_")[0] for name in shown}  # of the images that were held out
+    assert shown and shown == {name for name in os.listdir(tmp_path / "images") if name.split("_")[0] in patients}

@@ -119,9 +119,12 @@ def test_a_run_shorter_than_its_warm_up(cfg):
     assert all(math.isfinite(rate) for rates in learning_rates(cfg) for rate in rates)
 
 
-@pytest.mark.parametrize("key", ["OPTIMIZER", "LR_SCHEDULER_NAME", "CLIP_GRADIENTS.CLIP_TYPE"])
-def test_unknown_names_are_refused(cfg, key):
-    cfg.merge_from_list([f"SOLVER.{key}", "value"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("OPTIMIZER", "value"), ("LR_SCHEDULER_NAME", "value"), ("CLIP_GRADIENTS.CLIP_TYPE", "value"), ("BASE_LR", 0.0)],
+)
+def test_values_that_cannot_be_are_refused(cfg, key, value):
+    cfg.merge_from_list([f"SOLVER.{key}", value])
     with pytest.raises(UserError, match=f"SOLVER.{key}"):
         learning_rates(cfg)
 

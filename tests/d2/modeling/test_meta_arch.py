@@ -214,3 +214,14 @@ def test_pixel_decoders_by_name():
         assert type(model.head.pixel_decoder).__name__ == name
     with pytest.raises(UserError, match="MODEL.PIXEL_DECODER.NAME"):
         build("DFormer", MODEL__PIXEL_DECODER__NAME="NoSuchDecoder")
+
+
+@both
+def test_classes_weigh_what_the_config_says(system):
+    def loss_ce(weights):
+        model = build(system, MODEL__CRITERION__CLASS_WEIGHTS=weights).train()
+        return model.losses([image(64, 64, 3)])["loss_ce"].item()
+
+    assert loss_ce((1.0,) * 7) == loss_ce(()) != pytest.approx(loss_ce((5.0,) * 7), rel=0.01)
+    with pytest.raises(UserError, match="CLASS_WEIGHTS"):
+        loss_ce((1.0, 5.0))
