@@ -14,13 +14,24 @@ from tests import load_script
 script = load_script("datasets/prepare_coco_semantic.py")
 
 
+def linked(data_dir: Path, folder: Path) -> Path:
+    """Make a folder with a COCO to which more can be written."""
+    (folder / "coco").mkdir()
+    for entry in (data_dir / "coco_panoptic" / "coco").iterdir():
+        (folder / "coco" / entry.name).symlink_to(entry)
+    return folder
+
+
 @pytest.fixture
 def root(data_dir: Path, tmp_path: Path) -> Path:
-    """A COCO to which more can be written."""
-    (tmp_path / "coco").mkdir()
-    for entry in (data_dir / "coco_panoptic" / "coco").iterdir():
-        (tmp_path / "coco" / entry.name).symlink_to(entry)
-    return tmp_path
+    return linked(data_dir, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def prepared(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = linked(data_dir, tmp_path_factory.mktemp("prepared"))
+    script.prepare(root, progress=False)
+    return root
 
 
 def label_by_hand(layout: str, category: dict, categories: list[dict]) -> int:
@@ -32,9 +43,8 @@ def label_by_hand(layout: str, category: dict, categories: list[dict]) -> int:
 
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 @pytest.mark.parametrize("layout", ["panoptic_stuff", "panoptic_semseg"])
-def test_each_pixel_has_the_label_of_its_segment(root: Path, split: str, layout: str) -> None:
-    script.prepare(root, progress=False)
-    coco = root / "coco"
+def test_each_pixel_has_the_label_of_its_segment(prepared: Path, split: str, layout: str) -> None:
+    coco = prepared / "coco"
     content = json.loads((coco / "annotations" / f"panoptic_{split}.json").read_text())
     categories = {c["id"]: c for c in content["categories"]}
     assert len(list((coco / f"{layout}_{split}").iterdir())) == len(content["annotations"])
@@ -45,14 +55,13 @@ def test_each_pixel_has_the_label_of_its_segment(root: Path, split: str, layout:
         for segment in annotation["segments_info"]:
             category = categories[segment["category_id"]]
             expected[ids == segment["id"]] = label_by_hand(layout, category, content["categories"])
-        prepared = Image.open(coco / f"{layout}_{split}" / annotation["file_name"])
-        np.testing.assert_array_equal(np.asarray(prepared), expected)
+        written = Image.open(coco / f"{layout}_{split}" / annotation["file_name"])
+        np.testing.assert_array_equal(np.asarray(written), expected)
 
 
 @pytest.mark.usefixtures("empty_catalogs")
-def test_detectron2_reads_them(root: Path) -> None:
-    register_all_coco(str(root))
-    script.prepare(root, progress=False)
+def test_detectron2_reads_them(prepared: Path) -> None:
+    register_all_coco(str(prepared))
     assert len(DatasetCatalog.get("coco_2017_val_panoptic_stuffonly")) == 20
 
 
