@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
 
 from dformer.diffusion.schedule import alpha_bar_table, table_schedule
 from dformer.models.ldmseg import Known, LatentDiffusion, LDMSegHead
@@ -55,6 +57,35 @@ def test_golden_training_step(golden_dir):
     torch.optim.AdamW(groups, lr=1e-4).step()
     for name in [key.removeprefix("after_step.") for key in golden if key.startswith("after_step.")]:
         close(parameters[name].detach(), golden[f"after_step.{name}"], atol=1e-6)
+
+
+class TanhDenoiser(nn.Module):
+    """Stands in for the U-Net; keeps its inputs."""
+
+    def __init__(self, alpha_bar, scale):
+        super().__init__()
+        self.alpha_bar, self.scale, self.inputs = alpha_bar, scale, []
+
+    def forward(self, inputs, t):
+        self.inputs.append(inputs)
+        channels = inputs.shape[1] // 2  # x_t, and the condition
+        x0 = 0.15 * torch.tanh(5 * inputs[:, :channels] + torch.cos(3 * self.alpha_bar(t)))
+        return x0.clamp(-self.scale, self.scale)
+
+
+@pytest.mark.golden
+def test_golden_self_conditioning(golden_dir):
+    golden = load_file(golden_dir / "pix2seqd_self_condition.safetensors")
+    x_t, gamma = golden["x_t"].movedim(-1, 1), golden["gamma"]  # (B, Z, h, w), (B, 1, 1, 1)
+    unet = TanhDenoiser(lambda t: gamma[t], golden["config.b_scale"].item())
+    diffusion = LatentDiffusion(lambda t: gamma[t], len(gamma), 1.0, "x0", max_snr=0.0, self_condition=0.5)
+    head = LDMSegHead(unet=unet, mask_autoencoder=nn.Identity(), diffusion=diffusion)
+    images = torch.arange(len(x_t))
+    x0 = (x_t / gamma.sqrt()).requires_grad_()
+    head.training_step(x0, x_t[:, :0], images, torch.zeros_like(x_t), images < golden["config.count"])
+    close(unet.inputs[-1].movedim(1, -1), golden["output"])
+    condition = unet.inputs[-1][:, x_t.shape[1] :]
+    assert not torch.autograd.grad(condition.sum(), x0, allow_unused=True)[0].any()
 
 
 @pytest.mark.golden

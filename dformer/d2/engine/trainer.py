@@ -78,7 +78,12 @@ class Trainer(TrainerBase):
         self.replica = self.model
         if comm.get_world_size() > 1:
             device_ids = [torch.cuda.current_device()] if self.device.type == "cuda" else None
-            self.replica = DistributedDataParallel(self.model, device_ids=device_ids, broadcast_buffers=False)
+            self.replica = DistributedDataParallel(
+                self.model,
+                device_ids=device_ids,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,  # else the gradients are there twice
+            )
         self.average = MovingAverage(self.model, cfg.MODEL.EMA_DECAY) if cfg.MODEL.EMA_DECAY > 0 else None
         averaged = {"model_ema": self.average} if self.average else {}
         self.checkpointer = Checkpointer(self.model, cfg, trainer=weakref.proxy(self), **averaged)
