@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dformer.metrics.tracks import given_object_quality, track_quality
 
@@ -52,3 +53,18 @@ def test_given_objects_are_known_by_their_ids():
     assert given_object_quality([(TRUTH, half)])["J"] == pytest.approx(75)
     gone = np.where(np.arange(4)[:, None, None] < 2, TRUTH, 0)  # in the second frame that counts, neither is found
     assert given_object_quality([(gone, gone)])["J"] == pytest.approx(100)
+
+
+def test_given_objects_have_the_figures_of_vos_benchmark(tmp_path):
+    vos = pytest.importorskip("vos_benchmark.benchmark")
+    rng = np.random.default_rng(0)
+    truth = np.zeros((6, 40, 50), np.uint8)
+    truth[:, 5:20, 5:25], truth[:, 25:35, 30:45] = 1, 2
+    found = np.stack([np.roll(frame, rng.integers(-4, 5, 2), (0, 1)) for frame in truth])
+    for name, frames in (("truth", truth), ("found", found)):
+        (tmp_path / name / "a").mkdir(parents=True)
+        for t, frame in enumerate(frames):
+            Image.fromarray(frame).save(tmp_path / name / "a" / f"{t}.png")
+    theirs = vos.benchmark([str(tmp_path / "truth")], [str(tmp_path / "found")], num_processes=1, verbose=False)
+    ours = given_object_quality([(truth, found)])
+    assert [ours[name] for name in ("J&F", "J", "F")] == pytest.approx([x[0] for x in theirs[:3]], rel=1e-12)
