@@ -48,7 +48,8 @@ def given_object_quality(videos: Iterable[tuple[Labels, Labels]]) -> dict[str, f
 
     Args:
         videos: pairs (ground truth, prediction) of ids (T, H, W), as of `track_quality`, with the same ids for the same
-            objects. Those that are not in the first frame of the truth do not count.
+            objects. Those that are not in the first frame of the truth do not count, nor those that are in no frame
+            that counts.
 
     Raises:
         UserError: the package trackeval is missing.
@@ -58,7 +59,7 @@ def given_object_quality(videos: Iterable[tuple[Labels, Labels]]) -> dict[str, f
 
     metric, scores = JAndF(), []
     for truth, found in videos:
-        for i in np.unique(truth[0][truth[0] > 0]).tolist():
+        for i in sorted({*truth[0][truth[0] > 0].tolist()} & {*np.unique(truth[1:-1]).tolist()}):
             scores.append(metric.eval_sequence(_sequence(*(ids[1:-1] == i for ids in (truth, found)))))
     means = {name: 100 * float(np.mean([s[f"{name}-Mean"] for s in scores])) for name in ("J", "F")}
     return {"J&F": (means["J"] + means["F"]) / 2, **means}

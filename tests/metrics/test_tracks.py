@@ -53,6 +53,8 @@ def test_given_objects_are_known_by_their_ids():
     assert given_object_quality([(TRUTH, half)])["J"] == pytest.approx(75)
     gone = np.where(np.arange(4)[:, None, None] < 2, TRUTH, 0)  # in the second frame that counts, neither is found
     assert given_object_quality([(gone, gone)])["J"] == pytest.approx(100)
+    once = np.where((np.arange(4)[:, None, None] > 0) & (TRUTH == 2), 0, TRUTH)  # seen in no frame that counts
+    assert given_object_quality([(once, half)])["J"] == pytest.approx(50)
 
 
 def test_given_objects_have_the_figures_of_vos_benchmark(tmp_path):
