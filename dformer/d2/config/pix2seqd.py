@@ -34,7 +34,7 @@ def add_pix2seqd_config(cfg: CN) -> None:
     cfg.MODEL.PIX2SEQD.NUM_IDS = 101  # ids that are given, 0 among them; an image has at most one object less
     # Ids of the objects in training: "random" ones as published for COCO, "shuffle" (the lowest ones, in random order,
     # as published for Cityscapes and videos), or, not in the paper, "grid" (by the place of a thing's centre, and by
-    # the class of stuff).
+    # the class of stuff; random ones where a past map says them).
     cfg.MODEL.PIX2SEQD.ID_ORDER = "random"
     cfg.MODEL.PIX2SEQD.MASK_WEIGHT_POWER = 0.2  # pixels of an object of c pixels weigh (1 / (c + 1))^p in the loss
     cfg.MODEL.PIX2SEQD.NOISY_COPIES = 1  # noisy maps an encoded image, each at a time of its own

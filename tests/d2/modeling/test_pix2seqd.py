@@ -180,3 +180,15 @@ def test_past_maps_are_dropped_one_by_one():
     model.past_dropout = 1.0
     del item["past_maps"]
     assert not model.draw(item, torch.Generator(), item["image"].shape[1:])[3].any()
+
+
+def test_the_past_says_the_ids_that_else_the_grid_gives():
+    model, item = video_model(MODEL__PIX2SEQD__PAST_DROPOUT=0.0, MODEL__PIX2SEQD__ID_ORDER="grid"), tiny_batch((4,))[0]
+
+    def drawn_ids():
+        drawn = [model.draw(item, torch.Generator().manual_seed(i), item["image"].shape[1:])[2][1] for i in range(4)]
+        return {tuple(x.flatten().tolist()) for x in drawn}
+
+    assert len(drawn_ids()) == 1
+    item["past_maps"] = item["panoptic_map"].expand(2, -1, -1)
+    assert len(drawn_ids()) == 4

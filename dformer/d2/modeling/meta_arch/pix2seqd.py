@@ -180,6 +180,9 @@ class Pix2SeqD(Segmenter):
             past = self.to_grid(item["past_maps"].to(self.device, non_blocking=True), canvas)
             kept = torch.rand(len(past), generator=generator, device=self.device) >= self.past_dropout
             past = past * kept[:, None, None]
+            if self.id_order == "grid":  # where there is a past, that says the ids, whichever they are
+                any_ids = draw_ids(objects, len(classes), self.head.num_labels[1], "random", generator)
+                ids = torch.where(past.any(), any_ids, ids)
         return t, noise, label_map(objects, classes, ids), label_map(past, classes, ids).transpose(0, 1)
 
     def sample(
