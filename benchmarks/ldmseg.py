@@ -40,7 +40,7 @@ from dformer.d2.engine.predictor import Predictor
 from dformer.d2.modeling.meta_arch import LDMSeg
 from dformer.data.images import read_image, read_panoptic_png
 from dformer.diffusion.prediction import x0_from_eps
-from dformer.diffusion.sampler import sample, time_pairs
+from dformer.diffusion.sampler import last_step, sample, time_pairs
 from dformer.diffusion.schedule import alpha_bar_table, table_schedule
 from dformer.metrics.panoptic import ONE_CLASS, count_segments, panoptic_quality
 from dformer.models.unet.mask_autoencoder import MaskAutoencoderModel
@@ -100,7 +100,7 @@ def denoised(unet: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, steps: in
         eps = unet(torch.cat([x_t, inputs[:, 4:8], condition], dim=1), t)
         return x0_from_eps(x_t, eps, alpha_bar(t)), None
 
-    *_, last = sample(denoise, lambda: inputs[:, :4], time_pairs(1000, steps), alpha_bar)
+    last = last_step(sample(denoise, lambda: inputs[:, :4], time_pairs(1000, steps), alpha_bar))
     return last.x0
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dformer.d2.config import get_cfg, merge_config
 from dformer.d2.modeling.meta_arch import Pix2SeqD
+from dformer.diffusion.sampler import last_step
 from dformer.utils import rng
 from dformer.utils.errors import exit_on_user_error
 
@@ -46,7 +47,7 @@ def measure(model: Pix2SeqD, size: int, steps: list[int], rounds: int) -> list[d
     encoder, decoder = partial(model.encode, images), partial(model.head.denoise, memory, x_t, t)
 
     def infer(count: int) -> Tensor:
-        *_, last = model.head.sample(model.encode(images), draw_noise, count, model.time_difference)
+        last = last_step(model.head.sample(model.encode(images), draw_noise, count, model.time_difference))
         return model.head.to_labels(last.x0)
 
     runs = {"encoder": encoder, "decoder": decoder, **{count: partial(infer, count) for count in steps}}

@@ -1,5 +1,6 @@
 """From noise to signal in few steps: DDIM (Song et al. 2021), DDPM (Ho et al. 2020). The denoiser predicts x_0."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -23,6 +24,11 @@ class SamplingStep(Generic[Output]):
     x_t: Tensor
     x0: Tensor
     output: Output
+
+
+def last_step(steps: Iterator[SamplingStep[Output]]) -> SamplingStep[Output]:
+    """Return the last of the steps; those before are not kept."""
+    return deque(steps, maxlen=1).pop()
 
 
 def time_pairs(timesteps: int, steps: int) -> list[tuple[int, int]]:

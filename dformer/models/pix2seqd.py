@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dformer.diffusion.continuous import asymmetric_time_pairs
 from dformer.diffusion.prediction import x0_from_eps
-from dformer.diffusion.sampler import SamplingStep, ddim_step, sample
+from dformer.diffusion.sampler import SamplingStep, ddim_step, last_step, sample
 from dformer.diffusion.schedule import Schedule, add_noise
 from dformer.layers.attention import Memory
 from dformer.losses.label_maps import instance_weights, l2_loss, sigmoid_loss, softmax_loss
@@ -199,7 +199,7 @@ class Pix2SeqDHead(nn.Module):
         """
         past: Tensor | None = None
         for index, memory in enumerate(memories):
-            *_, last = self.sample(memory, draw_noise, steps[index > 0], time_difference, eta, past)
+            last = last_step(self.sample(memory, draw_noise, steps[index > 0], time_difference, eta, past))
             labels = self.to_labels(last.x0)
             yield labels
             before = torch.zeros_like(labels)[:, None].repeat_interleave(self.past_maps, 1) if past is None else past

@@ -21,6 +21,7 @@ from dformer.d2.modeling.meta_arch.mask_autoencoder import (
 )
 from dformer.d2.modeling.meta_arch.segmenter import Batch
 from dformer.d2.modeling.meta_arch.step import Output, Request
+from dformer.diffusion.sampler import last_step
 from dformer.diffusion.schedule import add_noise, alpha_bar_table, table_schedule
 from dformer.losses.id_maps import IdTarget, id_map_losses
 from dformer.losses.normalisers import normaliser
@@ -244,7 +245,7 @@ class LDMSeg(SegmentMapper):
     def predictions(self, images: Tensor, draw_noise: Callable[[], Tensor], request: Request) -> dict[str, Tensor]:
         """Return `logits` (B, N, h', w') of the ids, and `class_scores` (B, N, K) of the segments that they show."""
         image_latents, features = self.image_latents(images)
-        *_, last = self.head.sample(image_latents.float(), draw_noise, request.steps)
+        last = last_step(self.head.sample(image_latents.float(), draw_noise, request.steps))
         logits = self.head.decode(last.output)
         if self.classifier is None:
             return {"logits": logits, "class_scores": torch.ones_like(logits[:, :, :1, 0])}

@@ -18,6 +18,7 @@ from dformer.d2.modeling.meta_arch.mask_autoencoder import map_of
 from dformer.d2.modeling.meta_arch.segmenter import Batch, Segmenter
 from dformer.d2.modeling.meta_arch.step import Output, Request
 from dformer.diffusion.continuous import continuous_schedule
+from dformer.diffusion.sampler import last_step
 from dformer.diffusion.schedule import add_noise
 from dformer.models.pix2seqd import PREDICTIONS, STRIDES, BitDiffusion, ImageMemory, Pix2SeqDHead
 from dformer.models.unet.image_encoder import FeaturePyramidMerge, TokenEncoder
@@ -200,7 +201,8 @@ class Pix2SeqD(Segmenter):
 
     def predictions(self, images: Tensor, draw_noise: Callable[[], Tensor], request: Request) -> dict[str, Tensor]:
         """Return `class_scores` (B, K + 1, h, w), `id_scores` (B, ids, h, w), and `labels` (B, 2, h, w) int64."""
-        *_, last = self.head.sample(self.encode(images), draw_noise, request.steps, self.time_difference, self.eta)
+        memory = self.encode(images)
+        last = last_step(self.head.sample(memory, draw_noise, request.steps, self.time_difference, self.eta))
         scores = self.head.probabilities(last.output, last.x0)
         classes, ids = (x[:, :count] for x, count in zip(scores, self.head.num_labels, strict=True))
         return {"class_scores": classes, "id_scores": ids, "labels": self.head.to_labels(last.x0)}
