@@ -4,9 +4,15 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+# All of torch.nn.init and timm draw by these; the first three are seen in place of the methods that they call.
+DRAWS = {nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, Tensor.uniform_, Tensor.normal_}
 
 
 def seed(*keys: int | str) -> int:
@@ -50,3 +56,20 @@ def seeded(*keys: int | str) -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+class SkipInit(TorchFunctionMode):
+    """Fill parameters with zeros within this context where their initialisation would draw.
+
+    For a process that gets its parameters and buffers from another one. Constants stay. Tensors that are no parameters
+    are drawn, but get other numbers than they would without this context.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get("tensor")
+        # Other tensors may be a loop's that draws again what is out of bounds, as that of `trunc_normal_`.
+        if func in DRAWS and isinstance(tensor, nn.Parameter):
+            tensor.detach().zero_()
+            return tensor
+        return func(*args, **kwargs)

@@ -64,7 +64,8 @@ class Trainer(TrainerBase):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.amp_dtype = amp_dtype(cfg)
-        self.model = build_model(cfg)
+        with nullcontext() if comm.is_main_process() else rng.SkipInit():
+            self.model = build_model(cfg)
         if cfg.SOLVER.ACTIVATION_CHECKPOINTING:
             blocks = checkpoint_activations(self.model)
             logger.info(f"Activation checkpointing: {len(blocks)} blocks compute their activations twice")
@@ -81,9 +82,9 @@ class Trainer(TrainerBase):
             self.replica = DistributedDataParallel(
                 self.model,
                 device_ids=device_ids,
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,  # else the gradients are there twice
             )
+            self.replica.broadcast_buffers = False  # now that all processes have parameters and buffers of the first
         self.average = MovingAverage(self.model, cfg.MODEL.EMA_DECAY) if cfg.MODEL.EMA_DECAY > 0 else None
         averaged = {"model_ema": self.average} if self.average else {}
         self.checkpointer = Checkpointer(self.model, cfg, trainer=weakref.proxy(self), **averaged)

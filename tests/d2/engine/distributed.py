@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -125,6 +125,7 @@ def measure(folder: Path) -> None:
     content = {name: gradients(folder, name) for name in ("DFormer", "Mask2Former")}
     content |= {fault: bad_step(folder, fault) for fault in FAULTS}
     content |= {"stop": stop(folder), "loss_names": losses_without_objects(folder), "once": once_a_node(folder)}
+    content["first"] = first_weights(folder)
     assert comm.all_gather((comm.get_local_rank(), comm.get_local_size())) == [(0, 2), (1, 2)]
     if comm.is_main_process():
         torch.save(content, folder / "measured.pth")
@@ -218,8 +219,34 @@ def resume(folder: Path) -> None:
             comm.synchronize()
 
 
-def _trainer(folder: Path, meta_architecture: str, batches: list[list[dict]]) -> Trainer:
-    cfg = tiny_cfg(meta_architecture)
+def first_weights(folder: Path) -> dict[str, Any]:
+    """Of each process, how many weights the model was built with that are not 0, and all that it has before a step.
+
+    The model has frozen parameters, and a random buffer, as many have.
+    """
+    drawn: list[int] = []
+
+    def prepare(model: nn.Module) -> nn.Module:
+        model.register_buffer("random", torch.randn(3))
+        drawn.append(sum(int(parameter.count_nonzero()) for parameter in model.parameters()))
+        return model
+
+    trainer = _trainer(folder, "LDMSeg", [[]], ["MODEL.EMA_DECAY", "0.9"], prepare)
+    assert not all(parameter.requires_grad for parameter in trainer.model.parameters())
+    weights = dict(trainer.model.named_parameters()) | dict(trainer.model.named_buffers())
+    tensors = {"model": {name: x.detach() for name, x in weights.items()}, "average": trainer.average.state_dict()}
+    return {"drawn": groups.all_gather(drawn), "weights": groups.all_gather(tensors)}
+
+
+def _trainer(
+    folder: Path,
+    meta_architecture: str,
+    batches: list[list[dict]],
+    opts: Sequence[str] = (),
+    # In float32, rounding depends on the batch size and sometimes changes a point or a match.
+    prepare: Callable[[nn.Module], nn.Module] = nn.Module.double,
+) -> Trainer:
+    cfg = tiny_cfg(meta_architecture, opts)
     cfg.OUTPUT_DIR = str(folder)
     cfg.DATASETS.TEST = ()
     cfg.SOLVER.IMS_PER_BATCH = len(COUNTS)
@@ -227,8 +254,7 @@ def _trainer(folder: Path, meta_architecture: str, batches: list[list[dict]]) ->
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
     torch.manual_seed(0)
 
-    # In float32, rounding depends on the batch size and sometimes changes a point or a match.
-    parts = {"build_train_loader": lambda cfg: Loader(batches), "build_model": lambda cfg: build_model(cfg).double()}
+    parts = {"build_train_loader": lambda cfg: Loader(batches), "build_model": lambda cfg: prepare(build_model(cfg))}
     with patch.multiple("dformer.d2.engine.trainer", **parts):
         trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)

@@ -57,6 +57,18 @@ def test_two_processes_have_the_gradients_of_one(measured, meta_architecture, tm
     assert sum(gradient.norm() > 0 for gradient in one.values()) > 0.9 * len(one)
 
 
+def test_processes_begin_with_the_weights_of_the_first_and_the_others_draw_none(measured):
+    """Parameters, trained or frozen, buffers and the moving average. (Some are made by `torch.randn` in all.)"""
+    (drawn,), (drawn_by_other,) = measured["first"]["drawn"]
+    assert 0 < drawn_by_other < 0.1 * drawn
+    first, other = measured["first"]["weights"]
+    for group in ("model", "average"):
+        assert first[group].keys() == other[group].keys() and "random" in first[group]
+        for name, tensor in first[group].items():
+            assert torch.equal(tensor, other[group][name]), name
+    assert all(torch.equal(tensor, first["model"][name]) for name, tensor in first["average"].items())
+
+
 @pytest.mark.parametrize(
     "fault, images, found",
     [
