@@ -23,12 +23,11 @@ from dformer.d2.config.device import inference_autocast
 from dformer.d2.data import model_classes
 from dformer.d2.data.augmentations import test_augmentations
 from dformer.d2.data.video import open_video
-from dformer.d2.engine.result import Result
+from dformer.d2.engine.result import Result, merge_results
 from dformer.d2.evaluation.test_time_augmentation import augment
 from dformer.d2.modeling.meta_arch import Request, Segmenter, Step
 from dformer.d2.modeling.tracking import State, build_tracker, number_things
 from dformer.data.images import to_image
-from dformer.postprocess.ensemble import merge_samples
 from dformer.postprocess.known import coarse_masks
 from dformer.postprocess.tracking import Tracks
 from dformer.utils.errors import UserError
@@ -269,12 +268,10 @@ class Predictor:
         if "seed" not in self.model.options:
             raise UserError(f"{type(self.model).__name__} has no seed: its answers are all the same")
         read = to_image(image)
-        found = [self.predict([read], request=replace(first, seed=first.seed + k))[0] for k in range(samples)]
-        maps = [(ids.cpu().numpy(), segments) for ids, segments in (x["panoptic_seg"] for x in found)]
-        merged, segments, agreement = merge_samples(maps)
-        predictions = {"panoptic_seg": (torch.from_numpy(merged), segments), "agreement": agreement}
         size = read.shape[0], read.shape[1]
-        return self._result(predictions, read, size, first)
+        requests = [replace(first, seed=first.seed + k) for k in range(samples)]
+        found = [self.predict([read], request=request)[0] for request in requests]
+        return merge_results([self._result(each, read, size, first) for each in found])
 
     def make_request(self, task: str | None = None, threshold: float | None = None, **numbers: float) -> Request:
         """Return the request of a task, by default the model's, with its default numbers where none is given.

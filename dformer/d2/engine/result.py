@@ -1,17 +1,19 @@
 """What a model has found in an image."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from dformer.data.segmentations import area_and_box, encode_mask, json_rle
+from dformer.postprocess.ensemble import merge_samples
 from dformer.utils.errors import UserError
 from dformer.utils.files import write_json
 from dformer.visualize import (
@@ -158,3 +160,11 @@ class Result:
         stream = BytesIO()
         Image.fromarray(self.draw()).save(stream, "PNG")
         return stream.getvalue()
+
+
+def merge_results(results: Sequence[Result]) -> Result:
+    """Merge panoptic results of one image into what most of them agree on, with `agreement`; see `merge_samples`."""
+    maps = [(ids.cpu().numpy(), segments) for ids, segments in (each.predictions["panoptic_seg"] for each in results)]
+    merged, segments, agreement = merge_samples(maps)
+    predictions = {"panoptic_seg": (torch.from_numpy(merged), segments), "agreement": agreement}
+    return replace(results[0], predictions=predictions, t=None)

@@ -36,7 +36,7 @@ class DFormer(QuerySegmenter):
     def __init__(self, *, eta: float, **parts: Any) -> None:
         super().__init__(**parts)
         self.eta = eta
-        self.completes = self.head.diffusion.assignment == "denoising"
+        self.completes = self.refines = self.head.diffusion.assignment == "denoising"
         timesteps = self.head.diffusion.timesteps
         self.max_time = timesteps - 1
         self.options = {**self.options, "steps": (1, timesteps), "seed": (0, 2**31 - 1)}
@@ -136,7 +136,7 @@ class DFormer(QuerySegmenter):
 
     @torch.no_grad()
     def refine(self, item: dict[str, Any], time: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
-        if not self.completes:
+        if not self.refines:
             return super().refine(item, time, steps, seed)
         last = self.head.diffusion.timesteps - 1
         for name, value, low, high in (("time", time, 0, last), ("steps", steps, 1, time + 1)):

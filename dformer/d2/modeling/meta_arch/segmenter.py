@@ -34,6 +34,7 @@ class Segmenter(nn.Module, ABC):
         compilable: names of the parts that `compile_parts` compiles: backbone and decoders.
         dense_tasks: those of `tasks` that `dense_results` has.
         completes: whether it completes masks that are given in part, `known_map` of an image.
+        refines: whether it makes coarse masks better, `refine`, and finds masks anew, `hint_masks` of an image.
         iteration: training forwards so far; a resumed run sets it.
     """
 
@@ -43,6 +44,7 @@ class Segmenter(nn.Module, ABC):
     options: Mapping[str, tuple[int, int]] = {}
     max_time: float | None = None
     completes: bool = False
+    refines: bool = False
     pixel_mean: Tensor
     pixel_std: Tensor
 

@@ -1,5 +1,7 @@
 """The ways to follow objects through a video, by their names."""
 
+from contextlib import suppress
+
 from dformer.d2.modeling.meta_arch import Request, Segmenter
 from dformer.d2.modeling.tracking.association import AssociationTracker
 from dformer.d2.modeling.tracking.hints import HintTracker
@@ -25,4 +27,14 @@ def build_tracker(name: str, model: Segmenter, request: Request) -> Tracker:
     return TRACKERS[name](model, request)
 
 
-__all__ = ["TRACKERS", "State", "Tracker", "build_tracker", "number_things", "tracked_request"]
+def trackers_of(model: Segmenter) -> list[str]:
+    """Return the names of the trackers that there are for a model."""
+    names = []
+    for name in TRACKERS:
+        with suppress(UserError):
+            build_tracker(name, model, model.request)
+            names.append(name)
+    return names
+
+
+__all__ = ["TRACKERS", "State", "Tracker", "build_tracker", "number_things", "tracked_request", "trackers_of"]

@@ -27,7 +27,7 @@ class HintTracker(Tracker):
     """
 
     def __init__(self, model: Segmenter, request: Request) -> None:
-        if not model.completes or model.max_time is None:
+        if not model.refines or model.max_time is None:
             raise UserError(
                 f'tracker "hints": {type(model).__name__} takes none; '
                 "a DFormer trained with DIFFUSION.ASSIGNMENT denoising does"

@@ -7,9 +7,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from dformer.d2.modeling.tracking import TRACKERS, build_tracker, tracked_request
+from dformer.d2.modeling.tracking import TRACKERS, build_tracker, tracked_request, trackers_of
 from dformer.utils.errors import UserError
 from tests.d2.modeling.test_pix2seqd import video_model
+from tests.d2.systems import build
 from tests.d2.tiny import tiny_cfg
 
 
@@ -90,6 +91,24 @@ def test_given_objects_are_followed_from_the_first_frame_on(name):
     free, _ = tracker(frames[:1])
     ids = [{s["track_id"] for s in result["panoptic_seg"][1] if s["isthing"]} for result in (first, free[0])]
     assert (1 in ids[1] or name == "past_maps") and (ids[0] - {1, 2} == set() or min(ids[0] - {1, 2}) >= 3)
+
+
+@pytest.mark.parametrize(
+    ("system", "names"),
+    [
+        ("DFormer", {"association", "queries"}),
+        ("DFormer, denoising assignment", {"association", "queries", "hints"}),
+        ("Pix2SeqD", {"association"}),
+        ("LDMSeg", {"association"}),
+    ],
+)
+def test_the_trackers_of_a_model(system, names):
+    model = build(system)
+    assert set(trackers_of(model)) == names
+    for name in TRACKERS.keys() - names:
+        with pytest.raises(UserError, match=name):
+            build_tracker(name, model, model.request)
+    assert set(trackers_of(model_for("past_maps"))) == {"association", "past_maps"}
 
 
 def test_what_a_model_cannot_do_is_said():
