@@ -24,20 +24,27 @@ from dformer.apps.demo.inputs import read_known
 from dformer.apps.interactive import (
     MAX_FRAMES,
     MAX_MEGAPIXELS,
+    MAX_SAMPLES,
     MAX_STEPS,
+    PAINTS,
     Entry,
     as_json,
     legend,
     load_model,
+    make_small,
     open_image,
+    painted_segments,
+    refine,
     segment,
     segment_video,
 )
 from dformer.d2.engine.predictor import IdMap
+from dformer.d2.engine.result import Result
 from dformer.d2.modeling.meta_arch import Request
+from dformer.d2.modeling.tracking import trackers_of
 from dformer.utils.errors import UserError
 from dformer.utils.files import write_json
-from dformer.visualize import DEFAULT_STYLE, Style
+from dformer.visualize import DEFAULT_STYLE, Style, UInt8, draw_segments, resize
 from dformer.visualize.files import save_picture
 from dformer.visualize.h264 import has_h264
 
@@ -90,7 +97,6 @@ def serve(
 def build(weights: Sequence[str], examples: Sequence[str], folder: Path, seconds: float) -> gr.Blocks:
     """Return the page; its results go to `folder`."""
     results, first = Results(folder), controls(weights[0])
-    first_completes = load_model(weights[0]).model.completes
     with gr.Blocks(title="dformer", analytics_enabled=False, delete_cache=(300, 3600)) as page:
         gr.Markdown(f"# Segmentation by diffusion\nImages of up to {MAX_MEGAPIXELS} megapixels, one after another.")
         stages, ids = gr.State([]), gr.State("")
@@ -104,7 +110,8 @@ def build(weights: Sequence[str], examples: Sequence[str], folder: Path, seconds
                 checkpoint = gr.Dropdown(list(weights), value=weights[0], label="Checkpoint", visible=len(weights) > 1)
                 task = gr.Radio(**first["task"])
                 with gr.Row():
-                    numbers = [gr.Slider(**first["steps"]), gr.Slider(**first["proposals"]), gr.Number(**first["seed"])]
+                    numbers = [gr.Slider(**first["steps"]), gr.Slider(**first["proposals"])]
+                    numbers += [gr.Number(**first["seed"]), gr.Number(**first["samples"])]
                 with gr.Accordion("Thresholds and drawing", open=False):
                     thresholds = [gr.Slider(**first["object_threshold"]), gr.Slider(**first["overlap_threshold"])]
                     alpha = gr.Slider(0, 1, DEFAULT_STYLE.alpha, step=0.05, label="Opacity")
@@ -113,49 +120,61 @@ def build(weights: Sequence[str], examples: Sequence[str], folder: Path, seconds
                     label = f"Video of up to {MAX_FRAMES} frames"
                     video = gr.Video(label=label, sources=["upload"], elem_id="video")
                     video.preprocess = lambda payload: payload.path if payload else None
+                    tracker = gr.Radio(**first["tracker"])
                     follow = gr.Button("Follow its objects", elem_id="follow")
                     followed = gr.Video(label="Result", interactive=False, elem_id="followed")
                     tracks = gr.DownloadButton("Segments of all frames (JSON)", interactive=False, elem_id="tracks")
             with gr.Column(scale=3):
-                picture = gr.Image(label="Result", interactive=False, buttons=["fullscreen"], elem_id="picture")
+                picture = gr.Image(interactive=False, show_label=False, buttons=["fullscreen"], elem_id="picture")
                 stage = gr.Slider(1, 2, 1, step=1, label="Result after sampling step", visible=False, elem_id="step")
                 entries = gr.HTML(elem_id="legend")
-                with gr.Accordion("Erase a part and complete it", open=False, visible=first_completes) as completion:
-                    brush = gr.Brush(colors=["#000000"], color_mode="fixed")
-                    label = "Paint over what is to be found anew"
-                    erased = gr.ImageEditor(label=label, brush=brush, layers=False, transforms=[], elem_id="erase")
-                    complete = gr.Button("Complete", elem_id="complete")
+                with gr.Accordion(**first["painting"]) as painting:
+                    brush = gr.Brush(colors=[f"rgb{color}" for color in PAINTS], color_mode="fixed")
+                    painted = gr.ImageEditor(
+                        label="Paint", sources=(), brush=brush, layers=False, transforms=[], elem_id="paint"
+                    )
+                    with gr.Row():
+                        complete = gr.Button("Find anew what is painted over", elem_id="complete")
+                        refine_button = gr.Button(**first["refine"])
                 with gr.Row():
                     png = gr.DownloadButton("Picture (PNG)", interactive=False, elem_id="png")
                     json = gr.DownloadButton("Segments (JSON)", interactive=False, elem_id="json")
         asked, shown = [task, *numbers, *thresholds], [picture, entries]
-        found = [stages, stage, *shown, png, json, ids, erased]
+        found = [stages, stage, *shown, png, json, ids, painted]
         nothing = gr.State(None)
-        for start, known in ((button, [nothing, nothing]), (complete, [ids, erased])):
+        for start, function, given in (
+            (button, partial(answer, results, seconds), [nothing, nothing]),
+            (complete, partial(answer, results, seconds), [ids, painted]),
+            (refine_button, partial(answer_refined, results), [painted]),
+        ):
             start.click(
-                show_errors(partial(answer, results, seconds)),
-                [*known, image, checkpoint, *asked, alpha],
+                show_errors(function),
+                [*given, image, checkpoint, *asked, alpha],
                 found,
+                show_progress_on=picture,  # and errors: over the editor, they would cover what is painted
                 api_name=False,
             )
+        image.change(show_errors(to_paint), image, [ids, painted], show_progress="hidden", api_name=False)
         follow.click(
             show_errors(partial(answer_video, results, seconds)),
-            [video, checkpoint, *asked, alpha],
+            [tracker, video, checkpoint, *asked, alpha],
             [followed, tracks],
             api_name=False,
         )
         stage.input(
             show_errors(show), [stages, stage], shown, concurrency_limit=4, trigger_mode="always_last", api_name=False
         )
-        checkpoint.change(show_errors(updated_controls), checkpoint, asked, api_name=False)
-        checkpoint.change(show_errors(completes), checkpoint, completion, api_name=False)
+        changed = [*asked, tracker, painting, refine_button]
+        checkpoint.change(show_errors(updated_controls), checkpoint, changed, api_name=False)
     return page
 
 
 def controls(weights: str) -> dict[str, dict[str, Any]]:
-    """Return the arguments of the controls that a checkpoint's model has, in the order in which `answer` takes them."""
+    """Return the arguments of the controls that a checkpoint's model has, first those for `read_settings`."""
     predictor = load_model(weights)
-    options, request = predictor.model.options, predictor.model.request
+    model = predictor.model
+    options, request, trackers = model.options, model.request, trackers_of(model)
+    merges = "seed" in options and "panoptic" in model.tasks
 
     def slider(name: str, label: str, value: int, limit: int | None = None) -> dict[str, Any]:
         low, high = options.get(name, (0, 1))
@@ -165,24 +184,42 @@ def controls(weights: str) -> dict[str, dict[str, Any]]:
 
     share = {"minimum": 0, "maximum": 1, "step": 0.01}
     return {
-        "task": {"choices": list(predictor.model.tasks), "value": predictor.task, "label": "Task"},
+        "task": {"choices": list(model.tasks), "value": predictor.task, "label": "Task"},
         "steps": slider("steps", "Sampling steps", request.steps, MAX_STEPS),
         "proposals": slider("proposals", "Proposals", request.proposals or options.get("proposals", (0, 0))[1]),
         "seed": {"value": request.seed, "precision": 0, "minimum": 0, "label": "Seed", "visible": "seed" in options},
+        "samples": {
+            "value": 1,
+            "precision": 0,
+            "minimum": 1,
+            "maximum": MAX_SAMPLES,
+            "label": "Answers to merge",
+            "visible": merges,
+        },
         "object_threshold": {**share, "value": request.object_threshold, "label": "Minimum score"},
         "overlap_threshold": {**share, "value": request.overlap_threshold, "label": "Minimum visible share (panoptic)"},
+        "tracker": {
+            "choices": trackers,
+            "value": predictor.tracker,
+            "label": "Tracker",
+            "visible": len(trackers) > 1,
+            "elem_id": "tracker",
+        },
+        "painting": {"label": "Paint on the image", "open": False, "visible": model.completes, "elem_id": "painting"},
+        "refine": {"value": "Refine what is painted", "visible": model.refines, "elem_id": "refine"},
     }
 
 
 def updated_controls(weights: str) -> list[Any]:
     """Return the controls of a checkpoint that has just been chosen."""
-    kinds = {"task": gr.Radio, "seed": gr.Number}
+    kinds = {"task": gr.Radio, "seed": gr.Number, "samples": gr.Number, "tracker": gr.Radio}
+    kinds |= {"painting": gr.Accordion, "refine": gr.Button}
     return [kinds.get(name, gr.Slider)(**arguments) for name, arguments in controls(weights).items()]
 
 
-def completes(weights: str) -> Any:
-    """Return whether the completion of masks is shown for a checkpoint."""
-    return gr.Accordion(visible=load_model(weights).model.completes)
+def to_paint(file: str | None) -> tuple[str, UInt8 | None]:
+    """Return no map of segments, and the picture to paint on, for an image that has just been chosen."""
+    return "", draw_segments(make_small(open_image(file)), [], []) if file else None
 
 
 class Results:
@@ -216,75 +253,96 @@ def answer(
     results: Results,
     seconds: float,
     ids_file: str | None,
-    erased: dict[str, Any] | None,
+    painted: dict[str, Any] | None,
     file: str | None,
     weights: str,
     *settings: Any,
 ) -> tuple[Any, ...]:
-    """Return what "Segment" and "Complete" show: stages, their slider, picture, legend, both downloads, map and editor.
+    """Return what is shown after segmentation or completion, see `show_answer`.
 
-    For "Complete" there is the map of the segments that were found (a file), and the editor with what was painted over.
+    For completion there is the map of the segments that were found (a file), and the editor with what was painted over.
     """
+    (stem, image), (request, samples, alpha) = open_upload(file), read_settings(weights, *settings)
+    left = None if ids_file is None else not_painted(ids_file, painted)
+    stages = segment(load_model(weights), image, request, seconds, left, samples)
+    return show_answer(results, stages, stem, Style(alpha), {"weights": weights, **vars(request), "samples": samples})
+
+
+def answer_refined(
+    results: Results, painted: dict[str, Any] | None, file: str | None, weights: str, *settings: Any
+) -> tuple[Any, ...]:
+    """Return what is shown after refinement of what was painted in the editor, see `show_answer`."""
+    (stem, image), (request, _, alpha) = open_upload(file), read_settings(weights, *settings)
+    result = refine(load_model(weights), image, painted_segments((painted or {}).get("layers", [])), request.seed)
+    asked = {"weights": weights, "tasks": [result.task], "seed": request.seed}
+    return show_answer(results, [result], stem, Style(alpha), asked)
+
+
+def open_upload(file: str | None) -> tuple[str, UInt8]:
+    """Return the stem of the name of the image that was chosen, and the image, see `open_image`."""
     if not file:
         raise UserError("drop an image first, or pick an example")
-    image = open_image(file)
-    predictor, (request, alpha) = load_model(weights), read_settings(weights, *settings)
-    left = None if ids_file is None else not_erased(ids_file, erased)
-    stages = segment(predictor, image, request, seconds, left)
+    return Path(file).stem, open_image(file)
+
+
+def show_answer(
+    results: Results, stages: Sequence[Result], stem: str, style: Style, asked: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Return stages, their slider, picture, legend, both downloads (named by `stem`), map and editor."""
     folder = results.new()
     own = folder / "own"  # the downloads have the upload's name, which may be any
     own.mkdir()
     shown: list[Shown] = []
     for k, stage in enumerate(stages, start=1):
         picture = own / f"{k}.png"
-        stage.save(picture, Style(alpha))
+        stage.save(picture, style)
         title = "" if stage.t is None else f"step {k} of {len(stages)}, t = {stage.t:g}"
+        if stage.agreement is not None:
+            title = f"what most of {asked['samples']} answers agree on; a score says how much they do"
         shown.append((str(picture), title, legend_html(title, legend(stage))))
-    stem = Path(file).stem
-    png, json = folder / f"{stem}.png", folder / f"{stem}.json"
+    last, png, json = stages[-1], folder / f"{stem}.png", folder / f"{stem}.json"
     shutil.copyfile(shown[-1][0], png)
-    json.write_text(as_json(stages[-1], request, weights))
+    json.write_text(as_json(last, asked))
     count = len(shown)
     slider = gr.Slider(minimum=1, maximum=max(2, count), value=count, visible=count > 1)
     downloads = (gr.DownloadButton(value=str(path), interactive=True) for path in (png, json))
-    ids = stages[-1].panoptic
-    save_picture(np.where(ids > 255, 0, ids).astype(np.uint8), own / "ids.png")
-    return shown, slider, *show(shown, count), *downloads, str(own / "ids.png"), shown[-1][0]
+    save_picture(np.where(last.panoptic > 255, 0, last.panoptic).astype(np.uint8), own / "ids.png")
+    drawn = draw_segments(last.image, last.segments, last.class_names, style)
+    return shown, slider, *show(shown, count), *downloads, str(own / "ids.png"), drawn
 
 
 def answer_video(
-    results: Results, seconds: float, file: str | None, weights: str, *settings: Any
+    results: Results, seconds: float, tracker: str, file: str | None, weights: str, *settings: Any
 ) -> tuple[str, gr.DownloadButton]:
     """Return what "Follow" shows: the drawn video, and the download of its segments."""
     if not file:
         raise UserError("drop a video first")
-    request, alpha = read_settings(weights, *settings)
+    request, _, alpha = read_settings(weights, *settings)
     folder, stem = results.new(), Path(file).stem
     drawn, json = folder / f"{stem}{'.mp4' if has_h264() else '.webm'}", folder / f"{stem}.json"
-    found, problem = segment_video(load_model(weights), file, request, seconds, drawn, Style(alpha))
+    found, problem = segment_video(load_model(weights), file, request, seconds, drawn, Style(alpha), tracker)
     if problem:
         gr.Warning(escape(f"{Path(file).name}: {problem}"), duration=None)
-    write_json(json, {**found, "weights": weights, **vars(request)})
+    write_json(json, {**found, "weights": weights, "tracker": tracker, **vars(request)})
     return str(drawn), gr.DownloadButton(value=str(json), interactive=True)
 
 
-def read_settings(weights: str, *settings: Any) -> tuple[Request, float]:
-    """Return the request and the opacity that the values of the controls are for a checkpoint's model."""
-    task, steps, proposals, seed, object_threshold, overlap_threshold, alpha = settings
+def read_settings(weights: str, *settings: Any) -> tuple[Request, int, float]:
+    """Return request, number of answers and opacity that the values of the controls are for a checkpoint's model."""
+    task, steps, proposals, seed, samples, object_threshold, overlap_threshold, alpha = settings
     known = {"steps": int(steps), "proposals": int(proposals), "seed": int(seed)}
     numbers = {name: value for name, value in known.items() if name in load_model(weights).model.options}
-    return Request((task,), object_threshold=object_threshold, overlap_threshold=overlap_threshold, **numbers), alpha
+    request = Request((task,), object_threshold=object_threshold, overlap_threshold=overlap_threshold, **numbers)
+    return request, int(samples), alpha
 
 
-def not_erased(ids_file: str, erased: dict[str, Any] | None) -> IdMap:
+def not_painted(ids_file: str, painted: dict[str, Any] | None) -> IdMap:
     """Return the map of segments in a file but for what was painted over in the editor, which is unknown."""
     if not ids_file or not Path(ids_file).is_file():
         raise UserError("segment an image first; then paint over the part that is to be found anew")
     ids = read_known(ids_file)
-    for layer in (erased or {}).get("layers", []):
-        painted = np.asarray(layer)[..., 3] > 0
-        rows, columns = (np.arange(n) * m // n for n, m in zip(ids.shape, painted.shape, strict=True))
-        ids = np.where(painted[rows][:, columns], 0, ids).astype(np.uint8)
+    for layer in (painted or {}).get("layers", []):
+        ids[resize(layer[..., 3] > 0, (ids.shape[0], ids.shape[1]))] = 0
     return ids
 
 

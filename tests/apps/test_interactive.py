@@ -9,7 +9,18 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from dformer.apps.interactive import MAX_FRAMES, as_json, legend, load_model, open_image, segment, segment_video
+from dformer.apps.interactive import (
+    MAX_FRAMES,
+    PAINTS,
+    as_json,
+    legend,
+    load_model,
+    open_image,
+    painted_segments,
+    refine,
+    segment,
+    segment_video,
+)
 from dformer.d2.checkpoint.checkpointer import ASSETS
 from dformer.d2.engine.result import Result
 from dformer.d2.modeling.meta_arch import Request
@@ -47,6 +58,70 @@ def test_seed_steps_and_proposals_change_the_result_and_nothing_else_does():
     assert masks(one) == masks(three, stage=0) != masks(three)
     assert [stage.t for stage in three] == [999, 665, 332]
     assert len(masks(ask(proposals=1, object_threshold=0.0))) <= 1
+
+
+def test_several_answers_are_merged_as_the_predictor_merges_them():
+    predictor = load_model(SHAPES)
+    (merged,) = segment(predictor, open_image(EXAMPLE), panoptic_request(steps=1, seed=3), 600, samples=3)
+    same = predictor.ensemble(EXAMPLE, 3, steps=1, seed=3)
+    assert merged.names == same.names and (merged.scores == same.scores).all()
+    assert 0 < merged.agreement.min() < 1 and (merged.agreement == same.agreement).all()
+    assert merged.draw().shape[1] > 2 * merged.image.shape[1], "the disagreement is drawn beside the segments"
+
+
+@pytest.mark.parametrize("changes", [{"samples": 0}, {"samples": 9}, {"samples": 2, "tasks": ("instance",)}])
+def test_answers_that_cannot_be_merged(changes):
+    samples = changes.pop("samples")
+    with pytest.raises(UserError, match="answers"):
+        segment(load_model(SHAPES), open_image(EXAMPLE), panoptic_request(**changes), 600, samples=samples)
+
+
+def test_answers_that_take_too_long_are_given_up():
+    with pytest.raises(UserError, match="0 seconds.* 1 of 3"):
+        segment(load_model(SHAPES), open_image(EXAMPLE), panoptic_request(steps=1), seconds=0, samples=3)
+
+
+def paint(*strokes) -> np.ndarray:
+    """Return a layer as the page's editor has it, transparent but for boxes and rings (colour, slices, is a ring)."""
+    layer = np.zeros((512, 512, 4), np.uint8)
+    for color, box, ring in strokes:
+        patch, before = layer[box], layer[box].copy()
+        patch[:] = (*color, 255)
+        if ring:
+            patch[12:-12, 12:-12] = before[12:-12, 12:-12]
+    return layer
+
+
+def test_painted_patches_are_segments():
+    first, second = PAINTS[:2]
+    left, right, far = np.s_[40:100, 40:100], np.s_[40:100, 100:200], np.s_[300:400, 300:420]
+    layer = paint((first, left, False), (second, right, False), (first, far, True))
+    layer[200, 40:100] = (*first, 120)  # the soft edge of a stroke
+    found = painted_segments([layer])
+    assert [(mask.sum(), mask[box].all()) for mask, box in zip(found, (left, far, right), strict=True)] == [
+        (3600, True),
+        (12000, True),
+        (6000, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "layers", [[], [paint()], [paint(*[(PAINTS[0], np.s_[k : k + 4, :4], False) for k in range(0, 480, 8)])]]
+)
+def test_nothing_or_too_much_painted(layers):
+    with pytest.raises(UserError, match="painted"):
+        painted_segments(layers)
+
+
+def test_coarse_masks_are_refined_at_the_size_of_the_result():
+    predictor, coarse = load_model(SHAPES), np.zeros((2, 128, 128), bool)
+    coarse[0, 40:80, :30] = coarse[1, 60:110, 20:60] = True
+    result, same = refine(predictor, open_image(EXAMPLE), coarse, seed=3), predictor.refine(EXAMPLE, coarse, seed=3)
+    assert (result.masks == same.masks).all() and result.names == same.names
+    painted = coarse.repeat(4, 1).repeat(4, 2)  # on an enlarged picture
+    assert (refine(predictor, open_image(EXAMPLE), painted, seed=3).masks == same.masks).all()
+    large = refine(predictor, np.asarray(Image.open(EXAMPLE).resize((1600, 1600))), painted, seed=3)
+    assert large.masks.shape == (2, 1280, 1280) and large.size == (1600, 1600)
 
 
 @pytest.mark.parametrize("task", ["instance", "semantic"])
@@ -104,7 +179,7 @@ def test_json_and_legend_list_the_segments():
     stage = answer[-1]
     picture = stage.draw()
     assert picture.shape == (640, 1280, 3), "results of large images are bounded"
-    content = json.loads(as_json(stage, request, SHAPES))
+    content = json.loads(as_json(stage, vars(request)))
     assert {name: content[name] for name in vars(request)} == {**vars(request), "tasks": ["panoptic"]}
     entries = legend(stage)
     for record, shown, found in zip(content["segments"], entries, stage.segments, strict=True):

@@ -1,5 +1,6 @@
 """tools/app.py in a browser, as its users see it. `make test-browser` installs what these tests need."""
 
+import io
 import json
 import re
 import shutil
@@ -63,10 +64,10 @@ def set_number(page, label: str, value: int) -> None:
     field.press("Tab")
 
 
-def press(page) -> str:
-    """Segment, wait for the result and return its picture's address."""
+def press(page, button: str = "#segment") -> str:
+    """Press a button, wait for the result and return its picture's address."""
     before = picture(page)
-    page.locator("#segment").click()
+    page.locator(button).click()
     page.wait_for_function(
         "before => { const i = document.querySelector('#picture img'); return i && i.src != before && i.complete }",
         arg=before,
@@ -142,6 +143,32 @@ def test_an_example_a_task_and_fewer_proposals(page):
     assert page.locator("#legend tr").count() <= 2, "one proposal, one segment, and the heading"
 
 
+def test_what_is_painted_is_refined_and_several_answers_are_merged(page):
+    page.locator("#painting button").first.click()
+    with page.expect_response(lambda response: response.url.endswith(".webp")):  # the picture to paint on
+        upload(page, EXAMPLE)
+    page.wait_for_timeout(1500)
+    page.locator("#refine").click()
+    assert "paint" in error(page), "nothing is painted yet"
+    canvas = page.locator("#paint canvas").first.bounding_box()
+    x, y = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2  # on the large disc
+    page.mouse.move(x - 40, y + 30)
+    page.mouse.down()
+    page.mouse.move(x - 20, y + 60, steps=5)
+    page.mouse.up()
+    press(page, "#refine")
+    rows = page.locator("#legend tr")
+    assert rows.count() == 2 and "disc" in rows.nth(1).inner_text()
+
+    set_number(page, "Sampling steps", 1)
+    page.get_by_label("Answers to merge").fill("2")
+    page.keyboard.press("Tab")
+    press(page)
+    assert "2 answers" in page.inner_text("#legend") and rows.count() > 2
+    width, height = Image.open(io.BytesIO(pixels(page))).size
+    assert width > 2 * 512 and height < 600, "the disagreement is beside the segments"
+
+
 def test_a_video_is_followed(page, tmp_path):
     still = np.asarray(Image.open(EXAMPLE))
     with VideoWriter(tmp_path / "clip.mp4", 10) as video:
@@ -150,12 +177,13 @@ def test_a_video_is_followed(page, tmp_path):
     page.locator("#videos button").first.click()
     page.locator("#video input[type=file]").set_input_files(str(tmp_path / "clip.mp4"))
     page.locator("#video video").wait_for(state="attached")
+    page.get_by_label("hints").check()
     page.locator("#follow").click()
     page.wait_for_function("document.querySelector('#followed video')?.readyState >= 2")  # the browser can play it
     with page.expect_download() as download:
         page.locator("#tracks").click()
     found = json.loads(Path(download.value.path()).read_text())
-    assert [each["frame"] for each in found["images"]] == [0, 1, 2]
+    assert found["tracker"] == "hints" and [each["frame"] for each in found["images"]] == [0, 1, 2]
     assert any("track_id" in segment for segment in found["images"][2]["segments"])
 
 
