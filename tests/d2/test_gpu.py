@@ -163,6 +163,18 @@ def test_compiled_parts_do_the_same(system, device):
         assert ours.shape == theirs.shape and ((ours - theirs).abs() > 1e-3).float().mean() < 1e-3
 
 
+@each
+@on_each_device
+def test_a_compiled_training_goes_as_without(system, device):
+    """As SOLVER.COMPILE compiles it; the losses of the later steps depend on the gradients of the first."""
+    expected = Run(system, device).steps(3)
+    torch._dynamo.reset()
+    run = Run(system, device)
+    for name in run.model.compilable:
+        run.model.get_submodule(name).compile(backend="inductor" if device == "cuda" else "aot_eager")
+    torch.testing.assert_close(run.steps(3), expected, rtol=1e-3, atol=0)
+
+
 def _tensors(result: dict[str, Any]) -> list[Tensor]:
     found = [result["sem_seg"]] if "sem_seg" in result else []
     found += [result["panoptic_seg"][0]] if "panoptic_seg" in result else []

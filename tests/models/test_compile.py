@@ -8,7 +8,7 @@ from torch.export import Dim, export
 import dformer
 from dformer.models.pixel_decoder import MSDeformAttnPixelDecoder
 from tests.d2.systems import SYSTEMS, build
-from tests.d2.tiny import random_model, tiny_batch
+from tests.d2.tiny import random_model
 
 CHANNELS = (8, 16, 24, 32)
 STRIDES = (4, 8, 16, 32)
@@ -58,28 +58,11 @@ def test_export(decoder):
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_compilable_parts_exist(system):
     model = build(system)
+    names = list(model.state_dict())
     model.compile_parts()
+    assert list(model.state_dict()) == names
     compiled = [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
     assert sorted(compiled) == sorted(model.compilable)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("system", [name for name in SYSTEMS if "assignment" not in name])
-def test_losses_of_compiled_systems(system):
-    """By the backend that generates no code: what it compiles is the same."""
-    batch = tiny_batch((2, 1))
-    expected = build(system).train().losses(batch)
-    torch._dynamo.reset()
-    model = build(system).train()
-    names = list(model.state_dict())
-    for name in model.compilable:
-        model.get_submodule(name).compile(backend="aot_eager")
-    losses = model.losses(batch)
-    assert list(model.state_dict()) == names
-    for name, loss in expected.items():
-        torch.testing.assert_close(losses[name], loss, rtol=1e-3, atol=1e-4)
-    sum(losses.values()).backward()
-    assert all(x.grad is None or x.grad.isfinite().all() for x in model.parameters())
 
 
 @pytest.mark.slow
