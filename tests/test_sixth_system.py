@@ -174,7 +174,7 @@ def test_a_sixth_system_does_all_that_the_others_do(monkeypatch, config, tmp_pat
     request = Request(("semantic",), steps=4, seed=2)
     answer = segment(predictor, image, request, seconds=600)
     assert [stage.t for stage in answer] == [1.0, 0.75, 0.5, 0.25] and answer[-1].segments
-    assert json.loads(as_json(answer[-1], request, weights))["segments"]
+    assert json.loads(as_json(answer[-1], vars(request)))["segments"]
     figures = [str(tmp_path / "steps.png"), str(tmp_path / "steps.gif")]
     data = ["--weights", weights, "--dataset", "sixth_val"]
     assert call(monkeypatch, "tools/visualize_diffusion.py", *data, "--output", *figures) == 0

@@ -77,7 +77,7 @@ def test_from_training_to_pictures(config, tmp_path):
     request = Request(("instance",), steps=3, seed=2, proposals=12)
     answer = segment(load_model(str(weights)), image, request, seconds=600)
     assert [stage.t for stage in answer] == [999, 665]  # the last of several steps does not count and is not run
-    assert json.loads(as_json(answer[-1], request, str(weights)))["proposals"] == 12
+    assert json.loads(as_json(answer[-1], vars(request)))["proposals"] == 12
     figures = [tmp_path / "steps.png", tmp_path / "steps.gif"]
     data = ["--weights", weights, "--dataset", "boxes_val"]
     assert call("tools/visualize_diffusion.py", *data, "--steps", 3, "--output", *figures) == 0

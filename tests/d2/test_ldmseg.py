@@ -97,7 +97,7 @@ def test_from_both_trainings_to_pictures(configs, tmp_path):
     request = Request(("panoptic",), steps=4, seed=2)
     answer = segment(load_model(str(weights)), image, request, seconds=600)
     assert [stage.t for stage in answer] == [999, 749, 499, 249]
-    assert json.loads(as_json(answer[-1], request, str(weights)))["steps"] == 4
+    assert json.loads(as_json(answer[-1], vars(request)))["steps"] == 4
     left = answer[-1].panoptic.astype(np.uint8)
     left[:, 40:] = 0
     again = segment(load_model(str(weights)), image, request, seconds=600, known=left)
