@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Start-up at COCO's size: processor time and memory up to the first training step, beside Detectron2's own start.
 
-DETECTRON2_DATASETS=folder python benchmarks/startup.py [--processes 8] [--json FILE] [--opts KEY VALUE ...]
+DETECTRON2_DATASETS=folder taskset -c 0 python benchmarks/startup.py [--processes 8] [--json FILE]
 
-Each start is a command of its own, with OMP_NUM_THREADS=1 on the CPU:
+One core, since processes that run at once on several slow each other down, and so need more processor time. Each start
+is a command of its own, with OMP_NUM_THREADS=1 on the CPU:
 
 train: tools/train_net.py with the config, up to the end of the first step (all data checks included).
 bare: the same imports, model, optimizer and group of processes, and a step on an image that is made; no data.

@@ -57,6 +57,8 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     `DATALOADER.ASPECT_RATIO_GROUPING`, all images of a batch are wider than high, or none is. Other images replace
     those that cannot be read (see `map_or_replace`).
 
+    Its workers are forked here. Build it before the model, whose pages would be copied for each of them.
+
     Raises:
         UserError: a data set is not registered or cannot be loaded, or there is no such sampler.
     """
@@ -67,14 +69,20 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
         _orientation(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
     )
-    return TrainLoader(
+    num_workers = _num_workers(cfg)
+    loader = TrainLoader(
         SeededImages(records, cfg, seed),
         batch_sampler=stream,
-        num_workers=_num_workers(cfg),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # of numbers that nothing uses: the global one draws the model's weights
         collate_fn=PinnableBatch,
         pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
         worker_init_fn=_start_worker,
     )
+    iter(loader)  # starts the workers
+    stream.start = 0
+    return loader
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Iterable[Batch]:
@@ -138,17 +146,17 @@ class BatchStream(Sampler[list[Draw]]):
         group_of: group of an index; a batch has images of one group. None: there is one group.
 
     Attributes:
-        start: number of batches to skip at the beginning of an iteration.
+        start: number of batches to skip at the beginning of an iteration; None: all.
     """
 
     def __init__(self, sampler: Iterable[int], batch_size: int, group_of: Callable[[int], object] | None) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
         self.group_of = group_of or (lambda index: None)
-        self.start = 0
+        self.start: int | None = None
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        return islice(self._batches(), self.start, None)
+        return iter(()) if self.start is None else islice(self._batches(), self.start, None)
 
     def _batches(self) -> Iterator[list[Draw]]:
         groups: dict[object, list[Draw]] = defaultdict(list)

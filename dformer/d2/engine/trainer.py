@@ -64,6 +64,7 @@ class Trainer(TrainerBase):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.amp_dtype = amp_dtype(cfg)
+        self.data_loader = build_train_loader(cfg)
         with nullcontext() if comm.is_main_process() else rng.SkipInit():
             self.model = build_model(cfg)
         if cfg.SOLVER.ACTIVATION_CHECKPOINTING:
@@ -73,7 +74,6 @@ class Trainer(TrainerBase):
             self.model.compile_parts()
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_schedule(cfg)
-        self.data_loader = build_train_loader(cfg)
         # fp16 gradients underflow without a scale; a disabled scaler changes nothing.
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
         self.replica = self.model
