@@ -4,6 +4,7 @@ Shapes: B images of H x W, n bits and N = 2^n ids, mask latents (B, Z, h, w), im
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dformer.diffusion.prediction import x0_from_eps
-from dformer.diffusion.sampler import SamplingStep, sample, time_pairs
+from dformer.diffusion.sampler import SamplingStep, ddim_step, sample, time_pairs
 from dformer.diffusion.schedule import Schedule, add_noise, broadcast_to
 from dformer.layers.group_norm import GroupNorm
 from dformer.models.unet.mask_autoencoder import MaskAutoencoderModel
@@ -28,6 +29,7 @@ class LatentDiffusion(NamedTuple):
         prediction: what the U-Net predicts, "eps" or "x0".
         max_snr: the loss of eps is weighted by min(SNR, max_snr) / SNR (min-SNR, Hang et al. 2023); 0: no weights.
         self_condition: share of the training images that are conditioned on a first prediction (Analog Bits).
+        eta: of sampling, 0 (deterministic after the first noise, as published) to 1 (DDPM).
     """
 
     alpha_bar: Schedule
@@ -36,6 +38,7 @@ class LatentDiffusion(NamedTuple):
     prediction: str
     max_snr: float
     self_condition: float
+    eta: float = 0.0
 
 
 class Known(NamedTuple):
@@ -134,8 +137,8 @@ class LDMSegHead(nn.Module):
             rate = alpha_bar(torch.tensor(int(t_next), device=x_next.device)).sqrt()
             return x_next + broadcast_to(rate, x_next) * (step.output - step.x0)
 
-        times = time_pairs(self.diffusion.timesteps, steps)
-        return sample(denoise, draw_noise, times, alpha_bar, renew=None if known is None else paste_known)
+        times, step = time_pairs(self.diffusion.timesteps, steps), partial(ddim_step, eta=self.diffusion.eta)
+        return sample(denoise, draw_noise, times, alpha_bar, step, None if known is None else paste_known)
 
 
 class FeatureLatents(nn.Module):

@@ -1,5 +1,8 @@
 """Training step, sampling and inpainting of LDMSeg."""
 
+import itertools
+from collections import deque
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -150,6 +153,14 @@ def test_golden_ddim(golden_dir, file, unet):
             taken = list(head.sample(golden["image_latents"], lambda drawn=drawn: drawn, steps))
             assert [step.t for step in taken] == golden[f"{steps}.timesteps"].tolist()
             close(taken[-1].output, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("eta", "draws"), [(0.0, 1), (1.0, 3)])
+def test_noise_is_fresh_where_eta_asks_for_it(eta, draws):
+    head, shape, seeds = closed_form_head(ClosedForm()), (2, 4, 6, 6), itertools.count()
+    head.diffusion = head.diffusion._replace(eta=eta)
+    deque(head.sample(draw(shape), lambda: draw(shape, next(seeds)), 3), maxlen=0)
+    assert next(seeds) == draws
 
 
 def test_what_is_known_stays():

@@ -128,6 +128,7 @@ class LDMSeg(SegmentMapper):
             prediction=node.PREDICTION,
             max_snr=node.MAX_SNR,
             self_condition=node.SELF_CONDITION,
+            eta=cfg.DIFFUSION.ETA,
         )
         classes = len(shared["things"])
         return {
