@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from dformer.apps import shapes
 from dformer.d2.checkpoint.checkpointer import ASSETS
+from dformer.d2.config import get_cfg, merge_config
 from tests import ROOT, run_script
 
 SMALL = ["--device", "cpu", "--rounds", "1", "--sizes", "64x50", "--masks", "12", "--opts"]
@@ -141,3 +143,16 @@ def test_pix2seqd(tmp_path: Path) -> None:
     assert [(row["bits"], row["steps"]) for row in rows] == [(12, 1), (12, 3), (14, 1), (14, 3)]
     assert all(row["inference_ms"] > 0 and row["peak_mib"] >= 0 for row in rows)
     assert rows[0]["decoder_gflop"] < rows[2]["decoder_gflop"] and rows[0]["encoder_gflop"] == rows[2]["encoder_gflop"]
+
+
+@pytest.mark.slow
+def test_ids_of_past_maps(tmp_path: Path) -> None:
+    """A model with random weights keeps no id, and knows none without a past."""
+    assert run_script("datasets/moving_shapes.py", "--root", tmp_path, "--clips", 2, "--frames", 4) == 0
+    cfg, weights = get_cfg(), tmp_path / "model.pth"
+    merge_config(cfg, "configs/quick/pix2seqd_moving_shapes.yaml", ["MODEL.DEVICE", "cpu", "MODEL.EMA_DECAY", "0.0"])
+    torch.save({"model": build_model(cfg).state_dict(), "config": cfg.dump()}, weights)
+    arguments = [str(weights), "--frames", "8", "--steps", "2"]
+    rows = run(tmp_path, "video/past_maps.py", *arguments, DETECTRON2_DATASETS=str(tmp_path))
+    assert [row["ids"] for row in rows] == ["kept", "permuted", "without", "class right"]
+    assert all(row["pixels"] < 50 and row["things"] < 50 for row in rows[:3])
