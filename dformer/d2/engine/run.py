@@ -50,6 +50,8 @@ def check(cfg: CfgNode, eval_only: bool = False) -> list[str]:
         raise UserError(f"training needs Linux, and this is {sys.platform}; inference, the demo and evaluation do not")
     if eval_only and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name at least one data set to evaluate on")
+    if not cfg.DATASETS.TRAIN and not (eval_only and cfg.MODEL.CLASSES):
+        raise UserError("DATASETS.TRAIN is empty; name at least one data set: the first has the classes of the model")
     register_custom(cfg)
     names = {*cfg.DATASETS.TEST, *(() if eval_only else cfg.DATASETS.TRAIN)}
 

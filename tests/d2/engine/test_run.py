@@ -9,7 +9,7 @@ import pytest
 import yaml
 from detectron2.modeling import build_model
 
-from dformer.d2.engine.run import run, set_up
+from dformer.d2.engine.run import check, run, set_up
 from dformer.d2.evaluation.evaluate import evaluate
 from dformer.utils.errors import UserError
 from dformer.weights.checkpoint import read_checkpoint
@@ -108,6 +108,13 @@ def test_a_drawn_seed_is_written_and_used_by_the_resumed_run(cfg, data):
     assert seed >= 0
     run(cfg, resume=True)
     assert config(cfg)["SEED"] == seed
+
+
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_an_empty_list_of_training_sets_is_named(cfg, eval_only):
+    cfg.DATASETS.TRAIN, cfg.MODEL.CLASSES = (), []
+    with pytest.raises(UserError, match=r"DATASETS\.TRAIN"):
+        check(cfg, eval_only)
 
 
 def test_evaluation_only(cfg, data, tmp_path):
