@@ -34,7 +34,7 @@ DATA = ["DATASETS.TRAIN", "('moving_shapes',)", "INPUT.RANDOM_FLIP", "none", "DA
 
 
 def label_maps(model: Pix2SeqD, batch: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    """Return the true labels (B, 2, h, w) of frames, and those of the frames before, (B, 2, F, h, w)."""
+    """Return the true labels (B, 2, h, w) of frames, and those of the frames before, (B, F, 2, h, w)."""
     canvas = model.preprocess(batch).tensor.shape[-2:]
     drawn = [model.draw(item, rng.generator(model.device, k), canvas) for k, item in enumerate(batch)]
     return torch.stack([labels for _, _, labels, _ in drawn]), torch.stack([past for *_, past in drawn])
@@ -52,7 +52,7 @@ def predict(model: Pix2SeqD, batch: list[dict[str, Any]], past: Tensor | None, s
 def things_before(model: Pix2SeqD, labels: Tensor, past: Tensor) -> Tensor:
     """Return where (B, h, w) bool the things are that have their id in a past map."""
     is_thing = torch.cat([model.things.new_zeros(1), model.things])[labels[:, 0]]
-    was_there = [torch.isin(ids, before.unique()) for ids, before in zip(labels[:, 1], past[:, 1], strict=True)]
+    was_there = [torch.isin(ids, before.unique()) for ids, before in zip(labels[:, 1], past[:, :, 1], strict=True)]
     return is_thing & torch.stack(was_there)
 
 
@@ -84,7 +84,7 @@ def main() -> None:
     for _ in range(args.frames // cfg.SOLVER.IMS_PER_BATCH):
         batch = next(loader)
         labels, past = label_maps(model, batch)
-        permuted = torch.stack([past[:, 0], permutation[past[:, 1]]], dim=1)
+        permuted = torch.stack([past[:, :, 0], permutation[past[:, :, 1]]], dim=2)
         given, other, none = (predict(model, batch, maps, args.steps) for maps in (past, permuted, None))
         where = things_before(model, labels, past)
         right_pixels = {
