@@ -85,7 +85,7 @@ def test_from_data_to_pictures(environment):
     run(environment, "eval", *config, "MODEL.WEIGHTS", "no.pth", status=2)
     for name in ("half.safetensors", "ids/dataset.yaml", "report.html", "sheet.jpg", "steps.png"):
         assert (work / name).is_file(), name
-    assert str(ROOT) not in run(environment, "env")
+    assert str(ROOT / "dformer") not in run(environment, "env")
 
 
 NAME = "mask2former/coco/panoptic/r50"

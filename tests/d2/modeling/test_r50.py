@@ -29,7 +29,7 @@ def test_costs_in_mixed_precision_are_those_in_float32(dtype):
     with torch.autocast("cpu", dtype):
         images, generators = model.preprocess([item]), [torch.Generator().manual_seed(0)]
         targets = [model.target(item["instances"], images.tensor.shape[-2:])]
-        predictions = model.training_predictions(model.features(images.tensor), targets, generators)
+        (predictions,), _ = model.training_predictions(model.features(images.tensor), targets, generators)
     embed = torch.stack([12 * prediction.mask_embed for prediction in predictions])
     assert embed.dtype == dtype and model.criterion.num_points == 12544
     points, labels = torch.rand(12544, 2), targets[0].labels
