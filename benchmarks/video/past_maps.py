@@ -11,7 +11,6 @@ permuted. "without": where no past map is given, which is chance. "class right":
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from dformer.d2.data import build_train_loader
 from dformer.d2.engine.predictor import Predictor
 from dformer.d2.modeling.meta_arch import Pix2SeqD
 from dformer.diffusion.sampler import last_step
+from dformer.models.pix2seqd import ImageMemory
 from dformer.utils import rng
 from dformer.utils.errors import UserError, exit_on_user_error
 
@@ -30,22 +30,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import environment, parser, report  # noqa: E402
 
 MIN_PIXELS = 20
-DATA = ["DATASETS.TRAIN", "('moving_shapes',)", "INPUT.RANDOM_FLIP", "none", "DATALOADER.NUM_WORKERS", "0", "SEED", "0"]
+OPTS = ["DATASETS.TRAIN", "('moving_shapes',)", "INPUT.RANDOM_FLIP", "none", "MODEL.PIX2SEQD.PAST_DROPOUT", "0.0"]
+OPTS += ["DATALOADER.NUM_WORKERS", "0", "SEED", "0"]
 
 
-def label_maps(model: Pix2SeqD, batch: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+def label_maps(model: Pix2SeqD, batch: list[dict[str, Any]], canvas: torch.Size) -> tuple[Tensor, Tensor]:
     """Return the true labels (B, 2, h, w) of frames, and those of the frames before, (B, F, 2, h, w)."""
-    canvas = model.preprocess(batch).tensor.shape[-2:]
     drawn = [model.draw(item, rng.generator(model.device, k), canvas) for k, item in enumerate(batch)]
     return torch.stack([labels for _, _, labels, _ in drawn]), torch.stack([past for *_, past in drawn])
 
 
-def predict(model: Pix2SeqD, batch: list[dict[str, Any]], past: Tensor | None, steps: int) -> Tensor:
-    """Return the predicted labels (B, 2, h, w)."""
-    images = model.preprocess(batch).tensor
-    generators = [rng.generator(model.device, k) for k in range(len(batch))]
-    draw_noise = partial(rng.normal, generators, model.noise_shape(images.shape[-2:], model.request))
-    sampled = model.head.sample(model.encode(images), draw_noise, steps, model.time_difference, past=past)
+def predict(model: Pix2SeqD, memory: ImageMemory, noise: Tensor, past: Tensor | None, steps: int) -> Tensor:
+    """Return the predicted labels (B, 2, h, w) of encoded frames."""
+    sampled = model.head.sample(memory, lambda: noise, steps, model.time_difference, past=past)
     return model.head.to_labels(last_step(sampled).x0)
 
 
@@ -71,21 +68,23 @@ def main() -> None:
     options.add_argument("--frames", type=int, default=80)
     options.add_argument("--steps", type=int, default=8)
     args = options.parse_args()
-    cfg = inference_config(args.weights, None, [])
+    cfg = inference_config(args.weights, None, OPTS)
     model = Predictor(cfg).model
     if not isinstance(model, Pix2SeqD) or not model.head.past_maps:
         raise UserError(f"{args.weights} takes no past maps; train with MODEL.PIX2SEQD.PAST_MAPS")
-    cfg.merge_from_list(DATA)
-    model.past_dropout = 0.0
     permutation = torch.randperm(model.head.num_labels[1] - 1, generator=rng.generator(model.device, 1)) + 1
     permutation = torch.cat([permutation.new_zeros(1), permutation])
     right: dict[str, list[Tensor]] = {"kept": [], "permuted": [], "without": [], "class right": []}
     loader = iter(build_train_loader(cfg))
     for _ in range(args.frames // cfg.SOLVER.IMS_PER_BATCH):
         batch = next(loader)
-        labels, past = label_maps(model, batch)
+        images = model.preprocess(batch).tensor
+        memory, canvas = model.encode(images), images.shape[-2:]
+        labels, past = label_maps(model, batch, canvas)
         permuted = torch.stack([past[:, :, 0], permutation[past[:, :, 1]]], dim=2)
-        given, other, none = (predict(model, batch, maps, args.steps) for maps in (past, permuted, None))
+        generators = [rng.generator(model.device, k) for k in range(len(batch))]
+        noise = rng.normal(generators, model.noise_shape(canvas, model.request))
+        given, other, none = (predict(model, memory, noise, maps, args.steps) for maps in (past, permuted, None))
         where = things_before(model, labels, past)
         right_pixels = {
             "kept": given[:, 1] == labels[:, 1],

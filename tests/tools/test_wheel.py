@@ -85,7 +85,8 @@ def test_from_data_to_pictures(environment):
     run(environment, "eval", *config, "MODEL.WEIGHTS", "no.pth", status=2)
     for name in ("half.safetensors", "ids/dataset.yaml", "report.html", "sheet.jpg", "steps.png"):
         assert (work / name).is_file(), name
-    assert str(ROOT / "dformer") not in run(environment, "env")
+    described = run(environment, "env").replace(sys.prefix, "")  # what runs the tests may lie in the checkout
+    assert str(ROOT) not in described
 
 
 NAME = "mask2former/coco/panoptic/r50"
