@@ -128,6 +128,14 @@ def test_the_command_line(tmp_path, capsys):
     assert program.module()(images)["sem_seg"].shape == (1, len(json.loads(extra[METADATA])["classes"]), *SIZE)
 
 
+@pytest.mark.slow
+def test_the_shipped_model_in_all_its_steps(tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    export.main(["--weights", "dformer://shapes", "--output", str(tmp_path / "model.onnx"), "--size", "128", "128"])
+    assert "warning" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("system", "options", "file_format", "named"),
     [
