@@ -62,6 +62,6 @@ class AttentionBlock(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, pos: Tensor, memory: Memory | None = None, mask: Tensor | None = None) -> Tensor:
-        """Update queries `x` (B, N, C) with position `pos` (N, C) from `memory`, or from themselves without one."""
+        """Update queries `x` (B, N, C) with position `pos`, (N, C) or (B, N, C), from `memory` or from themselves."""
         query = x + pos
         return self.norm(x + self.attention(query, memory or self.attention.encode_memory(query, x), mask))

@@ -67,6 +67,7 @@ class Criterion(nn.Module):
         *,
         num_classes: int,
         weights: LossWeights,
+        cost_weights: LossWeights,
         no_object_weight: float,
         num_points: int,
         oversample_ratio: float,
@@ -75,6 +76,7 @@ class Criterion(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = weights
+        self.cost_weights = cost_weights
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
@@ -150,7 +152,7 @@ class Criterion(nn.Module):
             points = random_points((1, self.num_points), generator)
             index = torch.arange(len(target.masks), device=logits.device)
             truth = sample_targets(target.masks, index, points.expand(len(index), -1, -1))
-            cost = matching_cost(logits[:, b], masks.at_points(b, points[0]), target.labels, truth, self.weights)
+            cost = matching_cost(logits[:, b], masks.at_points(b, points[0]), target.labels, truth, self.cost_weights)
             costs.append(cost if target.owner is None else cost + tie_cost(target.owner, len(index)))
         return costs
 

@@ -18,7 +18,7 @@ Pairs = list[tuple[Tensor, Tensor]]  # for each image: indices (L, min(N, G_b)) 
 
 
 class LossWeights(NamedTuple):
-    """Hold the weights of class cross-entropy, mask binary cross-entropy and dice, in the cost as in the loss."""
+    """Hold the weights of class cross-entropy, mask binary cross-entropy and dice, of the loss or of the cost."""
 
     classes: float
     mask: float

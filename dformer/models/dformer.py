@@ -87,7 +87,9 @@ class DFormerHead(nn.Module):
         position = sine_position(height, width, channels, x_t.device)
         features = memory.mask_features + position  # so that a query knows where its mask is
         queries = pool_queries(features, noisy_masks * areas.sigmoid())  # (B, N, C)
-        return self.mask_decoder(queries, memory, to_signal(noisy_masks, 1.0), self.time_modulation(t), evidence)
+        is_free = t == self.diffusion.timesteps - 1  # what a slot has learned to look for is nothing to a hint in it
+        masks, modulation = to_signal(noisy_masks, 1.0), self.time_modulation(t)
+        return self.mask_decoder(queries, memory, masks, modulation, evidence, is_free)
 
     def corrupt(self, gt_masks: list[Tensor], generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Return the noisy signal (B, N, h, w) for training and its random times t (B,), one an image (Alg. 1).

@@ -122,6 +122,7 @@ class MaskDecoder(nn.Module):
         masks: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
         evidence: Tensor | None = None,
+        embedded: Tensor | None = None,
     ) -> list[Prediction]:
         """Return the predictions after each layer; the last one is the result.
 
@@ -133,9 +134,12 @@ class MaskDecoder(nn.Module):
             modulation: scale and shift (B, 1, C) applied to the queries after each layer.
             evidence: (B, M * N, h, w), for a decoder that takes M maps a query: what is known of its mask beside the
                 image, as logits; added to the mask with weights that the query predicts (Bayes' rule: 1 in all).
+            embedded: (B, N) bool, to which queries the embedding of their slot is added; None: to all.
         """
         image = image if evidence is None else image.with_evidence(evidence)
-        query_embed = self.query_embed[: queries.shape[1]]
+        query_embed = self.query_embed[: queries.shape[1]]  # (N, C)
+        if embedded is not None:
+            query_embed = query_embed * embedded[..., None]  # (B, N, C)
         predictions = [] if masks is not None else [self.predict(queries, image.mask_features)]
         for i, layer in enumerate(self.layers):
             level = i % len(image.sizes)

@@ -16,6 +16,7 @@ def criterion():
     return Criterion(
         num_classes=NUM_CLASSES,
         weights=LossWeights(2.0, 5.0, 5.0),
+        cost_weights=LossWeights(2.0, 5.0, 5.0),
         no_object_weight=0.1,
         num_points=256,
         oversample_ratio=3.0,
@@ -71,11 +72,31 @@ def test_perfect_predictions_cost_nothing_and_wrong_ones_something(criterion):
     assert wrong_mask["loss_dice"] > perfect["loss_dice"] + 1 and wrong_mask["loss_mask"] > perfect["loss_mask"] + 1
 
 
+@pytest.mark.parametrize(("class_cost", "is_right"), [(0.0, False), (20.0, True)])
+def test_the_matching_weighs_classes_by_itself(class_cost, is_right):
+    """Of two queries, one has the class and the other the mask."""
+    criterion = Criterion(
+        num_classes=NUM_CLASSES,
+        weights=LossWeights(1.0, 1.0, 1.0),
+        cost_weights=LossWeights(class_cost, 1.0, 1.0),
+        no_object_weight=0.1,
+        num_points=64,
+        oversample_ratio=3.0,
+        importance_sample_ratio=0.75,
+    )
+    truth = target(1)
+    logits, masks = prediction([truth], 2)
+    logits[0, 1], masks[0] = logits[0, 0].roll(1), masks[0].flip(0)
+    losses = loss(criterion, [(logits, masks)], [truth], generators(1))
+    assert (losses["loss_mask"] > 0.3) == is_right
+
+
 def test_classes_weigh_what_the_weights_say():
     def loss_ce(weights):
         criterion = Criterion(
             num_classes=NUM_CLASSES,
             weights=LossWeights(1.0, 1.0, 1.0),
+            cost_weights=LossWeights(1.0, 1.0, 1.0),
             no_object_weight=1.0,
             num_points=64,
             oversample_ratio=3.0,

@@ -34,6 +34,7 @@ def test_criterion(golden_dir):
     criterion = Criterion(
         num_classes=logits.shape[1] - 1,
         weights=WEIGHTS,
+        cost_weights=WEIGHTS,
         no_object_weight=0.1,
         num_points=points.shape[1],
         oversample_ratio=3.0,

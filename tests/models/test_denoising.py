@@ -49,6 +49,18 @@ def test_a_mask_begins_with_what_its_own_slot_says():
     assert own[0, 0] > own[0, 1] + 0.5 and own[1, 1] > own[1, 0] + 0.5
 
 
+def test_a_hint_may_be_in_any_slot():
+    """Of a free slot the place counts, as what it has learned to look for."""
+    model, order = head(), torch.tensor([2, 0, 1, 3, 4, 5])
+    memory, x_t = model.encode(features(1)), noise()
+    t = torch.tensor([[10, 10, 10, LAST, LAST, LAST]])
+    expected = model.denoise(memory, x_t, t)[-1].logits
+    torch.testing.assert_close(model.denoise(memory, x_t[:, order], t)[-1].logits, expected[:, order])
+    order = torch.tensor([0, 1, 2, 5, 4, 3])
+    free = model.denoise(memory, x_t[:, order], t)[-1].logits
+    assert (free - expected[:, order]).abs().max() > 1e-3
+
+
 def test_at_the_last_time_there_is_no_evidence():
     model = head()
     memory, t = model.encode(features(1)), torch.full((1, N), LAST)

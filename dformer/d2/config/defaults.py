@@ -91,6 +91,7 @@ def add_dformer_config(cfg: CN) -> None:
     # Matching and loss.
     cfg.MODEL.CRITERION = CN()
     cfg.MODEL.CRITERION.CLASS_WEIGHT = 2.0
+    cfg.MODEL.CRITERION.CLASS_COST = 2.0  # of the class in the matching; those of masks are their weights
     cfg.MODEL.CRITERION.CLASS_WEIGHTS = ()  # of each class in the cross-entropy, by class id; empty: 1 each
     cfg.MODEL.CRITERION.MASK_WEIGHT = 5.0
     cfg.MODEL.CRITERION.DICE_WEIGHT = 5.0

@@ -68,6 +68,7 @@ def _build_criterion(cfg: CfgNode, classes: int) -> Criterion:
     return Criterion(
         num_classes=classes,
         weights=LossWeights(criterion.CLASS_WEIGHT, criterion.MASK_WEIGHT, criterion.DICE_WEIGHT),
+        cost_weights=LossWeights(criterion.CLASS_COST, criterion.MASK_WEIGHT, criterion.DICE_WEIGHT),
         class_weights=criterion.CLASS_WEIGHTS,
         no_object_weight=criterion.NO_OBJECT_WEIGHT,
         num_points=criterion.NUM_POINTS,
