@@ -178,7 +178,7 @@ def main() -> None:
     for start in args.starts:
         for processes, launcher in [(1, "-"), *(many if start != "detectron2" else [])]:
             rows.append(measure(start, processes, launcher, args.config_file, args.opts))
-            print(rows[-1], flush=True)
+            print(rows[-1], file=sys.stderr)
     report(rows, environment("cpu") | {"config": args.config_file, "opts": " ".join(args.opts)}, args.json)
 
 
