@@ -317,11 +317,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{path}: {size:.1f} MiB, differs from PyTorch by {min(found):.1e} to {max(found):.1e}")
     if args.format == "onnx":
         print("operators: " + ", ".join(f"{name} {count}" for name, count in sorted(operators(path).items())))
-    # A wrong translation shows with any input; where a score is at a threshold, rounding decides between two results.
-    if min(found) > TOLERANCE:
+    # A wrong translation shows with any input. Between steps, where a score is at a threshold, rounding decides.
+    if (max if request.steps == 1 else min)(found) > TOLERANCE:
         print(f"warning: that is more than {TOLERANCE}", file=sys.stderr)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+    if max(found) > TOLERANCE:
+        print("note: between steps, rounding may decide; docs/reference/export.md says when", file=sys.stderr)

@@ -11,17 +11,22 @@ from dformer.signals.hints import FREE, NO_OBJECT
 NUM_CLASSES = 3
 
 
+def build(**changes) -> Criterion:
+    settings = {
+        "num_classes": NUM_CLASSES,
+        "weights": LossWeights(2.0, 5.0, 5.0),
+        "cost_weights": LossWeights(2.0, 5.0, 5.0),
+        "no_object_weight": 0.1,
+        "num_points": 256,
+        "oversample_ratio": 3.0,
+        "importance_sample_ratio": 0.75,
+    }
+    return Criterion(**{**settings, **changes})
+
+
 @pytest.fixture
 def criterion():
-    return Criterion(
-        num_classes=NUM_CLASSES,
-        weights=LossWeights(2.0, 5.0, 5.0),
-        cost_weights=LossWeights(2.0, 5.0, 5.0),
-        no_object_weight=0.1,
-        num_points=256,
-        oversample_ratio=3.0,
-        importance_sample_ratio=0.75,
-    )
+    return build()
 
 
 def generators(count):
@@ -75,15 +80,8 @@ def test_perfect_predictions_cost_nothing_and_wrong_ones_something(criterion):
 @pytest.mark.parametrize(("class_cost", "is_right"), [(0.0, False), (20.0, True)])
 def test_the_matching_weighs_classes_by_itself(class_cost, is_right):
     """Of two queries, one has the class and the other the mask."""
-    criterion = Criterion(
-        num_classes=NUM_CLASSES,
-        weights=LossWeights(1.0, 1.0, 1.0),
-        cost_weights=LossWeights(class_cost, 1.0, 1.0),
-        no_object_weight=0.1,
-        num_points=64,
-        oversample_ratio=3.0,
-        importance_sample_ratio=0.75,
-    )
+    weights = {"weights": LossWeights(1.0, 1.0, 1.0), "cost_weights": LossWeights(class_cost, 1.0, 1.0)}
+    criterion = build(**weights, num_points=64)
     truth = target(1)
     logits, masks = prediction([truth], 2)
     logits[0, 1], masks[0] = logits[0, 0].roll(1), masks[0].flip(0)
@@ -93,16 +91,9 @@ def test_the_matching_weighs_classes_by_itself(class_cost, is_right):
 
 def test_classes_weigh_what_the_weights_say():
     def loss_ce(weights):
-        criterion = Criterion(
-            num_classes=NUM_CLASSES,
-            weights=LossWeights(1.0, 1.0, 1.0),
-            cost_weights=LossWeights(1.0, 1.0, 1.0),
-            no_object_weight=1.0,
-            num_points=64,
-            oversample_ratio=3.0,
-            importance_sample_ratio=0.75,
-            class_weights=weights,
-        )
+        equal = LossWeights(1.0, 1.0, 1.0)
+        settings = {"weights": equal, "cost_weights": equal, "no_object_weight": 1.0, "num_points": 64}
+        criterion = build(**settings, class_weights=weights)
         truth = target(2)._replace(labels=torch.tensor([0, 1]))
         logits, masks = prediction([truth], 2)
         logits[0, 1] = torch.tensor([5.0, 0.0, 0.0, 0.0])  # the second object is taken for the first class
