@@ -28,7 +28,10 @@ class LatentDiffusion(NamedTuple):
         scale: by which the mask latents are multiplied.
         prediction: what the U-Net predicts, "eps" or "x0".
         max_snr: the loss of eps is weighted by min(SNR, max_snr) / SNR (min-SNR, Hang et al. 2023); 0: no weights.
-        self_condition: share of the training images that are conditioned on a first prediction (Analog Bits).
+        self_condition: share of the training images that are conditioned on a first prediction (Analog Bits). With 0,
+            sampling is not, either.
+        known_share: share of the training images of which parts are given; not in the paper. Above 0, what is given in
+            inpainting is part of the condition from the first step on.
         eta: of sampling, 0 (deterministic after the first noise, as published) to 1 (DDPM).
     """
 
@@ -38,18 +41,49 @@ class LatentDiffusion(NamedTuple):
     prediction: str
     max_snr: float
     self_condition: float
+    known_share: float = 0.0
     eta: float = 0.0
 
 
 class Known(NamedTuple):
-    """Hold the given part of mask latents (inpainting): `latents` (B, Z, h, w), and where, `mask` (B, 1, h, w) bool."""
+    """Hold the given part of mask latents (inpainting): `latents` (B, Z, h, w), and where, `mask` (B, 1, h, w) bool.
+
+    Where nothing is known, they are those of what is known nearest, or 0 in an image of which nothing is.
+    """
 
     latents: Tensor
     mask: Tensor
 
+    @property
+    def condition(self) -> Tensor:
+        """Return the latents; half of them where they are guesses, so that the U-Net can tell."""
+        return torch.where(self.mask, self.latents, self.latents / 2)
+
     def paste(self, x0: Tensor) -> Tensor:
         """Return `x0` with the known latents in their places."""
         return torch.where(self.mask, self.latents, x0)
+
+
+def draw_known(x0: Tensor, share: float, generators: Sequence[torch.Generator]) -> Known:
+    """Draw what is known of mask latents (B, Z, h, w) in training: random blocks, for a share of the images.
+
+    The blocks of an image are 1, 2 or 4 cells wide, and a random share of them is known. (Not in the paper, whose model
+    completes masks without having seen parts of any.)
+    """
+    height, width = x0.shape[2:]
+    rows, columns = (torch.arange(side, device=x0.device) for side in (height, width))
+    cells = torch.cartesian_prod(rows, columns).float()
+    distance = torch.cdist(cells, cells)  # (h * w, h * w)
+    latents, masks = [], []
+    for x, generator in zip(x0, generators, strict=True):
+        chosen, size, known = torch.rand(3, generator=generator, device=x0.device)
+        blocks = torch.rand(height, width, generator=generator, device=x0.device)
+        side = 2 ** (3 * size).long()
+        mask = (blocks[(rows // side)[:, None], columns // side] < known) & (chosen < share)  # (h, w)
+        nearest = distance.masked_fill(~mask.flatten(), torch.inf).argmin(1)
+        latents.append(x.flatten(1)[:, nearest].view_as(x) * mask.any())
+        masks.append(mask[None])
+    return Known(torch.stack(latents), torch.stack(masks))
 
 
 class LDMSegHead(nn.Module):
@@ -74,9 +108,14 @@ class LDMSegHead(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             return self.mask_autoencoder.decode(latents / self.diffusion.scale)
 
-    def predict(self, x_t: Tensor, t: Tensor, image_latents: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Denoise x_t (B, Z, h, w) at t (B,), given x_0 as predicted before; return x_0 and the U-Net's output."""
-        condition = torch.zeros_like(x_t) if condition is None else condition
+    def condition(self, before: Tensor | None, known: Known | None, like: Tensor) -> Tensor:
+        """Return what the U-Net is conditioned on: x_0 as predicted `before`, with what is known, or zeros."""
+        if before is None or self.diffusion.self_condition == 0:
+            return torch.zeros_like(like) if known is None or self.diffusion.known_share == 0 else known.condition
+        return before if known is None else known.paste(before)
+
+    def predict(self, x_t: Tensor, t: Tensor, image_latents: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Denoise x_t (B, Z, h, w) at t (B,), under a condition like it; return x_0 and the U-Net's output."""
         inputs = torch.cat([x_t, image_latents.to(x_t.dtype), condition], dim=1)  # (B, Z + C + Z, h, w)
         output = self.unet(inputs, t).float()
         if self.diffusion.prediction == "x0":
@@ -84,7 +123,13 @@ class LDMSegHead(nn.Module):
         return x0_from_eps(x_t, output, self.diffusion.alpha_bar(t)), output
 
     def training_step(
-        self, x0: Tensor, image_latents: Tensor, t: Tensor, noise: Tensor, conditioned: Tensor
+        self,
+        x0: Tensor,
+        image_latents: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        conditioned: Tensor,
+        known: Known | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Denoise noised latents as in training (Alg. 1).
 
@@ -92,16 +137,18 @@ class LDMSegHead(nn.Module):
             x0, noise: (B, Z, h, w).
             t: (B,).
             conditioned: (B,) bool, which images get a first prediction as condition.
+            known: the parts of x_0 that the condition shows, if any.
 
         Returns:
             The predicted x_0, and the weighted squared error of the U-Net's output, each (B, Z, h, w).
         """
         alpha_bar_t = self.diffusion.alpha_bar(t)
         x_t = add_noise(x0, noise, alpha_bar_t)
-        condition = torch.zeros_like(x_t)
+        condition = self.condition(None, known, x_t)
         if self.diffusion.self_condition > 0:
             with torch.no_grad():
                 first, _ = self.predict(x_t, t, image_latents, condition)
+            first = self.condition(first, known, x_t)
             condition = torch.where(conditioned[:, None, None, None], first, condition)
         predicted, output = self.predict(x_t, t, image_latents, condition)
         target = x0 if self.diffusion.prediction == "x0" else noise
@@ -126,12 +173,9 @@ class LDMSegHead(nn.Module):
         """
         alpha_bar = self.diffusion.alpha_bar
 
-        def pasted(x0: Tensor) -> Tensor:
-            return x0 if known is None else known.paste(x0)
-
         def denoise(x_t: Tensor, t: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-            x0, _ = self.predict(x_t, t, image_latents, None if before is None else pasted(before))
-            return x0, pasted(x0)
+            x0, _ = self.predict(x_t, t, image_latents, self.condition(before, known, x_t))
+            return x0, x0 if known is None else known.paste(x0)
 
         def paste_known(x_next: Tensor, step: SamplingStep[Tensor], t_next: float) -> Tensor:
             rate = alpha_bar(torch.tensor(int(t_next), device=x_next.device)).sqrt()

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from dformer.utils.errors import UserError
@@ -33,6 +34,14 @@ def coarse_masks(masks: ArrayLike | None, boxes: ArrayLike | None, size: tuple[i
     for index in np.flatnonzero(~given.any((1, 2))):
         raise UserError(f"{'masks' if boxes is None else 'boxes'}: number {index} covers no pixel; leave it out")
     return torch.from_numpy(given)
+
+
+def fill_unknown(known: Tensor) -> Tensor:
+    """Return a map of ids (h, w), on the CPU, whose unknown pixels, the 0s, have the id of the nearest known one."""
+    if not known.any():
+        return known
+    y, x = distance_transform_edt(known.numpy() == 0, return_distances=False, return_indices=True)
+    return known[y, x]
 
 
 def split_known(known: Tensor) -> tuple[list[int], Tensor]:

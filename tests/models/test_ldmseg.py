@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dformer.diffusion.schedule import alpha_bar_table, table_schedule
-from dformer.models.ldmseg import Known, LatentDiffusion, LDMSegHead
+from dformer.models.ldmseg import Known, LatentDiffusion, LDMSegHead, draw_known
 from dformer.models.unet.mask_autoencoder import MaskAutoencoderModel
 from tests.models.unet import published
 
@@ -35,7 +35,7 @@ def test_golden_training_step(golden_dir):
     close(head.loss_weight(golden["timesteps"]).float(), golden["loss_weights"])
     x_t = golden["noisy_latents"]
     with torch.no_grad():
-        condition, output = head.predict(x_t, golden["timesteps"], golden["image_latents"], None)
+        condition, output = head.predict(x_t, golden["timesteps"], golden["image_latents"], torch.zeros_like(x_t))
         close(output, golden["first_output"])
         close(condition, golden["condition"])
         close(head.predict(x_t, golden["timesteps"], golden["image_latents"], condition)[1], golden["prediction"])
@@ -136,7 +136,7 @@ class Unconditioned(ClosedForm):
 def closed_form_head(unet, prediction="eps", scale=1.0):
     alpha_bar = table_schedule(alpha_bar_table("scaled_linear", 1000))
     autoencoder = MaskAutoencoderModel(num_bits=3, channels=(4, 4), hidden_channels=4, upscale_channels=4, groups=2)
-    diffusion = LatentDiffusion(alpha_bar, 1000, scale, prediction, 2.0, 0.0)
+    diffusion = LatentDiffusion(alpha_bar, 1000, scale, prediction, 2.0, 1.0)
     return LDMSegHead(unet=unet, mask_autoencoder=autoencoder, diffusion=diffusion)
 
 
@@ -172,6 +172,49 @@ def test_what_is_known_stays():
     *_, free = head.sample(draw(shape, 2), lambda: draw(shape), 5)
     *_, nothing = head.sample(draw(shape, 2), lambda: draw(shape), 5, Known(known.latents, torch.zeros_like(mask)))
     assert torch.equal(free.output, nothing.output)
+
+
+def test_known_blocks_of_training():
+    cells = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0))
+    x0, generators = draw((64, 4, 8, 8)), [torch.Generator().manual_seed(k) for k in range(64)]
+    known = draw_known(x0, 0.5, generators)
+    has_known = known.mask.flatten(1).any(1)
+    assert 16 < has_known.sum() < 48 and not known.latents[~has_known].any()
+    assert 0.2 < known.mask[has_known].float().mean() < 0.8
+    assert torch.equal(known.paste(x0), x0)
+    for x, latents, mask in zip(x0[has_known], known.latents[has_known], known.mask[has_known, 0], strict=True):
+        chosen = (latents.flatten(1)[:, :, None] == x.flatten(1)[:, None]).all(0).nonzero()[:, 1]  # cell of each cell
+        assert mask.flatten()[chosen].all()
+        distance = torch.cdist(cells, cells)
+        assert torch.equal(distance[range(64), chosen], distance[:, mask.flatten()].amin(1))
+    one = draw_known(x0[5:6], 0.5, [torch.Generator().manual_seed(5)])
+    assert torch.equal(one.latents[0], known.latents[5])  # whatever else is in the batch
+
+
+class Seen(ClosedForm):
+    """Keeps the conditions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conditions = []
+
+    def forward(self, inputs, t):
+        self.conditions.append(inputs.chunk(3, dim=1)[2])
+        return super().forward(inputs, t)
+
+
+@pytest.mark.parametrize(("self_condition", "known_share"), [(1.0, 0.0), (0.0, 0.0), (0.0, 0.5), (0.5, 0.5)])
+def test_conditions_are_those_of_training(self_condition, known_share):
+    head, shape = closed_form_head(Seen(), prediction="x0"), (2, 4, 6, 6)
+    head.diffusion = head.diffusion._replace(self_condition=self_condition, known_share=known_share)
+    known = Known(draw(shape, 1), draw((2, 1, 6, 6), 3) > 0)
+    guessed = torch.where(known.mask, known.latents, known.latents / 2) if known_share else torch.zeros(shape)
+    steps = list(head.sample(draw(shape, 2), lambda: draw(shape), 3, known))
+    pasted = [known.paste(step.x0) for step in steps[:-1]]
+    first, *others = head.unet.conditions
+    assert torch.equal(first, guessed)
+    for condition, before in zip(others, pasted, strict=True):
+        assert torch.equal(condition, before if self_condition else guessed)
 
 
 def test_x0_and_eps_weigh_the_same_error():

@@ -2,7 +2,7 @@
 
 import torch
 
-from dformer.postprocess.known import paste_known, split_known
+from dformer.postprocess.known import fill_unknown, paste_known, split_known
 
 
 def test_ids_and_masks_of_a_map():
@@ -18,3 +18,15 @@ def test_given_segments_stay_and_found_ones_that_are_them_go():
     result, merged = paste_known(found, segments, known, [{"id": 5, "category_id": 9}])
     assert result.tolist() == [[5, 5, 0, 6], [5, 5, 0, 6], [5, 7, 7, 7]]
     assert [(s["id"], s["category_id"], s["area"]) for s in merged] == [(5, 9, 5), (6, 2, 2), (7, 3, 3)]
+
+
+def test_unknown_pixels_are_filled_from_the_nearest_known():
+    generator = torch.Generator().manual_seed(0)
+    given = torch.rand(9, 14, generator=generator) < 0.2
+    known = given * torch.randint(1, 6, given.shape, generator=generator)
+    filled, places = fill_unknown(known), given.nonzero().float()
+    assert torch.equal(filled[given], known[given])
+    for y, x in (~given).nonzero().tolist():
+        distance = (places - torch.tensor([y, x])).norm(dim=1)
+        assert filled[y, x] in known[given][distance == distance.min()]
+    assert not fill_unknown(torch.zeros(3, 4, dtype=torch.int64)).any()

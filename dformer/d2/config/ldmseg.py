@@ -35,6 +35,7 @@ def add_ldmseg_config(cfg: CN) -> None:
     cfg.MODEL.LDMSEG.PREDICTION = "eps"  # or "x0"
     cfg.MODEL.LDMSEG.MAX_SNR = 2.0  # the loss is weighted by min(SNR, MAX_SNR) / SNR
     cfg.MODEL.LDMSEG.SELF_CONDITION = 1.0  # share of training images that are conditioned on a first prediction
+    cfg.MODEL.LDMSEG.KNOWN_SHARE = 0.0  # share of training images of which parts are given; as published 0
     # Ids of the segments in training: "random" as published; not in the paper: "shuffle" (the lowest ones, at random),
     # "grid" (by the place of a thing's centre, and by the class of stuff).
     cfg.MODEL.LDMSEG.ID_ORDER = "random"

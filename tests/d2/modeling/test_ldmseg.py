@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from dformer.models.unet.unet2d import UNet2DConditionModel
-from dformer.signals.bits import ID_ORDERS
+from dformer.signals.bits import ID_ORDERS, int_to_bits
 from dformer.utils.errors import UserError
 from tests.d2.tiny import tiny_batch, tiny_cfg
 
@@ -74,6 +74,17 @@ def test_known_pixels_come_back_unchanged():
     assert torch.equal(free.results[0]["panoptic_seg"][0], nothing.results[0]["panoptic_seg"][0])
     with pytest.raises(UserError, match="NUM_BITS"):
         list(model.steps([{**item, "known_map": known + 7}], request))
+
+
+def test_latents_of_what_is_known_are_those_of_a_whole_map():
+    model, (item,) = build().eval(), tiny_batch((3,))
+    known = torch.zeros_like(item["panoptic_map"])
+    known[10:20, 30:50] = 5
+    images = model.preprocess([item]).tensor
+    given, _ = model.known([{**item, "known_map": known}], images)
+    constant = 2 * int_to_bits(torch.full((1, *images.shape[2:]), 5), model.head.mask_autoencoder.num_bits) - 1
+    torch.testing.assert_close(given.latents, model.head.encode(constant))
+    assert given.mask.any() and not given.mask.all()
 
 
 def test_latents_of_an_object_at_time_0_are_decoded_as_without_noise():

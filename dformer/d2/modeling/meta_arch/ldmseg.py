@@ -25,11 +25,12 @@ from dformer.diffusion.sampler import last_step
 from dformer.diffusion.schedule import add_noise, alpha_bar_table, table_schedule
 from dformer.losses.id_maps import IdTarget, id_map_losses
 from dformer.losses.normalisers import normaliser
-from dformer.models.ldmseg import FeatureLatents, Known, LatentDiffusion, LDMSegHead, SegmentClassifier
+from dformer.models.ldmseg import FeatureLatents, Known, LatentDiffusion, LDMSegHead, SegmentClassifier, draw_known
 from dformer.models.unet.image_vae import ImageVAE
 from dformer.models.unet.unet2d import UNet2DConditionModel, widen_conv_in
 from dformer.postprocess import dense
 from dformer.postprocess.id_maps import SegmentMap
+from dformer.postprocess.known import fill_unknown
 from dformer.signals.bits import ID_ORDERS, draw_ids, int_to_bits
 from dformer.utils import rng
 from dformer.utils.errors import UserError, did_you_mean
@@ -128,6 +129,7 @@ class LDMSeg(SegmentMapper):
             prediction=node.PREDICTION,
             max_snr=node.MAX_SNR,
             self_condition=node.SELF_CONDITION,
+            known_share=node.KNOWN_SHARE,
             eta=cfg.DIFFUSION.ETA,
         )
         classes = len(shared["things"])
@@ -190,7 +192,8 @@ class LDMSeg(SegmentMapper):
         targets = self.targets(batch, images.shape[-2:], generators)
         x0 = self.head.encode(id_signal(targets, self.head.mask_autoencoder.num_bits))  # (B, Z, h, w)
         conditioned = conditioned < diffusion.self_condition
-        predicted, error = self.head.training_step(x0, image_latents, t, noise, conditioned)
+        known = draw_known(x0, diffusion.known_share, generators) if diffusion.known_share > 0 else None
+        predicted, error = self.head.training_step(x0, image_latents, t, noise, conditioned, known)
         ids = torch.stack([target.ids for target in targets])
         is_known = F.interpolate(ids[:, None].float(), shape[1:]) != 0  # (B, 1, h, w)
         # As published: void counts in the mean, but has no loss. (The paper sums over the latents of an image.)
@@ -265,16 +268,19 @@ class LDMSeg(SegmentMapper):
         if all("known_map" not in item for item in batch):
             return None, None
         canvas, num_ids = (images.shape[2], images.shape[3]), self.head.mask_autoencoder.num_ids
-        maps = torch.zeros(len(batch), *canvas, dtype=torch.int64, device=self.device)
-        for target, item in zip(maps, batch, strict=True):
+        maps, filled = torch.zeros(2, len(batch), *canvas, dtype=torch.int64, device=self.device)
+        for b, item in enumerate(batch):
             if "known_map" in item:
                 given = item["known_map"]
                 if given.amin() < 0 or given.amax() >= num_ids:
                     raise UserError(f"known_map: ids are 1 to {num_ids - 1} (MODEL.MASK_AUTOENCODER.NUM_BITS)")
-                target[: given.shape[0], : given.shape[1]] = given.to(self.device, non_blocking=True)
-        signal = 2 * int_to_bits(maps, self.head.mask_autoencoder.num_bits, void=0) - 1
-        latents = self.head.encode(signal)
-        mask = F.interpolate((maps > 0)[:, None].float(), latents.shape[2:]) > 0  # (B, 1, h, w)
+                height, width = given.shape
+                maps[b, :height, :width] = given.to(self.device, non_blocking=True)
+                filled[b, :height, :width] = fill_unknown(given).to(self.device, non_blocking=True)
+        signal = 2 * int_to_bits(filled, self.head.mask_autoencoder.num_bits, void=0) - 1
+        is_known = maps > 0
+        latents = self.head.encode(signal) * is_known.flatten(1).any(1)[:, None, None, None]
+        mask = F.interpolate(is_known[:, None].float(), latents.shape[2:]) > 0  # (B, 1, h, w)
         return Known(latents, mask), maps
 
     def noisy_targets(self, batch: Batch, t: float) -> list[Tensor]:
