@@ -25,7 +25,8 @@ def signalled(iteration: int | None, number: int = signal.SIGTERM) -> Iterator[N
 
 
 def damage(path: Path) -> None:
-    """Change a byte in the middle of a file."""
+    """Change a KiB in the middle of a file; a single byte may lie in the padding between two tensors."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] = (content[len(content) // 2] + 1) % 256
+    middle = slice(len(content) // 2, len(content) // 2 + 1024)
+    content[middle] = bytes((byte + 1) % 256 for byte in content[middle])
     path.write_bytes(content)
