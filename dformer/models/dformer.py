@@ -23,7 +23,6 @@ from dformer.signals.masks import downsample, log_odds, noise_masks, pad_and_shu
 
 # What a slot has to answer with in training: any mask ("free", as published), or the one that it was noised from.
 ASSIGNMENTS = ("free", "denoising")
-OWN_SHARE = 0.5  # of the images whose hints are the model's own
 OWN_TIMES = (0.15, 0.85)  # parts of T
 MAX_LOG_ODDS = 4.0  # given masks may be coarse: no cell is certain
 WINDOW = 5  # noise cells
@@ -111,7 +110,7 @@ class DFormerHead(nn.Module):
 
     @torch.no_grad()
     def corrupt_hints(
-        self, prediction: Prediction, gt_masks: list[Tensor], generators: list[torch.Generator]
+        self, prediction: Prediction, gt_masks: list[Tensor], own_share: float, generators: list[torch.Generator]
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Return the noisy signal (B, N, h, w) of hints, their times (B, N), and their owners, B times (N,).
 
@@ -121,6 +120,7 @@ class DFormerHead(nn.Module):
         Args:
             prediction: the model's own, from noise.
             gt_masks: B times (G, H, W) bool, on the padded canvas.
+            own_share: of the images whose hints are the model's own.
             generators: one an image.
         """
         alpha_bar, timesteps, scale, encoding, stride, _ = self.diffusion
@@ -132,9 +132,9 @@ class DFormerHead(nn.Module):
             is_own, threshold, t = torch.rand(3, generator=generator, device=masks.device)
             own = own_hints(probability[b], class_scores(prediction.logits[b]), truth, 0.3 + 0.6 * threshold)
             true = true_hints(truth, len(own.owner), generator)
-            hints = Hints(*(torch.where(is_own < OWN_SHARE, *pair) for pair in zip(own, true, strict=True)))
+            hints = Hints(*(torch.where(is_own < own_share, *pair) for pair in zip(own, true, strict=True)))
             first, last = OWN_TIMES
-            t = timesteps * torch.where(is_own < OWN_SHARE, first + (last - first) * t, t)
+            t = timesteps * torch.where(is_own < own_share, first + (last - first) * t, t)
             times.append(self.slot_times(hints.owner, t.long()))
             alpha_bar_t = alpha_bar(times[-1])
             noisy.append(

@@ -111,8 +111,24 @@ def test_the_hints_of_training_have_the_times_of_their_slots():
         found = model.denoise(model.encode(features(1)), noise(), torch.full((1, N), LAST))[-1]
     owners = []
     for seed in range(8):
-        x_t, t, (owner,) = model.corrupt_hints(found, [truth], [torch.Generator().manual_seed(seed)])
+        x_t, t, (owner,) = model.corrupt_hints(found, [truth], 0.5, [torch.Generator().manual_seed(seed)])
         assert x_t.shape == (1, N, 16, 24) and (t[0][owner == FREE] == LAST).all()
         assert len(t[0][owner != FREE].unique()) <= 1
         owners += owner.tolist()
     assert {0, 1, FREE} <= set(owners) <= {0, 1, FREE, NO_OBJECT}
+
+
+def test_hints_are_true_or_the_models_own_by_their_share():
+    model = head()
+    truth = torch.zeros(2, 64, 96, dtype=torch.bool)
+    truth[0, :32], truth[1, 32:] = True, True
+    with torch.no_grad():
+        model.mask_decoder.class_embed.bias[-1] = 50  # by itself, the model finds nothing
+        found = model.denoise(model.encode(features(1)), noise(), torch.full((1, N), LAST))[-1]
+    for share, shown in ((0.0, {0, 1, FREE}), (1.0, {FREE})):
+        owners = set()
+        for seed in range(8):
+            owners |= set(
+                model.corrupt_hints(found, [truth], share, [torch.Generator().manual_seed(seed)])[2][0].tolist()
+            )
+        assert owners == shown

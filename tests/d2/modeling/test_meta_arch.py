@@ -162,6 +162,17 @@ def test_training_noise_depends_on_seed_iteration_and_image_alone():
     torch.testing.assert_close(sum(swapped.values()), sum(losses.values()))
 
 
+def test_hints_become_the_models_own_as_training_goes_on():
+    batch, losses = tiny_batch((2,)), []
+    for max_iter in (1, 1_000_000):  # the only iteration, and the first of many
+        model = build("DFormer", DIFFUSION__ASSIGNMENT="denoising", SOLVER__MAX_ITER=max_iter).train()
+        with torch.no_grad():
+            model.head.mask_decoder.class_embed.bias[-1] = 50  # by itself, the model finds nothing
+        losses.append(model(batch))
+        assert model.own_share == 1 / max_iter
+    assert not torch.equal(losses[0]["loss_mask"], losses[1]["loss_mask"])  # without hints, and with true ones
+
+
 @both
 def test_bfloat16_trains_and_infers(system):
     model = build(system)

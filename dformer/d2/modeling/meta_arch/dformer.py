@@ -33,9 +33,10 @@ class DFormer(QuerySegmenter):
     head: DFormerHead
 
     @configurable
-    def __init__(self, *, eta: float, **parts: Any) -> None:
+    def __init__(self, *, eta: float, max_iter: int, **parts: Any) -> None:
         super().__init__(**parts)
         self.eta = eta
+        self.max_iter = max_iter
         self.completes = self.refines = self.head.diffusion.assignment == "denoising"
         timesteps = self.head.diffusion.timesteps
         self.max_time = timesteps - 1
@@ -59,7 +60,15 @@ class DFormer(QuerySegmenter):
             assignment=cfg.DIFFUSION.ASSIGNMENT,
         )
         head = DFormerHead(pixel_decoder=pixel_decoder, mask_decoder=mask_decoder, diffusion=diffusion)
-        return {**parts, "head": head, "eta": cfg.DIFFUSION.ETA}
+        return {**parts, "head": head, "eta": cfg.DIFFUSION.ETA, "max_iter": cfg.SOLVER.MAX_ITER}
+
+    @property
+    def own_share(self) -> float:
+        """Return the share of images whose hints are the model's own: from 0 as training begins to 1 as it ends.
+
+        True hints teach what a mask is, soonest; the model's own, what it errs in when it samples (docs/diffusion.md).
+        """
+        return self.iteration / max(self.max_iter, 1)
 
     def training_predictions(
         self, features: list[Tensor], targets: list[Target], generators: list[torch.Generator]
@@ -73,7 +82,7 @@ class DFormer(QuerySegmenter):
         noise = self.draw_noise(features, generators)
         start = torch.full(noise.shape[:2], self.head.diffusion.timesteps - 1, device=self.device)
         found = self.head.denoise(memory, noise, start)
-        x_t, t, owners = self.head.corrupt_hints(found[-1], masks, generators)
+        x_t, t, owners = self.head.corrupt_hints(found[-1], masks, self.own_share, generators)
         tied = [target._replace(owner=owner) for target, owner in zip(targets, owners, strict=True)]
         return [found, self.head.denoise(memory, x_t, t)], [*targets, *tied]
 
