@@ -68,7 +68,7 @@ class DFormer(QuerySegmenter):
 
         True hints teach what a mask is, soonest; the model's own, what it errs in when it samples (docs/diffusion.md).
         """
-        return self.iteration / max(self.max_iter, 1)
+        return self.iteration / self.max_iter
 
     def training_predictions(
         self, features: list[Tensor], targets: list[Target], generators: list[torch.Generator]
