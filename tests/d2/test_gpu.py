@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dformer.d2.engine.optimizer import build_optimizer, clip_gradients
-from tests import ROOT
+from tests import ROOT, run_script
 from tests.d2.systems import SYSTEMS, build, full_request
 from tests.d2.tiny import small_shapes, tiny_batch
 from tests.fake_cuda import HostGenerator
@@ -158,9 +158,9 @@ def test_compiled_parts_do_the_same(system, device):
     expected = scores()
     for name, part in model.named_modules():
         if name.count(".") <= 1 and any(part.children()) and name:
-            part.compile(backend="inductor" if device == "cuda" else "aot_eager")
+            part.compile()
     for ours, theirs in zip(scores(), expected, strict=True):
-        assert ours.shape == theirs.shape and ((ours - theirs).abs() > 1e-3).float().mean() < 1e-3
+        assert ours.shape == theirs.shape and ((ours - theirs).abs() > 1e-3).sum() <= 1e-3 * ours.numel()
 
 
 @each
@@ -214,12 +214,20 @@ def test_a_training_step_waits_for_the_matching_at_most(system):
 @pytest.mark.parametrize("config", QUICK)
 def test_the_trainer_with_all_gpus(config, device, tmp_path):
     """With NCCL where there are several; half precision, workers, pinned memory, evaluation."""
-    small_shapes(tmp_path, f"gpu_{config}_{device}", train=8, val=4)
+    if "moving" in config:
+        pytest.importorskip("trackeval")
+        for name in ("moving_shapes_train", "moving_shapes"):
+            clips = ("--clips", 2, "--frames", 4, "--size", 64)
+            assert run_script("datasets/moving_shapes.py", "--root", tmp_path, "--name", name, *clips) == 0
+    else:
+        small_shapes(tmp_path, f"gpu_{config}_{device}", train=8, val=4)
     count = torch.cuda.device_count() if device == "cuda" else 0
     command = ["tools/train_net.py", "--num-gpus", count, "--config-file", f"configs/quick/{config}.yaml"]
     command += ["OUTPUT_DIR", tmp_path / "run", "SOLVER.MAX_ITER", 4, "SOLVER.IMS_PER_BATCH", 2 * max(count, 1)]
     command += ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16", "TEST.EVAL_PERIOD", 0]
-    environment = os.environ | {"DETECTRON2_DATASETS": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command += ["MODEL.MASK_AUTOENCODER.WEIGHTS", ""]  # LDMSeg's first stage: not trained
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"DETECTRON2_DATASETS": str(tmp_path), "PYTHONPATH": path}
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=environment, check=True)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
     assert all(torch.tensor(line["total_loss"]).isfinite() for line in lines if "total_loss" in line)
