@@ -160,7 +160,8 @@ def test_compiled_parts_do_the_same(system, device):
         if name.count(".") <= 1 and any(part.children()) and name:
             part.compile()
     for ours, theirs in zip(scores(), expected, strict=True):
-        assert ours.shape == theirs.shape and ((ours - theirs).abs() > 1e-3).sum() <= 1e-3 * ours.numel()
+        differs = ((ours - theirs).abs() > 1e-3).float().mean().nan_to_num()  # a result may be empty
+        assert ours.shape == theirs.shape and differs < 1e-3
 
 
 @each
